@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mm_spine.reporting import writers
+from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
+
+# design.md, "Outputs of a run": names, order and dtypes of a rollout table.
+COLUMNS = {
+    "step": "int32",
+    "question_id": "string",
+    "index": "int32",
+    "text": "string",
+    "answer": "string",
+    "vote": "string",
+    "reward": "float",
+    "advantage": "float",
+    "finish_reason": "string",
+    "token_ids": "list<element: int32>",
+    "logp": "list<element: float>",
+    "entropy": "list<element: halffloat>",
+    "selected": "list<element: bool>",
+    "parent": "int32",
+    "fork_at": "int32",
+}
+
+
+def rollout(question_id: str, index: int, tokens: tuple[int, ...], *, entropy: bool = True, **more: int) -> Rollout:
+    logp = np.linspace(-2.0, -0.1, len(tokens), dtype=np.float32)
+    return Rollout(
+        question_id, index, tokens, f"text {index} é", logp, (-logp / 2) if entropy else None, "stop", **more
+    )
+
+
+def group(question_id: str, rollouts: tuple[Rollout, ...], credited: bool = True) -> Group:
+    n = len(rollouts)
+    return Group(
+        question=Question(question_id, (), "?", AnswerSpec("integer")),
+        rollouts=rollouts,
+        answers=("4", *(None for _ in rollouts[1:])),
+        vote=Vote("4", 1 / n, {"4": 1}, 1 / n, 1),
+        rewards=torch.arange(n).float() if credited else None,
+        advantages=-torch.arange(n).float() / 4 if credited else None,
+    )
+
+
+@pytest.fixture
+def groups() -> list[Group]:
+    branch = rollout("a", 1, (7, 9, 10, 11), parent=0, fork_at=1)
+    return [
+        group("a", (rollout("a", 0, (7, 8)), branch)),
+        group("b", (rollout("b", 0, (5,), entropy=False), rollout("b", 1, ())), credited=False),
+    ]
+
+
+def test_rollouts_survive_the_round_trip(tmp_path: Path, groups: list[Group]) -> None:
+    path = tmp_path / "rollouts" / "step_000003.parquet"
+    masks = [[[True, False], torch.tensor([False, False, True, True])], [np.array([True]), []]]
+    writers.write_rollouts(path, groups, 3, masks)
+
+    schema = pq.read_schema(path)
+    assert {field.name: str(field.type) for field in schema} == COLUMNS
+    assert schema.names == list(COLUMNS)
+    rows = pq.read_table(path).to_pylist()
+    assert [(r["step"], r["question_id"], r["index"]) for r in rows] == [(3, "a", 0), (3, "a", 1), (3, "b", 0), (3, "b", 1)]
+    assert [r["answer"] for r in rows] == ["4", None, "4", None]
+    assert [r["vote"] for r in rows] == ["4"] * 4
+    assert [r["reward"] for r in rows] == [0.0, 1.0, None, None]
+    assert [r["advantage"] for r in rows] == [0.0, -0.25, None, None]
+    assert [r["selected"] for r in rows] == [[True, False], [False, False, True, True], [True], []]
+
+    back = writers.read_rollouts(path)
+    assert list(back) == ["a", "b"]
+    for saved in groups:
+        for old, new in zip(saved.rollouts, back[saved.question.id], strict=True):
+            assert (new.index, new.token_ids, new.text, new.parent, new.fork_at, new.finish_reason) == (
+                old.index, old.token_ids, old.text, old.parent, old.fork_at, old.finish_reason,
+            )  # fmt: skip
+            assert new.logp.dtype == np.float32
+            np.testing.assert_array_equal(new.logp, old.logp)
+            if old.entropy is None:
+                assert new.entropy is None
+            else:
+                assert new.entropy is not None and new.entropy.dtype == np.float16
+                np.testing.assert_array_equal(new.entropy, old.entropy.astype(np.float16))
+    assert writers.read_selected(path)["a"][1].tolist() == [False, False, True, True]
+
+
+def test_rollouts_without_masks_and_without_groups(tmp_path: Path, groups: list[Group]) -> None:
+    path = tmp_path / "step_1.parquet"
+    writers.write_rollouts(path, groups, 1)
+    assert pq.read_table(path)["selected"].to_pylist() == [None] * 4
+    assert writers.read_selected(path) == {"a": (None, None), "b": (None, None)}
+    writers.write_rollouts(path, [], 1)
+    assert writers.read_rollouts(path) == {}
+    assert pq.read_schema(path).names == list(COLUMNS)
+
+
+def test_a_column_of_the_wrong_length_is_named_and_writes_nothing(tmp_path: Path, groups: list[Group]) -> None:
+    path = tmp_path / "step_1.parquet"
+    with pytest.raises(ValueError, match="question 'a', rollout 1: selected has 1 values for 4 tokens"):
+        writers.write_rollouts(path, groups, 1, [[[True, True], [True]], [[True], []]])
+    with pytest.raises(ValueError, match="1 token masks for 4 rollouts"):
+        writers.write_rollouts(path, groups, 1, [[[True, True]]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreadable_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "step_2.parquet"
+    path.write_bytes(b"PAR1 torn")
+    with pytest.raises(ValueError, match="step_2.parquet: not a readable rollout table"):
+        writers.read_rollouts(path)
+    pq.write_table(pa.table({"step": [1]}), path)
+    with pytest.raises(ValueError, match="step_2.parquet"):
+        writers.read_rollout_table(path, ("text",))
+
+
+def test_json_lines_append_and_read(tmp_path: Path) -> None:
+    log = writers.JsonLines(tmp_path / "logs" / "steps.jsonl")
+    log.append(StepReport(step=0, loss=0.5))
+    log.append({"step": 1, "text": "a\nb é"})
+    lines = log.path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 and json.loads(lines[0])["loss"] == 0.5
+    assert writers.read_json_lines(log.path)[1] == {"step": 1, "text": "a\nb é"}
+
+
+def test_json_lines_are_on_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bytes] = []
+    log = writers.JsonLines(tmp_path / "steps.jsonl")
+    monkeypatch.setattr(writers.os, "fsync", lambda _: synced.append(log.path.read_bytes()))
+    log.append({"step": 0})
+    assert synced == [b'{"step": 0}\n']
+
+
+def test_resume_drops_later_steps_and_the_torn_line(tmp_path: Path) -> None:
+    log = writers.JsonLines(tmp_path / "steps.jsonl")
+    for step in range(5):
+        log.append({"step": step})
+    kept = b"".join(log.path.read_bytes().splitlines(keepends=True)[:3])
+    with log.path.open("ab") as file:
+        file.write(b'{"step": 5, "lo')
+    assert [row["step"] for row in writers.read_json_lines(log.path)] == [0, 1, 2, 3, 4]
+    log.truncate_after(2)
+    assert log.path.read_bytes() == kept
+    log.append({"step": 3})
+    assert [row["step"] for row in writers.read_json_lines(log.path)] == [0, 1, 2, 3]
+    writers.JsonLines(tmp_path / "absent.jsonl").truncate_after(1)
+    assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_a_whole_last_line_without_newline_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"step": 1}')
+    log = writers.JsonLines(path)
+    log.truncate_after(1)
+    log.append({"step": 2})
+    assert [row["step"] for row in writers.read_json_lines(path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bad", [b'{"step": 0}\n{"st\n{"step": 2}\n', b'{"step": 0}\n[1]\n{"step": 2}\n'])
+def test_a_damaged_inner_line_is_an_error_with_its_number(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_bytes(bad)
+    with pytest.raises(ValueError, match="steps.jsonl, line 2"):
+        writers.read_json_lines(path)
+    with pytest.raises(ValueError, match="line 2"):
+        writers.JsonLines(path).truncate_after(0)
+    assert path.read_bytes() == bad
+
+
+def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    writers.write_json(path, {"before": None, "seed": 0})
+    with pytest.raises(ValueError, match="summary.json"):
+        writers.write_json(path, {"seed": float("nan")})
+    assert writers.read_json(path) == {"before": None, "seed": 0}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+    path.write_text("{")
+    with pytest.raises(ValueError, match="summary.json: not valid JSON"):
+        writers.read_json(path)
+
+
+def test_a_crash_while_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    writers.write_json_lines(path, [{"a": 1}])
+    with pytest.raises(ValueError, match="rows.jsonl"):
+        writers.write_json_lines(path, [{"a": 2}, {"a": object()}])
+    assert writers.read_json_lines(path) == [{"a": 1}]
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
