@@ -1,0 +1,51 @@
+"""Responses -> comparable answers. A new kind is one module and one row of `KINDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from mm_spine.processors.answers import choice, integer, text, yes_no
+from mm_spine.processors.answers.kind import Kind
+from mm_spine.types import Answer, AnswerSpec, Verdict
+
+KINDS: dict[str, Kind] = {
+    "choice": choice.KIND,
+    "integer": integer.KIND,
+    "text": text.KIND,
+    "yes_no": yes_no.KIND,
+}
+
+
+def known_kinds() -> tuple[str, ...]:
+    """The names a spec's `kind` may have, in alphabetical order."""
+    return tuple(sorted(KINDS))
+
+
+def kind_of(spec: AnswerSpec) -> Kind:
+    """The row of `spec.kind`; ValueError, naming the nearest kind, where there is none."""
+    if spec.kind not in KINDS:
+        nearest = get_close_matches(spec.kind, known_kinds(), 1, 0.0)[0]
+        raise ValueError(f"unknown answer kind {spec.kind!r}; nearest is {nearest!r} of {', '.join(known_kinds())}")
+    return KINDS[spec.kind]
+
+
+def parse(response: str, spec: AnswerSpec) -> Answer | None:
+    """The answer that `response` commits to, None where it commits to none. ValueError: unknown kind."""
+    return kind_of(spec).parse(response, spec)
+
+
+def same(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
+    """Whether two answers mean the same; transitive only for kinds with keys. ValueError: unknown kind."""
+    return kind_of(spec).same(a, b, spec)
+
+
+def grade(answer: Answer | None, gold: str | Sequence[str], spec: AnswerSpec) -> Verdict:
+    """`answer` against one gold or several, any of which will do; None scores 0.
+
+    ValueError: unknown kind, or a gold that is no answer of this kind.
+    """
+    return kind_of(spec).grade(answer, (gold,) if isinstance(gold, str) else tuple(gold), spec)
+
+
+__all__ = ["KINDS", "Kind", "grade", "kind_of", "known_kinds", "parse", "same"]

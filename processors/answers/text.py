@@ -1,0 +1,35 @@
+"""Short free text, compared without case, white space and surrounding punctuation."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from mm_spine.processors.answers.boxed import announced, last_boxed, plain
+from mm_spine.processors.answers.kind import keyed
+from mm_spine.types import AnswerSpec
+
+_MARKS = ",;:!?\"'*_“”‘’«»"
+_PAIR = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
+
+
+def read(text: str, spec: AnswerSpec) -> str | None:
+    """The normalised text, None where nothing is left. A sign, a leading decimal point and a % keep their meaning."""
+    text = unicodedata.normalize("NFC", " ".join(plain(text).casefold().split()))
+    while True:
+        before = text
+        text = text.lstrip(_MARKS + " ").rstrip(_MARKS + ". ")
+        if pair := _PAIR.fullmatch(text):
+            text = next(inner for inner in pair.groups() if inner is not None)
+        if text == before:
+            return text or None
+
+
+def find(response: str, spec: AnswerSpec) -> str | None:
+    """The boxed content, else the announced answer, else the whole response."""
+    box = last_boxed(response)
+    content = response if box is None else box
+    return next((key for said in announced(content) if (key := read(said, spec))), read(content, spec))
+
+
+KIND = keyed(find, read)
