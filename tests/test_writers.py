@@ -69,7 +69,8 @@ def test_rollouts_survive_the_round_trip(tmp_path: Path, groups: list[Group]) ->
     assert {field.name: str(field.type) for field in schema} == COLUMNS
     assert schema.names == list(COLUMNS)
     rows = pq.read_table(path).to_pylist()
-    assert [(r["step"], r["question_id"], r["index"]) for r in rows] == [(3, "a", 0), (3, "a", 1), (3, "b", 0), (3, "b", 1)]
+    assert {r["step"] for r in rows} == {3}
+    assert [(r["question_id"], r["index"]) for r in rows] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert [r["answer"] for r in rows] == ["4", None, "4", None]
     assert [r["vote"] for r in rows] == ["4"] * 4
     assert [r["reward"] for r in rows] == [0.0, 1.0, None, None]
