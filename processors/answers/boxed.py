@@ -39,7 +39,9 @@ def plain(text: str) -> str:
 
 
 def announced(text: str) -> Iterator[str]:
-    """What follows each "answer is" or "Answer:", up to the end of its sentence or line; the last one first."""
+    """What follows each "answer is" or "Answer:", up to the next or the end of the sentence or line; the last first."""
+    limit = len(text)
     for cue in reversed(list(_CUE.finditer(text))):
-        end = _SENTENCE_END.search(text, cue.end())
-        yield text[cue.end() : end.start() if end else len(text)].strip()
+        end = _SENTENCE_END.search(text, cue.end(), limit)
+        yield text[cue.end() : end.start() if end else limit].strip()
+        limit = cue.start()

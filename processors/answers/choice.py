@@ -29,7 +29,7 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _APPROVED = re.compile(
-    rf"(?:^|[.;:,\n]\s*|\b(?i:{_NOUN}|that|so|thus|therefore|hence)\s+)[(\[]?(?P<letter>[A-J])[)\]]?(?:\s*\([^()\n]*\))?\s+"
+    rf"(?:^|[.;:,\n][^\S\n]*|\b(?i:{_NOUN}|that|so|thus|therefore|hence)\s+)[(\[]?(?P<letter>[A-J])[)\]]?(?:\s*\([^()\n]*\))?\s+"
     rf"(?i:{_BE}|seems|looks)\s+{_HEDGE}(?:the\s+)?(?:correct|right|best|most likely)"
     rf"(?:\s+(?:{_NOUN}|one|diagnosis)\b|\s*[.,;!\n]|\s*$|\s+{_BECAUSE})"
 )
@@ -42,6 +42,7 @@ _ELIMINATED = re.compile(
 _ALONE = re.compile(r"[(\[]?([A-Ja-j])[)\]]?[.:]?")
 _LABELLED = re.compile(rf"[(\[]?([A-J])(?:[)\]][.:]?|[.:]|(?=,?\s+{_BECAUSE}|\s+[-–—]\s))\s*(.*)", re.DOTALL)
 _OWN_LABEL = re.compile(r"[(\[]?([A-J])(?:[)\]][.:]?|[.:])\s*(?=\S)")
+_REACH = 100  # characters that a clause may take: keeps a response that repeats itself linear
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n|\Z")
 
 
@@ -123,13 +124,14 @@ def _committed(text: str, spec: AnswerSpec) -> Iterator[tuple[int, str]]:
 
 def _denied(text: str, start: int) -> bool:
     """Whether the clause up to `start` negates or supposes what follows it."""
-    return _DENIAL.search(re.split(r"[,.;:!?\n]", text[:start])[-1]) is not None
+    return _DENIAL.search(re.split(r"[,.;:!?\n]", text[max(0, start - _REACH) : start])[-1]) is not None
 
 
 def _announced_text(text: str, start: int, spec: AnswerSpec) -> str | None:
     """The option whose text opens the statement at `start`, the longest where several do."""
-    end = _SENTENCE_END.search(text, start)
-    said = free_text.read(text[start : end.start() if end else len(text)], spec) or ""
+    reach = start + max([_REACH, *map(len, spec.choices)])
+    end = _SENTENCE_END.search(text, start, reach)
+    said = free_text.read(text[start : end.start() if end else reach], spec) or ""
     said = re.sub(r"^(?:an?|the)\s+", "", said)
     fits: list[tuple[int, str]] = []
     for i, label in _options(spec):

@@ -1,0 +1,235 @@
+"""Votes worked by hand, order invariance, components, and the stop rule against brute force."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm_spine.processors import answers
+from mm_spine.types import Answer, AnswerSpec, Question, Rollout
+from mm_spine.voting import classify, decided, make_group, subsample, vote
+
+INTEGER = AnswerSpec("integer")
+NEAR = AnswerSpec("near")
+
+
+def keyed(*keys: str | None) -> list[Answer | None]:
+    return [None if key is None else Answer(key, key) for key in keys]
+
+
+def unkeyed(*texts: str | None) -> list[Answer | None]:
+    return [None if text is None else Answer(text, None) for text in texts]
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """A kind without keys whose equality is not transitive: numbers at most 1 apart. Returns the pairs asked."""
+    asked: list[tuple[str, str]] = []
+
+    def same(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
+        asked.append((a.text, b.text))
+        return abs(int(a.text) - int(b.text)) <= 1
+
+    kind = answers.KINDS["text"]
+    monkeypatch.setitem(answers.KINDS, "near", replace(kind, parse=lambda r, s: Answer(r, None), same=same))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("keys", "winner", "share", "margin", "counts"),
+    [
+        (["7", "7", "7", "8"], "7", 0.75, 0.5, {"7": 3, "8": 1}),
+        (["8", "7", "7", "8"], "7", 0.5, 0.0, {"7": 2, "8": 2}),  # a tie goes to the smaller name
+        (["9", "10"], "10", 0.5, 0.0, {"10": 1, "9": 1}),  # by code point, not by length
+        ([None, None, None, "7"], "7", 0.25, 0.25, {"7": 1}),  # unparsed counts in N and never wins
+        ([None, "8", None, "7", "8"], "8", 0.4, 0.2, {"8": 2, "7": 1}),
+        ([None, None], None, 0.0, 0.0, {}),
+        (["7"], "7", 1.0, 1.0, {"7": 1}),
+    ],
+)
+def test_votes_by_hand(
+    keys: list[str | None], winner: str | None, share: float, margin: float, counts: dict[str, int]
+) -> None:
+    outcome, classes = vote(keyed(*keys), INTEGER)
+    assert (outcome.answer, outcome.share, outcome.margin) == (winner, pytest.approx(share), pytest.approx(margin))
+    assert dict(outcome.counts) == counts
+    assert outcome.n_parsed == sum(key is not None for key in keys)
+    assert list(classes) == keys
+
+
+def test_no_rollouts_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one rollout"):
+        vote([], INTEGER)
+
+
+def test_equal_keys_are_one_class_named_by_the_shortest_then_smallest_member() -> None:
+    forms = [Answer("7.0", "7"), Answer("07", "7"), Answer("+7", "7"), Answer("8", "8")]
+    assert classify(forms, INTEGER) == ["+7", "+7", "+7", "8"]
+
+
+def test_components_of_an_equality_that_is_not_transitive(near: list[tuple[str, str]]) -> None:
+    # 10 ~ 11 ~ 12 are one class though 10 and 12 are not the same; 20 stands alone; names by length, then order.
+    outcome, classes = vote(unkeyed("12", "20", "10", "11", None, "20"), NEAR)
+    assert classes == ("10", "20", "10", "10", None, "20")
+    assert dict(outcome.counts) == {"10": 3, "20": 2}
+    assert outcome.margin == pytest.approx(1 / 6)
+    assert classify(unkeyed("100", "99"), NEAR) == ["99", "99"]
+
+
+def test_a_late_bridge_joins_two_components(near: list[tuple[str, str]]) -> None:
+    assert classify(unkeyed("1", "2", "4", "5"), NEAR) == ["1", "1", "4", "4"]
+    assert classify(unkeyed("1", "2", "4", "5", "3"), NEAR) == ["1"] * 5
+
+
+def test_equal_strings_are_compared_once_and_keys_never(near: list[tuple[str, str]]) -> None:
+    classify(unkeyed("5", "5", "5", "9", "9"), NEAR)
+    assert near == [("5", "9")]
+    near.clear()
+    assert classify(keyed("5", "6"), NEAR) == ["5", "6"]  # both have keys, and these differ
+    assert near == []
+    assert classify([Answer("5", "5"), Answer("6", None)], NEAR) == ["5", "5"]
+
+
+@given(
+    st.lists(st.sampled_from([None, "1", "2", "3", "5", "6", "8", "10", "12"]), min_size=1, max_size=9), st.randoms()
+)
+@settings(max_examples=150, deadline=None)
+def test_the_order_of_rollouts_does_not_matter(texts: list[str | None], random: object) -> None:
+    def lopsided(a: Answer, b: Answer, spec: AnswerSpec) -> bool:  # not even symmetric
+        return 0 <= int(a.text) - int(b.text) <= 1 or (a.text, b.text) == ("5", "8")
+
+    order = list(range(len(texts)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(answers.KINDS, "near", replace(answers.KINDS["text"], same=lopsided))
+        for make, spec in ((keyed, INTEGER), (unkeyed, NEAR)):
+            outcome, classes = vote(make(*texts), spec)
+            shuffled, moved = vote(make(*(texts[i] for i in order)), spec)
+            assert outcome == shuffled and list(outcome.counts) == list(shuffled.counts)
+            assert list(moved) == [classes[i] for i in order]
+
+
+# The exact stop rule.
+
+NAMES = ["a", "b", "c", "d"]
+UNSEEN = ["", "zz"]  # names a sample to come may bring: one before every other, one after
+
+
+def winner_of(counts: Counter[str]) -> str | None:
+    return min(counts, key=lambda name: (-counts[name], name), default=None)
+
+
+def completions(counts: Counter[str], remaining: int) -> Iterator[Counter[str]]:
+    """Every outcome of the remaining samples: seen names, unseen names, or unparsed."""
+    for drawn in combinations_with_replacement([*NAMES, *UNSEEN, None], remaining):
+        yield counts + Counter(name for name in drawn if name is not None)
+
+
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 4))
+@settings(max_examples=200, deadline=None)
+def test_keyed_stop_is_exact(tally: list[int], remaining: int) -> None:
+    counts = +Counter(dict(zip(NAMES, tally, strict=True)))
+    fixed = {winner_of(final) for final in completions(counts, remaining)} == {winner_of(counts)}
+    assert decided(counts, remaining, keyed=True) == fixed
+
+
+def partitions(items: Sequence[str]) -> Iterator[list[list[str]]]:
+    if not items:
+        yield []
+        return
+    for rest in partitions(items[1:]):
+        yield [[items[0]], *rest]
+        for i, block in enumerate(rest):
+            yield [*rest[:i], [items[0], *block], *rest[i + 1 :]]
+
+
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(1, 4))
+@settings(max_examples=150, deadline=None)
+def test_unkeyed_stop_holds_however_classes_merge(tally: list[int], remaining: int) -> None:
+    counts = +Counter(dict(zip(NAMES, tally, strict=True)))
+    leader = winner_of(counts)
+    if not decided(counts, remaining, keyed=False):
+        return
+    for final in completions(counts, remaining):
+        for blocks in partitions(sorted(final)):
+            sizes = [sum(final[name] for name in block) for block in blocks]
+            best = max(sizes)
+            assert sizes.count(best) == 1 and leader in blocks[sizes.index(best)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "remaining", "keyed_kind", "stop"),
+    [
+        ({"a": 5, "b": 2}, 2, True, True),
+        ({"a": 5, "b": 2}, 3, True, True),  # level at worst, and "a" wins that tie
+        ({"b": 5, "a": 2}, 3, True, False),  # level at worst, and "a" would win it
+        ({"a": 3}, 3, True, False),  # a class not yet seen could be named before "a"
+        ({"a": 4}, 3, True, True),
+        ({"a": 5, "b": 2, "c": 1}, 2, False, False),  # 5 > 2 + 1 + 2 fails: b and c may turn out to be one
+        ({"a": 6, "b": 2, "c": 1}, 2, False, True),
+        ({}, 1, True, False),
+        ({}, 0, True, True),
+        ({"a": 1, "b": 1}, 0, False, True),
+    ],
+)
+def test_stop_rule_by_hand(counts: dict[str, int], remaining: int, keyed_kind: bool, stop: bool) -> None:
+    assert decided(counts, remaining, keyed_kind) is stop
+
+
+def test_negative_remaining_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        decided({"a": 1}, -1, keyed=True)
+
+
+# Groups.
+
+
+def rollout(index: int, text: str, question_id: str = "q", weight: int = 1) -> Rollout:
+    return Rollout(question_id, index, (1,), text, np.zeros(1), None, "stop", weight=weight)
+
+
+QUESTION = Question("q", (), "1 + 6?", INTEGER)
+
+
+def test_group_parses_and_votes() -> None:
+    group = make_group(QUESTION, [rollout(0, "\\boxed{7}"), rollout(1, "7.0"), rollout(2, "dunno"), rollout(3, "8")])
+    assert group.answers == ("7", "7", None, "8")
+    assert (group.vote.answer, group.vote.share, group.vote.margin, group.vote.n_parsed) == ("7", 0.5, 0.25, 3)
+    assert group.rewards is None and group.advantages is None
+
+
+def test_a_leaf_of_weight_three_has_three_votes() -> None:
+    group = make_group(QUESTION, [rollout(0, "8"), rollout(1, "7", weight=3), rollout(2, "8"), rollout(3, "9")])
+    assert group.answers == ("8", "7", "8", "9")
+    assert dict(group.vote.counts) == {"7": 3, "8": 2, "9": 1}
+    assert group.vote.share == 0.5
+
+
+def test_a_rollout_of_another_question_is_refused() -> None:
+    with pytest.raises(ValueError, match="'q'.*'other'"):
+        make_group(QUESTION, [rollout(0, "7", "other")])
+
+
+def test_subsample_keeps_the_first_by_index_and_the_vote_of_all() -> None:
+    group = make_group(QUESTION, [rollout(2, "8"), rollout(0, "9"), rollout(3, "8"), rollout(1, "7")])
+    kept = subsample(group, 2)
+    assert [r.index for r in kept.rollouts] == [0, 1]
+    assert kept.answers == ("9", "7")
+    assert kept.vote == group.vote and kept.vote.answer == "8"
+    assert [r.index for r in subsample(group, 9).rollouts] == [0, 1, 2, 3]
+
+
+def test_subsample_refuses_nothing_kept_and_scored_groups() -> None:
+    group = make_group(QUESTION, [rollout(0, "7")])
+    with pytest.raises(ValueError, match="at least one rollout, not 0"):
+        subsample(group, 0)
+    with pytest.raises(ValueError, match="before rewards"):
+        subsample(replace(group, rewards=torch.ones(1)), 1)
