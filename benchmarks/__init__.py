@@ -15,7 +15,8 @@ from mm_spine.types import LabelledSet
 class Benchmark:
     """Where questions come from. `load(split)` gives one split, ValueError for a split that is not there.
 
-    `default_model` is the folder of a model shipped for this benchmark, None where the user brings one.
+    `default_model` is the folder of a model shipped for this benchmark, None where the user brings one; `habit`
+    names the way a response answers, for benchmarks that study it.
     """
 
     name: str
@@ -27,6 +28,12 @@ class Benchmark:
     summary: str
     citation: str
     licence: str
+    habit: Callable[[str], str] | None = None
+
+
+def _digits_habit(text: str) -> str:
+    habit: str = import_module("mm_spine.benchmarks.digits").habit(text)
+    return habit
 
 
 def _loader(module: str) -> Callable[[str], LabelledSet]:
@@ -51,6 +58,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         citation="E. Alpaydin, C. Kaynak (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning "
         "Repository, https://doi.org/10.24432/C50P49; the copy in scikit-learn's load_digits.",
         licence="CC BY 4.0 (the images)",
+        habit=_digits_habit,
     ),
 }
 

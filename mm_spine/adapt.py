@@ -1,0 +1,345 @@
+"""The label-blind main loop.
+
+sample -> vote -> reward, advantage -> select tokens -> forward, loss, backward, step -> sync -> report -> checkpoint.
+There is no parameter through which a label could come, and this module may not import `evaluation`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm_spine import distributed
+from mm_spine.config import ConfigError, RunConfig, build
+from mm_spine.draws import generator
+from mm_spine.engine import Engine
+from mm_spine.methods import Method, find
+from mm_spine.objective import clipped_share
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.model import Policy
+from mm_spine.policy.reference import Reference
+from mm_spine.sampling import Sampler
+from mm_spine.sampling.hf import HFSampler
+from mm_spine.selection import Bounds, band_bounds, select
+from mm_spine.types import Group, Question, StepReport
+from mm_spine.update import (
+    DIVERGENCES,
+    Denominators,
+    MicroBatch,
+    Row,
+    Tokens,
+    assign_credit,
+    choose_tokens,
+    collate,
+    denominators,
+    losses,
+    share_identical,
+    trained_rows,
+    whole_groups,
+)
+from mm_spine.voting import make_group, subsample
+
+log = logging.getLogger(__name__)
+
+
+class ParityError(RuntimeError):
+    """Sampler and trainer disagree about the policy."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepRecord:
+    """What a step leaves behind: its report, its groups with credit, their selected tokens, seconds by phase."""
+
+    report: StepReport
+    groups: Sequence[Group]
+    tokens: Sequence[Sequence[Tokens]]
+    seconds: dict[str, float]
+
+
+@dataclass
+class Adapted:
+    """How the loop ended: steps done, and "steps" or the signal that stopped it."""
+
+    steps: int = 0
+    stopped_by: str = "steps"
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the outside may do at a step boundary; none of it can change the step."""
+
+    on_step: Callable[[StepRecord], None] = lambda record: None
+    should_stop: Callable[[], str | None] = lambda: None
+    checkpoints: Path | None = None
+    resume: bool = False
+
+
+def adapt(
+    questions: Sequence[Question],
+    policy: Policy,
+    sampler: Sampler | None = None,
+    method: str | Method = "spine",
+    config: RunConfig | None = None,
+    hooks: Hooks | None = None,
+) -> Adapted:
+    """Adapt `policy` in place to unlabelled `questions`.
+
+    `sampler` defaults to transformers with `config.sampling`, `config` to the method's own defaults.
+    Raises ConfigError, FrozenError, ParityError.
+    """
+    row = find(method) if isinstance(method, str) else method
+    config = config or build({"method": dict(row.options)})
+    hooks = hooks or Hooks()
+    _check(questions)
+    if not row.trains or config.optim.steps == 0:
+        return Adapted()
+    loop = _Loop(questions, policy, sampler or HFSampler(policy, config.sampling, config.seed), row, config)
+    try:
+        return loop.run(hooks)
+    finally:
+        loop.engine.close()
+
+
+class _Loop:
+    """The state of one adaptation."""
+
+    def __init__(
+        self, questions: Sequence[Question], policy: Policy, sampler: Sampler, method: Method, config: RunConfig
+    ) -> None:
+        self.questions, self.policy, self.sampler = questions, policy, sampler
+        self.method, self.config = method, config
+        self.options = config.method
+        self.distribution = Distribution(config.sampling.temperature, policy.banned)
+        self.divergence = DIVERGENCES[self.options.kl]
+        self.reference = Reference(policy) if self.divergence else None
+        self.engine = Engine(policy, config.optim, config.engine)
+        self.anchored: Bounds | None = None
+        self.result = Adapted()
+        self.seconds: dict[str, float] = {}
+
+    def run(self, hooks: Hooks) -> Adapted:
+        """Steps until done or told to stop; checkpoints at step boundaries."""
+        first = self._start(hooks)
+        for step in range(first, self.config.optim.steps):
+            hooks.on_step(self.step(step))
+            self.result.steps = step + 1
+            stop = distributed.same_on_all(hooks.should_stop())
+            self._checkpoint(hooks, step + 1, forced=stop is not None)
+            if stop is not None:
+                self.result.stopped_by = stop
+                break
+        return self.result
+
+    def step(self, step: int) -> StepRecord:
+        """One rollout batch and its optimiser steps: the algorithm."""
+        sampling, options = self.config.sampling, self.options
+        self.seconds = {}
+        with self._timed("sample"):
+            asked = distributed.mine(batch_of(self.questions, self.config, step))
+            rollouts = self.sampler.sample(asked, sampling.votes, step=step, purpose="train")
+            groups = distributed.gather([make_group(q, r) for q, r in zip(asked, rollouts, strict=True) if r])
+        voted = groups
+        groups = [share_identical(subsample(group, sampling.train_rollouts)) for group in groups]
+        groups = assign_credit(groups, self.method, options)
+        tokens = choose_tokens(groups, self.method, options, self.config.seed, step, self.anchored)
+        with self._timed("update"):
+            report = self._update(step, trained_rows(groups, tokens, options), denominators(tokens, options))
+        self.sampler.sync(self.policy.trainable().items())
+        _describe(report, voted, groups, tokens)
+        report.cache_hits = self.policy.images.hits
+        return StepRecord(report, groups, tokens, self.seconds)
+
+    def _update(self, step: int, rows: Sequence[Row], over: Denominators) -> StepReport:
+        report = StepReport(step, lr=learning_rate(self.config, step))
+        if not rows:
+            return report
+        micros = whole_groups(self.policy, distributed.mine(rows), self.config.engine.token_budget)
+        rounds = max(distributed.gather([len(micros)]))
+        for epoch in range(self.config.optim.epochs):
+            totals: list[dict[str, float]] = []
+            for i in range(rounds):
+                # Every rank runs the same number of micro-steps, or ZeRO-3 hangs: a spare one counts for nothing.
+                spare = i >= len(micros)
+                micro = collate(self.policy, micros[i] if not spare else [rows[0]])
+                totals.append(self._backward(micro, over, epoch, scale=0.0 if spare else 1.0, last=i == rounds - 1))
+            report.grad_norm, report.update_norm = self.engine.step(report.lr)
+            _total(report, distributed.gather(totals), epoch == 0)
+        self._check_parity(report)
+        return report
+
+    def _backward(self, micro: MicroBatch, over: Denominators, epoch: int, scale: float, last: bool) -> dict[str, float]:
+        anchor = None
+        if self.reference is not None and self.divergence is not None:
+            anchor = self.reference.anchor(micro.packed, self.divergence)
+        trained = self.engine.forward(micro.packed, self.distribution, anchor)
+        logp_NT = trained.stats.logp_NT.detach()
+        # The first optimiser step on a batch has ratio 1: no pass for old log-probs.
+        old_NT = logp_NT if epoch == 0 else micro.sampled_logp_NT
+        parts = losses(trained, micro, old_NT, self.options, over)
+        self.engine.backward(scale * (parts.policy + parts.band + parts.kl), last)
+        return {name: scale * value for name, value in _measure(micro, trained.stats, parts, old_NT, self.options).items()}
+
+    def _start(self, hooks: Hooks) -> int:
+        state: dict[str, Any] = {}
+        if hooks.resume and hooks.checkpoints is not None:
+            state = self.engine.resume(hooks.checkpoints)
+            self._warn_of_changes(state)
+        if state.get("anchored"):
+            self.anchored = Bounds(*(torch.tensor(bound) for bound in state["anchored"]))
+        elif self.method.bounds is not None and self.options.band_anchor == "initial":
+            self.anchored = self._measure_anchor()
+        self.result.steps = state.get("step", 0)
+        return self.result.steps
+
+    def _measure_anchor(self) -> Bounds:
+        """The band of the starting model: one rollout pass over the first batch."""
+        questions = batch_of(self.questions, self.config, 0)
+        n = self.config.sampling.train_rollouts
+        rollouts = self.sampler.sample(questions, n, step=0, purpose="anchor")
+        entropies = [torch.from_numpy(r.entropy) for group in rollouts for r in group if r.entropy is not None]
+        masks = select(entropies, self.method.band_mask(self.options), self.options.mask_scope)
+        if self.method.bounds is None:
+            raise ConfigError("method.band_anchor=initial: this method has no band")
+        return band_bounds(entropies, masks, self.method.bounds(self.options), "batch")[0]
+
+    def _checkpoint(self, hooks: Hooks, done: int, forced: bool) -> None:
+        every = self.config.checkpoint.every
+        if hooks.checkpoints is None or not (forced or (every and done % every == 0)):
+            return
+        anchored = None if self.anchored is None else [float(bound) for bound in self.anchored]
+        self.engine.save(hooks.checkpoints, done, {**self._fingerprint(), "anchored": anchored}, self.config.checkpoint.keep)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "world_size": distributed.world_size(),
+            "threads": torch.get_num_threads(),
+            "token_budget": self.config.engine.token_budget,
+        }
+
+    def _warn_of_changes(self, state: dict[str, Any]) -> None:
+        for name, now in self._fingerprint().items():
+            if state[name] != now:
+                log.warning("resumed with %s=%s, written with %s: results may differ in rounding", name, now, state[name])
+
+    def _check_parity(self, report: StepReport) -> None:
+        if report.parity_mean > self.config.engine.parity_limit:
+            raise ParityError(
+                f"step {report.step}: sampler and trainer log-probs differ by {report.parity_mean:.3g} nats on average "
+                f"(engine.parity_limit={self.config.engine.parity_limit}): check that the sampler took over the last "
+                "weights, and that temperature and dtype are the same on both sides"
+            )
+
+    @contextmanager
+    def _timed(self, phase: str) -> Any:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - started
+
+
+def batch_of(questions: Sequence[Question], config: RunConfig, step: int) -> list[Question]:
+    """The questions of a step: a stream of seeded permutations, cut into batches; a function of the step alone."""
+    size = min(config.optim.questions_per_step, len(questions))
+    places = range(step * size, (step + 1) * size)
+    orders = {epoch: _order(len(questions), config.seed, epoch) for epoch in {p // len(questions) for p in places}}
+    chosen = (int(orders[p // len(questions)][p % len(questions)]) for p in places)
+    return [questions[i] for i in dict.fromkeys(chosen)]
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return generator(seed, "order", epoch).permutation(count)
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Warm-up, then constant, or linear or cosine decay to 0 at the last step; a function of the step alone."""
+    optim = config.optim
+    warmup = optim.warmup * optim.steps
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(optim.steps - warmup, 1)
+    factors = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return optim.lr * factors[optim.schedule]
+
+
+def _check(questions: Sequence[Question]) -> None:
+    if not questions:
+        raise ConfigError("no questions to adapt to")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise ConfigError(f"question id {question.id!r} occurs twice: ids must be unique, draws depend on them")
+        seen.add(question.id)
+
+
+def _measure(micro: MicroBatch, stats: Any, parts: Any, old_NT: Tensor, options: Any) -> dict[str, float]:
+    """Sums over this micro-batch's tokens, to be added over micro-batches and ranks."""
+    mask, weight = stats.selected_NT, micro.weight_N[:, None]
+    gap = (micro.sampled_logp_NT - stats.logp_NT.detach())[mask]
+    clipped = clipped_share(stats.logp_NT, old_NT, micro.advantage_N1, options.clip_low, options.clip_high)
+    return {
+        "policy": float(parts.policy.detach()),
+        "band": float(parts.band.detach()),
+        "kl": float(parts.kl.detach()),
+        "tokens": float(mask.sum()),
+        "gap": float(gap.abs().sum()),
+        "gap_max": float(gap.abs().max()) if len(gap) else 0.0,
+        "gap_kl": float((torch.expm1(-gap) + gap).sum()),
+        "clipped": float((clipped & micro.policy_NT).float().mul(weight).sum()),
+        "chosen": float(micro.policy_NT.float().mul(weight).sum()),
+    }
+
+
+def _total(report: StepReport, parts: Sequence[dict[str, float]], first_epoch: bool) -> None:
+    total = {key: sum(part[key] for part in parts) for key in parts[0]}
+    report.loss_policy, report.loss_band, report.loss_kl = total["policy"], total["band"], total["kl"]
+    report.loss = total["policy"] + total["band"] + total["kl"]
+    report.ratio_clipped = total["clipped"] / max(total["chosen"], 1)
+    report.tokens_trained = int(total["tokens"])
+    if first_epoch:
+        tokens = max(total["tokens"], 1)
+        report.parity_mean, report.parity_kl = total["gap"] / tokens, total["gap_kl"] / tokens
+        report.parity_max = max(part["gap_max"] for part in parts)
+
+
+def _describe(
+    report: StepReport, voted: Sequence[Group], groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]]
+) -> None:
+    """Fill in what the rollouts say: votes over all of them, masks and entropies over the kept ones."""
+    if not voted:
+        return
+    everyone = [rollout for group in voted for rollout in group.rollouts]
+    entropy = np.concatenate([r.entropy for group in groups for r in group.rollouts])
+    flat = [chosen for group in tokens for chosen in group]
+    selected = torch.cat([t.policy_T for t in flat]).numpy()
+    report.majority_share = float(np.mean([group.vote.share for group in voted]))
+    report.margin = float(np.mean([group.vote.margin for group in voted]))
+    report.unparsed = float(np.mean([answer is None for group in voted for answer in group.answers]))
+    report.unanimous = float(np.mean([group.vote.share == 1.0 for group in voted]))
+    report.length_mean = float(np.mean([len(r.token_ids) for r in everyone]))
+    report.entropy_mean = float(entropy.mean())
+    report.entropy_forks = float(entropy[selected].mean())
+    report.selected_share = float(selected.mean())
+    report.tokens_sampled = sum(len(r.token_ids) for r in everyone)
+    _describe_band(report, entropy, flat)
+
+
+def _describe_band(report: StepReport, entropy: np.ndarray, flat: Sequence[Tokens]) -> None:
+    if not flat or flat[0].bounds is None:
+        return
+    forks = torch.cat([t.band_T for t in flat]).numpy()
+    low, high = (
+        np.concatenate([np.full(len(t.band_T), float(t.bounds[side])) for t in flat if t.bounds is not None])
+        for side in (0, 1)
+    )
+    report.band_low, report.band_high = float(low[forks].mean()), float(high[forks].mean())
+    report.share_below = float((entropy[forks] < low[forks]).mean())
+    report.share_above = float((entropy[forks] > high[forks]).mean())

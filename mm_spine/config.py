@@ -1,0 +1,235 @@
+"""One validated config tree. YAML in, dotted overrides on top; errors name the key and the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A wrong configuration. Raised before any model loads; the message names the key."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters on the language model's projections (peft)."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+
+
+class ModelConfig(_Section):
+    """Which weights, in which type, and what of them trains. The vision tower and its merger never do."""
+
+    path: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    train: Literal["full", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    min_pixels: int | None = Field(None, ge=1)
+    max_pixels: int | None = Field(None, ge=1)
+
+
+class DecodingConfig(_Section):
+    """How tokens are drawn. `batch_rows` bounds the rollouts decoded together."""
+
+    temperature: Positive = 1.0
+    top_p: Share = 1.0
+    max_new_tokens: Count = 64
+    batch_rows: Count = 512
+
+
+class SamplingConfig(DecodingConfig):
+    """Rollouts for training: vote with `votes`, train on the first `train_rollouts` of them."""
+
+    backend: Literal["hf"] = "hf"
+    votes: int = Field(16, ge=2)
+    train_rollouts: Count = 16
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SamplingConfig:
+        if self.train_rollouts > self.votes:
+            raise ValueError(f"train_rollouts={self.train_rollouts} is more than votes={self.votes}: lower it")
+        if self.top_p < 1.0:
+            raise ValueError(
+                f"top_p={self.top_p}: training samples with top_p 1, a nucleus biases the importance ratio "
+                "(evaluation.top_p may be lower)"
+            )
+        return self
+
+
+class MethodConfig(_Section):
+    """The method's options; None means the method's own default (`mm-spine methods` prints them)."""
+
+    name: str = "spine"
+    share: Share = 0.2
+    mask_scope: Literal["response", "batch"] = "response"
+    band_scope: Literal["response", "batch"] = "response"
+    band_anchor: Literal["running", "initial"] = "running"
+    band_quantiles: tuple[Share, Share] = (0.10, 0.50)
+    band_low_weight: NonNegative = 0.01
+    band_high_weight: NonNegative = 0.01
+    advantage: Literal["group", "batch", "center"] = "group"
+    std: Literal["sample", "population"] = "sample"
+    eps: Positive = 1e-6
+    clip_low: NonNegative = 0.2
+    clip_high: NonNegative = 0.2
+    kl: Literal["none", "k3", "exact"] = "none"
+    kl_weight: NonNegative = 0.01
+    policy_denominator: Literal["all", "selected"] = "all"
+    band_denominator: Literal["all", "selected"] = "all"
+    kl_denominator: Literal["all", "selected"] = "selected"
+    unanimous: Literal["skip", "regularise"] = "skip"
+    unparsed_penalty: NonNegative = 7.0
+    ear: Literal["adv_res", "adv_clip"] = "adv_res"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MethodConfig:
+        if self.band_quantiles[0] >= self.band_quantiles[1]:
+            raise ValueError(f"band_quantiles={list(self.band_quantiles)}: the first must be below the second")
+        return self
+
+
+class OptimConfig(_Section):
+    """AdamW. `steps` rollout batches of `questions_per_step`, each used for `epochs` optimiser steps."""
+
+    steps: Count = 12
+    questions_per_step: Count = 32
+    epochs: Count = 1
+    lr: Positive = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1)
+    weight_decay: NonNegative = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: NonNegative = 1.0
+
+
+class EngineConfig(_Section):
+    """DeepSpeed. `token_budget` bounds the packed tokens of a micro-batch; a group is never split."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    token_budget: Count = 8192
+    deepspeed: Path | None = None
+    parity_limit: Positive = 0.5
+    measure_update: bool = False
+
+
+class EvaluationConfig(DecodingConfig):
+    """Greedy, and `samples` samples a question. `before` reuses another run's evaluation of the same start."""
+
+    samples: Count = 16
+    held_out: bool = True
+    limit: int | None = Field(None, ge=1)
+    before: Path | None = None
+
+
+class CheckpointConfig(_Section):
+    """Checkpoints fall on step boundaries, every `every` steps (0: only when stopped early)."""
+
+    every: int = Field(0, ge=0)
+    keep: Count = 2
+
+
+class ReportingConfig(_Section):
+    """What a run writes beyond its figures. Images are never written where `images` is false."""
+
+    images: bool = True
+    rollouts: bool = True
+
+
+class RunConfig(_Section):
+    """Everything a run needs to know. `scope: question` starts from the same weights for each question."""
+
+    benchmark: str = "digits"
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    reporting: ReportingConfig = ReportingConfig()
+    scope: Literal["dataset", "question"] = "dataset"
+    limit: int | None = Field(None, ge=1)
+    seed: int = 0
+    threads: int | None = Field(None, ge=1)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second winning."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping, safe-loaded. Raises ConfigError naming the file."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(loaded or {}, Mapping):
+        raise ConfigError(f"{path}: expected keys and values, found {type(loaded).__name__}")
+    return dict(loaded or {})
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """["optim.lr=1e-4", ...] -> a nested mapping, values read as YAML scalars (1e-4 too)."""
+    tree: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{pair!r}: overrides are written key=value, as in optim.lr=1e-4")
+        nested: Any = yaml.safe_load(text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        tree = merge(tree, nested)
+    return tree
+
+
+def build(*layers: Mapping[str, Any]) -> RunConfig:
+    """Validate the layers, later ones winning. Raises ConfigError with one line per wrong key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key; {nearest(location[-1], _keys(location[:-1]))}"
+    return f"{key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(location: list[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        section = section.model_fields[part].annotation
+        section = next((a for a in get_args(section) if isinstance(a, type)), section)
+    return list(section.model_fields)
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """ "did you mean ...?" with the closest valid word, and all of them."""
+    words = sorted(valid)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {', '.join(words)}"

@@ -1,0 +1,149 @@
+"""DeepSpeed around the text policy: initialise, backward, step, publish, save, resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_spine import distributed
+from mm_spine.config import ConfigError, EngineConfig, OptimConfig
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.head import Anchor
+from mm_spine.policy.model import FrozenError, Policy, Trained
+from mm_spine.policy.packed import PackedBatch
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Owns the optimiser. Under ZeRO-3 it trains a partitioned copy and `publish` refreshes the whole weights."""
+
+    def __init__(self, policy: Policy, optim: OptimConfig, config: EngineConfig) -> None:
+        import deepspeed
+
+        distributed.prepare_environment()
+        # Skips a minute of compiling a CPU collective that one machine with gloo does not need.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        if policy.device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+        policy.assert_frozen()
+        self.policy = policy
+        self.partitioned = config.zero_stage == 3
+        module = deepcopy(policy.text) if self.partitioned else policy.text
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        self._assert_tower_absent(optimizer)
+        settings = deepspeed_settings(policy, optim, config)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=settings
+        )
+        self._measure = config.measure_update
+
+    def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None) -> Trained:
+        """The packed forward through the engine's hooks, with gradient."""
+        return self._engine(batch, distribution, anchor)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradient of a sum over the whole step's tokens; `last` reduces over ranks."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+
+    def step(self, lr: float) -> tuple[float, float | None]:
+        """One AdamW step. Returns the gradient norm before clipping and, if measured, the update's norm."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        before = self.policy.weights() if self._measure else None
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        self.publish()
+        return float(norm or 0.0), None if before is None else self._distance(before)
+
+    def publish(self) -> None:
+        """Refresh `policy`'s whole weights from the partitioned ones; nothing to do below ZeRO-3."""
+        if not self.partitioned:
+            return
+        import deepspeed
+
+        whole = self.policy.trainable()
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                with deepspeed.zero.GatheredParameters([parameter]), torch.no_grad():
+                    whole[name].copy_(parameter)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Whole gradients after reduction over ranks, by name; call between `backward` and `step`."""
+        from deepspeed.utils import safe_get_full_grad
+
+        named = self._engine.module.named_parameters()
+        return {name: safe_get_full_grad(p).clone() for name, p in named if p.requires_grad}
+
+    def save(self, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+        """Write `folder/step_<k>` aside and rename it; older ones beyond `keep` go."""
+        tag, aside = f"step_{step:06d}", folder / "writing"
+        self._engine.save_checkpoint(str(aside), tag="engine", exclude_frozen_parameters=True)
+        if distributed.rank() == 0:
+            (aside / "state.json").write_text(json.dumps({**state, "step": step}))
+            shutil.rmtree(folder / tag, ignore_errors=True)
+            aside.rename(folder / tag)
+            for old in sorted(folder.glob("step_*"))[:-keep]:
+                shutil.rmtree(old)
+        distributed.barrier()
+
+    def resume(self, folder: Path) -> dict[str, Any]:
+        """Load the newest checkpoint of `folder` and return its state."""
+        newest = newest_checkpoint(folder)
+        if newest is None:
+            raise ConfigError(f"{folder}: no checkpoint to resume from; start without --resume in a new folder")
+        state = json.loads((newest / "state.json").read_text())
+        if state["world_size"] != distributed.world_size():
+            raise ConfigError(
+                f"{newest}: written by {state['world_size']} processes, resumed with {distributed.world_size()}; "
+                "start as many, or convert it with DeepSpeed's universal checkpoints"
+            )
+        self._engine.load_checkpoint(str(newest), tag="engine", load_module_strict=False)
+        self.publish()
+        return state
+
+    def close(self) -> None:
+        """Release hooks and buffers, so that another engine can train the same policy."""
+        self._engine.destroy()
+
+    def _distance(self, before: dict[str, Tensor]) -> float:
+        after = self.policy.trainable()
+        return float(sum(((after[n] - w).double() ** 2).sum() for n, w in before.items()) ** 0.5)
+
+    def _assert_tower_absent(self, optimizer: torch.optim.Optimizer) -> None:
+        tower = {id(p): name for name, p in self.policy.tower.named_parameters()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in tower:
+                    raise FrozenError(f"visual.{tower[id(parameter)]} is in the optimizer: the tower must stay frozen")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last complete checkpoint, or None."""
+    complete = sorted(p.parent for p in folder.glob("step_*/state.json"))
+    return complete[-1] if complete else None
+
+
+def deepspeed_settings(policy: Policy, optim: OptimConfig, config: EngineConfig) -> dict[str, Any]:
+    """DeepSpeed's own configuration: a file of the user's if given, ours for the keys we own."""
+    settings: dict[str, Any] = json.loads(config.deepspeed.read_text()) if config.deepspeed else {}
+    zero = settings.setdefault("zero_optimization", {})
+    zero.update(stage=config.zero_stage)
+    settings |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.grad_clip,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": policy.text.head.weight.dtype == torch.bfloat16},
+    }
+    return settings

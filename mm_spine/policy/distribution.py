@@ -1,0 +1,36 @@
+"""The one policy distribution: pi = softmax(mask(logits) / temperature), vision specials masked.
+
+Sampler, trainer, reference and every entropy use these functions, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """`temperature` > 0; `banned` token ids can never be sampled: after one, no forward would fit its images."""
+
+    temperature: float = 1.0
+    banned: tuple[int, ...] = ()
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """(..., V) logits -> (..., V) log-probabilities in nats, fp32 whatever the weights' type."""
+        logits = logits.float()
+        if self.banned:
+            banned = torch.tensor(self.banned, device=logits.device)
+            logits = logits.index_fill(-1, banned, float("-inf"))
+        return torch.log_softmax(logits / self.temperature, dim=-1)
+
+
+def banned_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Ids of the vision specials that this tokenizer knows."""
+    ids = (tokenizer.convert_tokens_to_ids(token) for token in VISION_SPECIALS)
+    return tuple(sorted(i for i in ids if i is not None and i != tokenizer.unk_token_id))

@@ -1,0 +1,255 @@
+"""Load a Qwen2.5-VL, freeze its tower, and prove afterwards that it stayed frozen."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mm_spine.config import LoraConfig, ModelConfig
+from mm_spine.policy.distribution import Distribution, banned_ids
+from mm_spine.policy.head import Anchor, SelectedHead
+from mm_spine.policy.image_cache import ImageCache
+from mm_spine.policy.packed import PackedBatch, Prompt
+from mm_spine.processors.chat import encode
+from mm_spine.processors.vision import BadQuestion
+from mm_spine.types import Question, TokenStats
+
+log = logging.getLogger(__name__)
+
+SUPPORTED = ("qwen2_5_vl",)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be used. The message names the folder or file and what to do."""
+
+
+class FrozenError(RuntimeError):
+    """A parameter that must not train would, or did."""
+
+
+class Trained(NamedTuple):
+    """The trainer's view of a micro-batch: TokenStats, and divergence from the anchor (N, T), 0 where unselected."""
+
+    stats: TokenStats
+    kl_NT: Tensor
+
+
+class TextPolicy(nn.Module):
+    """What trains: the language model and its head. The tower is not in it, so no engine can touch it."""
+
+    def __init__(self, language_model: nn.Module, head_weight: nn.Parameter) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.head = SelectedHead(head_weight)
+
+    def trunk(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (S, D) at the positions that predict the selected tokens."""
+        embeds_BPD = self.language_model.embed_tokens(batch.ids_BP)
+        flat = embeds_BPD.flatten(0, 1).index_copy(0, batch.image_at_I, batch.features_ID.to(embeds_BPD.dtype))
+        hidden_BPD = self.language_model(
+            inputs_embeds=flat.view_as(embeds_BPD),
+            position_ids=batch.positions_3BP,
+            attention_mask={"full_attention": batch.mask_B1PP},
+            use_cache=False,
+        ).last_hidden_state
+        return hidden_BPD.flatten(0, 1).index_select(0, batch.predict_at_S)
+
+    def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None = None) -> Trained:
+        projected = self.head(self.trunk(batch), batch.target_S, distribution, anchor)
+        n, t = batch.shape_NT
+        zeros = projected.logp_S.new_zeros(n * t)
+        logp_NT, entropy_NT, kl_NT = (zeros.index_copy(0, batch.slot_S, x).view(n, t) for x in projected)
+        selected_NT = torch.zeros(n * t, dtype=torch.bool, device=zeros.device).index_fill(0, batch.slot_S, True)
+        return Trained(TokenStats(logp_NT, entropy_NT, selected_NT.view(n, t)), kl_NT)
+
+
+class Policy:
+    """A model, its processor, and what may train. `text` is what samples and trains; `tower` never changes."""
+
+    def __init__(self, model: Any, processor: Any, config: ModelConfig | None = None, seed: int = 0) -> None:
+        self.config = config or ModelConfig()
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.tower = model.model.visual
+        self.peft = _add_lora(model, self.config.lora, seed) if self.config.train == "lora" else None
+        self.model = model
+        self._freeze()
+        self.text = TextPolicy(model.model.language_model, model.lm_head.weight)
+        self.images = ImageCache(self.tower)
+        self.banned = banned_ids(self.tokenizer)
+        self.skipped: dict[str, str] = {}
+        self._prompts: dict[int, tuple[Question, Prompt]] = {}
+
+    @classmethod
+    def load(cls, path: str | Path, config: ModelConfig | None = None, seed: int = 0) -> Policy:
+        """Load from a local folder or a cached hub id. Raises ModelError before anything large is read."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        config = config or ModelConfig()
+        folder = resolve_model(str(path))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=DTYPES[config.dtype], attn_implementation="sdpa", trust_remote_code=False
+        )
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        return cls(model.to(device).eval(), processor, config, seed)
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.head.weight.device
+
+    def prompt(self, question: Question) -> Prompt:
+        """Encode `question` once per run. Raises BadQuestion if it cannot be asked."""
+        known = self._prompts.get(id(question))
+        if known is None:
+            known = self._prompts[id(question)] = (question, self._encode(question))
+        elif question.images:
+            self.images.hits += len(question.images)
+        return known[1]
+
+    def can_ask(self, question: Question) -> bool:
+        """Whether `question` can be encoded. If not, the reason is logged once and kept in `skipped`."""
+        if question.id in self.skipped:
+            return False
+        try:
+            self.prompt(question)
+        except BadQuestion as error:
+            self.skipped[question.id] = str(error)
+            log.warning("question skipped: %s", error)
+        return question.id not in self.skipped
+
+    def _encode(self, question: Question) -> Prompt:
+        encoded = encode(question, self.processor, self.config.min_pixels, self.config.max_pixels)
+        grids = torch.stack([i.grid_thw for i in encoded.images]) if encoded.images else None
+        positions = _rope_positions(self.model, encoded.ids_L, encoded.types_L, grids)
+        image_at = (encoded.ids_L == self.model.config.image_token_id).nonzero()[:, 0]
+        features = [self.images.features(image) for image in encoded.images]
+        width = self.text.head.weight.shape[1]
+        features_ID = torch.cat(features) if features else torch.zeros(0, width, device=self.device)
+        if len(features_ID) != len(image_at):
+            raise ModelError(f"{question.id}: {len(features_ID)} image features for {len(image_at)} image tokens")
+        return Prompt(
+            encoded.ids_L.to(self.device), positions.to(self.device), features_ID, image_at.to(self.device)
+        )
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that may train."""
+        return {name: p for name, p in self.text.named_parameters() if p.requires_grad}
+
+    def count_parameters(self) -> tuple[int, int]:
+        """(trainable, frozen) parameter counts, as `requires_grad` says."""
+        sizes = [(p.requires_grad, p.numel()) for p in self.model.parameters()]
+        return sum(n for grad, n in sizes if grad), sum(n for grad, n in sizes if not grad)
+
+    def tower_checksum(self) -> str:
+        """SHA-256 over the vision tower's parameters and buffers, merger included."""
+        return checksum(self.tower.state_dict().items())
+
+    def assert_frozen(self) -> None:
+        """Raise FrozenError naming the first tower parameter that would train."""
+        for name, parameter in self.tower.named_parameters():
+            if parameter.requires_grad:
+                raise FrozenError(f"visual.{name} has requires_grad set: the vision tower must stay frozen")
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the trainable weights, to come back to (`restore`)."""
+        return {name: p.detach().clone() for name, p in self.trainable().items()}
+
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        """Set the trainable weights to copies made by `weights`."""
+        for name, parameter in self.trainable().items():
+            parameter.copy_(weights[name])
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that loads with from_pretrained, processor included; LoRA merged, adapter beside it."""
+        model = self.model
+        if self.peft is not None:
+            self.peft.save_pretrained(folder / "adapter")
+            model = copy.deepcopy(self.peft).merge_and_unload()
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def _freeze(self) -> None:
+        for parameter in self.tower.parameters():
+            parameter.requires_grad_(False)
+
+
+def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resolve_model(name: str) -> Path:
+    """A folder as it is, a hub id as its local copy; checked. Raises ModelError."""
+    folder = Path(name)
+    if not folder.exists():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(name))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ModelError(f"model={name}: neither a folder nor a hub id that resolves here ({error})") from error
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise ModelError for a folder without config or weights, of an unsupported kind, or with corrupt weights."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model={folder}: no config.json there; give a Hugging Face model folder or hub id")
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind not in SUPPORTED:
+        raise ModelError(f"model={folder}: model_type is {kind!r}; supported: {', '.join(SUPPORTED)}")
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise ModelError(f"model={folder}: no *.safetensors weights there (pickled weights are not read)")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{shard}: corrupt or truncated safetensors ({error}); fetch it again") from error
+
+
+def _rope_positions(model: Any, ids_L: Tensor, types_L: Tensor, grids: Tensor | None) -> Tensor:
+    """M-RoPE positions (3, L): three-dimensional at image tokens, one running index at text."""
+    if grids is None:
+        return torch.arange(len(ids_L)).expand(3, -1)
+    positions, _ = model.model.get_rope_index(ids_L[None], mm_token_type_ids=types_L[None], image_grid_thw=grids)
+    return positions[:, 0]
+
+
+def _add_lora(model: Any, lora: LoraConfig, seed: int) -> Any:
+    """Wrap the language model's projections in LoRA, initialised from a generator of its own."""
+    import peft
+
+    with _seeded(seed):
+        return peft.get_peft_model(
+            model,
+            peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=LORA_TARGETS),
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,238 @@
+"""The files of a run, each written so that a crash leaves either the old file or the new one.
+
+JSON lines are appended with flush and fsync; everything else is written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
+
+from mm_spine.types import Group, Rollout
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("question_id", pa.string()),
+        ("index", pa.int32()),
+        ("text", pa.string()),
+        ("answer", pa.string()),
+        ("vote", pa.string()),
+        ("reward", pa.float32()),
+        ("advantage", pa.float32()),
+        ("finish_reason", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logp", pa.list_(pa.float32())),
+        ("entropy", pa.list_(pa.float16())),
+        ("selected", pa.list_(pa.bool_())),
+        ("parent", pa.int32()),
+        ("fork_at", pa.int32()),
+    ]
+)
+"""One row per rollout; logp and entropy in nats, one value per token; null where the run had none."""
+
+
+class JsonLines:
+    """An append-only JSON Lines file: a line that was reported written survives a crash."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: object) -> None:
+        """Add one dataclass or mapping as a line and wait until it is on the disk.
+
+        Raises ValueError for NaN or infinity, which JSON cannot hold.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(row, self.path))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines whose `step` is above `step`, and a torn last line, so that a resumed run can go on."""
+        if self.path.exists():
+            write_json_lines(self.path, [row for row in read_json_lines(self.path) if row["step"] <= step])
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSON Lines file. A torn last line (a crash while writing) is left out.
+
+    Raises ValueError naming file and line when any other line is not a JSON object.
+    """
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        return [*rows, _parse(last, path, len(lines) + 1)]
+    except ValueError:
+        return rows
+
+
+def write_json_lines(path: Path, rows: Iterable[object]) -> None:
+    """Replace a JSON Lines file as a whole."""
+    with _aside(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_line(row, path) for row in rows)
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Replace a JSON file as a whole. Raises ValueError for NaN or infinity."""
+    text = _dumps(obj, path, indent=2)
+    with _aside(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); restore the file or run again") from error
+
+
+def write_rollouts(
+    path: Path, groups: Sequence[Group], step: int, selected: Sequence[Sequence[ArrayLike]] | None = None
+) -> None:
+    """Write one step's rollouts as Parquet with the columns of `ROLLOUT_SCHEMA`.
+
+    `selected[g][i]` is the (T,) token mask of rollout i of group g; None writes nulls.
+    Raises ValueError naming the rollout when a per-token column has another length than its tokens.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    masks = [None] * len(rollouts) if selected is None else [mask for group in selected for mask in group]
+    if len(masks) != len(rollouts):
+        raise ValueError(f"{path}: {len(masks)} token masks for {len(rollouts)} rollouts; give one per rollout")
+    columns = {**_group_columns(groups), **_scalar_columns(rollouts, step), **_token_columns(rollouts, masks)}
+    table = pa.table([columns[name] for name in ROLLOUT_SCHEMA.names], schema=ROLLOUT_SCHEMA)
+    with _aside(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_rollout_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of one step, or only some columns of it. Raises ValueError naming the file when it is unreadable."""
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable rollout table ({error})") from error
+
+
+def read_rollouts(path: Path) -> dict[str, tuple[Rollout, ...]]:
+    """The rollouts of one step by question id, in the order written; entropies keep float16 precision."""
+    table = read_rollout_table(path)
+    groups: dict[str, list[Rollout]] = {}
+    for row in range(table.num_rows):
+        rollout = _rollout({name: table[name][row] for name in table.column_names})
+        groups.setdefault(rollout.question_id, []).append(rollout)
+    return {question_id: tuple(rollouts) for question_id, rollouts in groups.items()}
+
+
+def read_selected(path: Path) -> dict[str, tuple[np.ndarray | None, ...]]:
+    """The (T,) token masks of one step by question id, in the order of `read_rollouts`."""
+    table = read_rollout_table(path, ("question_id", "selected"))
+    groups: dict[str, list[np.ndarray | None]] = {}
+    for question_id, mask in zip(table["question_id"].to_pylist(), table["selected"], strict=True):
+        groups.setdefault(question_id, []).append(_array(mask))
+    return {question_id: tuple(masks) for question_id, masks in groups.items()}
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path`, synced and renamed onto it when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _dumps(obj: object, path: Path, indent: int | None = None) -> str:
+    plain = asdict(obj) if is_dataclass(obj) and not isinstance(obj, type) else obj
+    try:
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=indent)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; only finite numbers, text, lists and mappings can be saved") from error
+
+
+def _line(row: object, path: Path) -> str:
+    return _dumps(row, path) + "\n"
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    if not line.startswith(b"{"):
+        raise ValueError(f"{path}, line {number}: found {line[:20]!r}, expected a JSON object")
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
+
+
+def _group_columns(groups: Sequence[Group]) -> dict[str, pa.Array]:
+    """The columns that the group says of its rollouts: answer, vote, reward, advantage."""
+    values: dict[str, list[Any]] = {"answer": [], "vote": [], "reward": [], "advantage": []}
+    for group in groups:
+        n = len(group.rollouts)
+        values["answer"] += group.answers
+        values["vote"] += [group.vote.answer] * n
+        values["reward"] += [None] * n if group.rewards is None else group.rewards.tolist()
+        values["advantage"] += [None] * n if group.advantages is None else group.advantages.tolist()
+    return {name: pa.array(column, ROLLOUT_SCHEMA.field(name).type) for name, column in values.items()}
+
+
+def _scalar_columns(rollouts: Sequence[Rollout], step: int) -> dict[str, pa.Array]:
+    columns = {
+        name: [getattr(rollout, name) for rollout in rollouts]
+        for name in ("question_id", "index", "text", "finish_reason", "parent", "fork_at")
+    }
+    columns["step"] = [step] * len(rollouts)
+    return {name: pa.array(column, ROLLOUT_SCHEMA.field(name).type) for name, column in columns.items()}
+
+
+def _token_columns(rollouts: Sequence[Rollout], masks: Sequence[ArrayLike | None]) -> dict[str, pa.Array]:
+    values: dict[str, Sequence[ArrayLike | None]] = {
+        "token_ids": [rollout.token_ids for rollout in rollouts],
+        "logp": [rollout.logp for rollout in rollouts],
+        "entropy": [rollout.entropy for rollout in rollouts],
+        "selected": masks,
+    }
+    return {name: _lists(name, column, rollouts) for name, column in values.items()}
+
+
+def _lists(name: str, column: Sequence[ArrayLike | None], rollouts: Sequence[Rollout]) -> pa.ListArray:
+    """Per-token values as one Arrow list array, built from a flat buffer because rows are many and short."""
+    kind = ROLLOUT_SCHEMA.field(name).type.value_type
+    arrays = [np.asarray([] if values is None else values, dtype=kind.to_pandas_dtype()) for values in column]
+    missing = [values is None for values in column]
+    for rollout, array, absent in zip(rollouts, arrays, missing, strict=True):
+        if not absent and len(array) != len(rollout.token_ids):
+            raise ValueError(
+                f"question {rollout.question_id!r}, rollout {rollout.index}: {name} has {len(array)} values "
+                f"for {len(rollout.token_ids)} tokens"
+            )
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    flat = np.concatenate(arrays) if arrays else np.empty(0, kind.to_pandas_dtype())
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind), mask=pa.array(missing, pa.bool_()))
+
+
+def _rollout(row: Mapping[str, pa.Scalar]) -> Rollout:
+    tokens = _array(row["token_ids"])
+    logp = _array(row["logp"])
+    assert tokens is not None and logp is not None
+    plain = {name: row[name].as_py() for name in ("question_id", "index", "text", "finish_reason", "parent", "fork_at")}
+    return Rollout(**plain, token_ids=tuple(tokens.tolist()), logp=logp, entropy=_array(row["entropy"]))
+
+
+def _array(scalar: pa.ListScalar) -> np.ndarray | None:
+    return scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None

@@ -1,0 +1,427 @@
+"""evaluate -> adapt -> evaluate. Owns the output folder; the only place where labels and training meet,
+and they meet in that order, never in one call (the control `oracle` excepted, and marked)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+
+from mm_spine import distributed, evaluation, records
+from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
+from mm_spine.benchmarks import Benchmark, resolve
+from mm_spine.config import ConfigError, RunConfig, build, merge, parse_overrides, read_yaml
+from mm_spine.engine import newest_checkpoint
+from mm_spine.methods import Method, find
+from mm_spine.policy.model import FrozenError, Policy, checksum, resolve_model
+from mm_spine.sampling.hf import HFSampler
+from mm_spine.types import AnswerKey, LabelledSet, Question
+
+log = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def load_config(target: str, overrides: Sequence[str] = (), method: str | None = None, seed: int | None = None) -> RunConfig:
+    """A benchmark's name, a folder, or a YAML file -> the resolved configuration.
+
+    Later wins: the method's own options, the YAML, `method` and `seed`, the overrides. Raises ConfigError.
+    """
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml"):
+        layer = read_yaml(path)
+    else:
+        known = CONFIGS / f"{target}.yaml"
+        layer = merge(read_yaml(known) if known.is_file() else {}, {"benchmark": target})
+    if method is not None:
+        layer = merge(layer, {"method": {"name": method}})
+    if seed is not None:
+        layer = merge(layer, {"seed": seed})
+    layer = merge(layer, parse_overrides(overrides))
+    section = layer.get("method")
+    if isinstance(section, str):
+        layer = {**layer, "method": {"name": section}}
+    name = (layer.get("method") or {}).get("name", "spine")
+    return build({"method": dict(find(str(name)).options)}, layer)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked run: everything that can be wrong without loading a model is right."""
+
+    config: RunConfig
+    benchmark: Benchmark
+    method: Method
+    model: Path
+
+
+def check(config: RunConfig, allow_labels: bool = False) -> Plan:
+    """Raise ConfigError, ModelError or ValueError for what can be seen before a model loads."""
+    benchmark, method = resolve(config.benchmark), find(config.method.name)
+    if not method.label_free and not allow_labels:
+        method.reward(config.method)
+    if config.method.band_anchor == "initial" and method.bounds is None:
+        raise ConfigError(f"method.band_anchor=initial: method {config.method.name!r} has no band")
+    if config.scope == "question" and distributed.launched_processes() > 1:
+        raise ConfigError("scope=question runs on one process: start one run per GPU, each with its own questions")
+    model = config.model.path or benchmark.default_model
+    if model is None:
+        raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
+    return Plan(config, benchmark, method, resolve_model(str(model)))
+
+
+class Run:
+    """One run and its folder. `execute` gives the summary; an interrupted run gives None and can be resumed."""
+
+    def __init__(self, plan: Plan, output: Path, resume: bool = False) -> None:
+        self.plan, self.output, self.resume = plan, output, resume
+        self.config = plan.config
+        self.main = distributed.rank() == 0
+        self.seconds = {"sample": 0.0, "update": 0.0, "evaluate": 0.0, "total": 0.0}
+        self.tokens = {"sampled": 0, "trained": 0, "selected": 0}
+        self._started = time.perf_counter()
+
+    def execute(self) -> dict[str, Any] | None:
+        """Evaluate, adapt, evaluate; write everything of the output folder."""
+        self._claim_folder()
+        adapted_set, held_out = self._load_questions()
+        policy = Policy.load(self.plan.model, self.config.model, self.config.seed)
+        trainable, frozen = policy.count_parameters()
+        log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
+        tower = policy.tower_checksum()
+        fingerprint = self._fingerprint(policy, adapted_set, held_out)
+        before = self._before(policy, adapted_set, held_out, fingerprint)
+        if self.config.scope == "question":
+            ended, after = self._adapt_each(policy, adapted_set)
+        else:
+            ended = self._adapt(policy, adapted_set)
+            after = [] if ended.stopped_by != "steps" else self._after(policy, adapted_set, held_out, before)
+        if policy.tower_checksum() != tower:
+            raise FrozenError("the vision tower's checksum changed during the run: its results are void")
+        if ended.stopped_by != "steps":
+            return None
+        self._step_accuracy(adapted_set)
+        self._save(policy)
+        summary = self._summary(policy, ended, before, after, fingerprint)
+        self._write("summary.json", summary)
+        return summary
+
+    def _claim_folder(self) -> None:
+        config = self.config.model_dump(mode="json")
+        saved = self.output / "config.yaml"
+        if self.resume:
+            if not saved.is_file():
+                raise ConfigError(f"{self.output}: no config.yaml there, nothing to resume; start without --resume")
+            _same_config(read_yaml(saved), config, saved)
+            if (self.output / "summary.json").is_file():
+                raise ConfigError(f"{self.output}: that run is finished; choose another --output")
+        elif saved.exists():
+            raise ConfigError(f"{self.output}: already holds a run; choose another --output, or --resume to go on")
+        if self.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            saved.write_text(yaml.safe_dump(config, sort_keys=False))
+            self._write("environment.json", environment(self.config.seed))
+
+    def _load_questions(self) -> tuple[LabelledSet, LabelledSet | None]:
+        benchmark, config = self.plan.benchmark, self.config
+        adapted = _first(benchmark.load(benchmark.adapt_split), config.limit)
+        wanted = config.evaluation.held_out and benchmark.held_out_split is not None and config.scope == "dataset"
+        held_out = benchmark.load(str(benchmark.held_out_split)) if wanted else None
+        if held_out is not None:
+            held_out = _first(held_out, config.evaluation.limit)
+        return adapted, held_out
+
+    def _evaluate(self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None) -> list[evaluation.Item]:
+        started = time.perf_counter()
+        settings = self.config.evaluation
+        sampler = HFSampler(policy, settings, self.config.seed)
+        items = []
+        for split, labelled in (("adapted", _first(adapted, settings.limit)), ("held_out", held_out)):
+            if labelled is not None:
+                share = distributed.mine(labelled.questions)
+                part = evaluation.evaluate(share, labelled.key, sampler, samples=settings.samples, split=split)
+                items += distributed.gather(part)
+        self.seconds["evaluate"] += time.perf_counter() - started
+        return items
+
+    def _before(
+        self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None, fingerprint: str
+    ) -> list[evaluation.Item]:
+        path = self.output / "evaluation" / "before.jsonl"
+        source = self.config.evaluation.before
+        if self.resume and path.is_file():
+            return _read_items(path)
+        if source is not None:
+            summary = records.read_json(source / "summary.json")
+            if summary["fingerprint"] != fingerprint:
+                raise ConfigError(f"evaluation.before={source}: that run started from another model, data or evaluation")
+            items = _read_items(source / "evaluation" / "before.jsonl")
+        else:
+            log.info("evaluating the starting model")
+            items = self._evaluate(policy, adapted, held_out)
+        self._write_items(path, items)
+        return items
+
+    def _after(
+        self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None, before: list[evaluation.Item]
+    ) -> list[evaluation.Item]:
+        if self.plan.method.trains:
+            log.info("evaluating the adapted model")
+            items = self._evaluate(policy, adapted, held_out)
+        else:
+            items = before
+        self._write_items(self.output / "evaluation" / "after.jsonl", items)
+        return items
+
+    def _adapt(self, policy: Policy, labelled: LabelledSet, offset: int = 0) -> Adapted:
+        method = self._method(labelled.key)
+        sampler = HFSampler(policy, self.config.sampling, self.config.seed)
+        with signals() as received:
+            hooks = Hooks(
+                on_step=lambda record: self._record(record, offset),
+                should_stop=lambda: received[-1] if received else None,
+                checkpoints=self.output / "checkpoints",
+                resume=self.resume and newest_checkpoint(self.output / "checkpoints") is not None,
+            )
+            self._drop_steps_after_checkpoint(hooks)
+            return adapt(labelled.questions, policy, sampler, method, self.config, hooks)
+
+    def _adapt_each(self, policy: Policy, labelled: LabelledSet) -> tuple[Adapted, list[evaluation.Item]]:
+        """Each question from the same start, answered with the weights adapted to it alone."""
+        if self.resume:
+            raise ConfigError("scope=question keeps no checkpoints: start again in a new folder")
+        start, items, ended = policy.weights(), [], Adapted()
+        for i, question in enumerate(labelled.questions):
+            alone = LabelledSet((question,), labelled.key)
+            ended = self._adapt(policy, alone, offset=i * self.config.optim.steps)
+            if ended.stopped_by != "steps":
+                break
+            items += self._evaluate(policy, alone, None)
+            policy.restore(start)
+        self._write_items(self.output / "evaluation" / "after.jsonl", items)
+        return ended, items
+
+    def _method(self, key: AnswerKey) -> Method:
+        """The method's row; the oracle's reward is put in here, from outside the loop."""
+        method = self.plan.method
+        if method.label_free:
+            return method
+        log.warning("method %s reads the labels: this run is not label-free", self.config.method.name)
+        return replace(method, reward=lambda options: evaluation.oracle_reward(key))
+
+    def _record(self, record: StepRecord, offset: int) -> None:
+        report = replace(record.report, step=record.report.step + offset)
+        for phase, seconds in record.seconds.items():
+            self.seconds[phase] += seconds
+        selected = [[chosen.policy_T.numpy() for chosen in group] for group in record.tokens]
+        self.tokens["sampled"] += report.tokens_sampled
+        self.tokens["trained"] += report.tokens_trained
+        self.tokens["selected"] += sum(int(mask.sum()) for group in selected for mask in group)
+        log.info(_line(report, self.config.optim.steps))
+        if not self.main:
+            return
+        if self.config.reporting.rollouts:
+            name = f"step_{report.step:06d}.parquet"
+            records.write_rollouts(self.output / "rollouts" / name, record.groups, report.step, selected)
+        records.JsonLines(self.output / "steps.jsonl").append(report)
+        timing = {"step": report.step, **record.seconds, "peak_memory_bytes": peak_memory()}
+        records.JsonLines(self.output / "timings.jsonl").append(timing)
+
+    def _drop_steps_after_checkpoint(self, hooks: Hooks) -> None:
+        if not self.resume or not self.main or hooks.checkpoints is None:
+            return
+        newest = newest_checkpoint(hooks.checkpoints)
+        done = records.read_json(newest / "state.json")["step"] if newest else 0
+        for name in ("steps.jsonl", "timings.jsonl"):
+            records.JsonLines(self.output / name).truncate_after(done - 1)
+        for path in (self.output / "rollouts").glob("step_*.parquet"):
+            if int(path.stem.removeprefix("step_")) >= done:
+                path.unlink()
+
+    def _step_accuracy(self, labelled: LabelledSet) -> None:
+        """What the votes and rewards were worth, from the saved rollouts, after the training is over."""
+        folder = self.output / "rollouts"
+        if self.main and folder.is_dir() and labelled.key:
+            rows = evaluation.step_accuracy(folder, labelled.questions, labelled.key, self.plan.benchmark.habit)
+            records.write_json_lines(self.output / "evaluation" / "steps.jsonl", rows)
+
+    def _save(self, policy: Policy) -> None:
+        if self.main and self.plan.method.trains and self.config.scope == "dataset":
+            aside = self.output / "adapted.writing"
+            policy.save(aside)
+            shutil.rmtree(self.output / "adapted", ignore_errors=True)
+            aside.rename(self.output / "adapted")
+
+    def _summary(
+        self,
+        policy: Policy,
+        ended: Adapted,
+        before: Sequence[evaluation.Item],
+        after: Sequence[evaluation.Item],
+        fingerprint: str,
+    ) -> dict[str, Any]:
+        config = self.config
+        trainable, frozen = policy.count_parameters()
+        self.seconds["total"] = time.perf_counter() - self._started
+        blocks = {split: (_metrics(before, split), _metrics(after, split)) for split in ("adapted", "held_out")}
+        held_out = blocks["held_out"]
+        return {
+            "benchmark": config.benchmark,
+            "method": config.method.name,
+            "model": config.model.path or self.plan.model.name,
+            "seed": config.seed,
+            "label_free": self.plan.method.label_free,
+            "n_questions": len({item.id for item in before if item.split == "adapted"}),
+            "votes": config.sampling.votes,
+            "train_rollouts": config.sampling.train_rollouts,
+            "steps": ended.steps,
+            "before": blocks["adapted"][0],
+            "after": blocks["adapted"][1],
+            "held_out": None if held_out[0] is None else {"before": held_out[0], "after": held_out[1]},
+            "frozen_parameters": frozen,
+            "trainable_parameters": trainable,
+            "tower_checksum_unchanged": True,
+            "merger": "frozen",
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "tokens": self.tokens,
+            "peak_memory_bytes": peak_memory(),
+            "stopped_by": ended.stopped_by,
+            "skipped": policy.skipped,
+            "fingerprint": fingerprint,
+        }
+
+    def _fingerprint(self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None) -> str:
+        """Of the starting weights, the questions and how they are evaluated: equal ones share a "before"."""
+        ids = [q.id for labelled in (adapted, held_out) if labelled for q in labelled.questions]
+        settings = self.config.evaluation.model_dump(mode="json", exclude={"before"})
+        weights = checksum(policy.model.state_dict().items()) if policy.peft is None else str(self.plan.model)
+        return hashlib.sha256(json.dumps([weights, ids, settings, self.config.seed]).encode()).hexdigest()
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        if self.main:
+            records.write_json(self.output / name, content)
+
+    def _write_items(self, path: Path, items: Sequence[evaluation.Item]) -> None:
+        if self.main:
+            records.write_json_lines(path, [evaluation.to_json(item) for item in items])
+
+
+def run(
+    config: RunConfig, output: Path, *, resume: bool = False, allow_labels: bool = False
+) -> dict[str, Any] | None:
+    """Check, then execute. Returns summary.json's content, None if a signal stopped it (the run can be resumed)."""
+    plan = check(config, allow_labels)
+    distributed.initialise()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return Run(plan, output, resume).execute()
+
+
+@contextmanager
+def signals() -> Iterator[list[str]]:
+    """SIGINT and SIGTERM are noted, so that the step can end and be checkpointed; a second one acts at once."""
+    received: list[str] = []
+    usual = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, usual[signal.Signals(number)])
+        log.warning("%s: finishing this step, then a checkpoint (again to stop at once)", received[-1])
+
+    for number in usual:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, hardware, seed and commit, for whoever repeats the run."""
+    packages = ("torch", "transformers", "deepspeed", "accelerate", "qwen-vl-utils", "peft", "numpy", "mm-spine")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": distributed.launched_processes(),
+        "seed": seed,
+        "commit": _commit(),
+    }
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _first(labelled: LabelledSet, limit: int | None) -> LabelledSet:
+    return labelled if limit is None else replace(labelled, questions=labelled.questions[:limit])
+
+
+def _metrics(items: Sequence[evaluation.Item], split: str) -> dict[str, Any] | None:
+    chosen = [item for item in items if item.split == split]
+    return evaluation.metrics(chosen) if chosen else None
+
+
+def _read_items(path: Path) -> list[evaluation.Item]:
+    return [evaluation.from_json(row) for row in records.read_json_lines(path)]
+
+
+def _same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    old, new = dict(_flat(saved)), dict(_flat(given))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ConfigError(f"{path}: {key} was {old.get(key)!r}, now {new.get(key)!r}; resume with the same")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _line(report: Any, steps: int) -> str:
+    return (
+        f"step {report.step + 1}/{steps}  vote share {report.majority_share:.2f}  unparsed {report.unparsed:.2f}  "
+        f"length {report.length_mean:.1f}  entropy {report.entropy_mean:.3f}  forks {report.entropy_forks:.3f}  "
+        f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {report.parity_max:.1e}"
+    )

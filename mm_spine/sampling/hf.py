@@ -1,0 +1,195 @@
+"""Rollouts from transformers: prompt and image prefilled once per question, then one growing key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from mm_spine.config import DecodingConfig
+from mm_spine.draws import uniforms
+from mm_spine.objective import entropy_of
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.model import Policy
+from mm_spine.policy.packed import Prompt
+from mm_spine.types import Question, Rollout
+
+
+class HFSampler:
+    """Samples from `policy.text` as it stands; nothing to sync. Log-probs and entropies are exact."""
+
+    def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
+        self.policy = policy
+        self.decoding = decoding
+        self.seed = seed
+        self.distribution = Distribution(decoding.temperature, policy.banned)
+        eos = policy.model.generation_config.eos_token_id
+        self._eos = torch.tensor([eos] if isinstance(eos, int) else list(eos or []), device=policy.device)
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Nothing to do: the sampler reads the policy's own weights."""
+
+    @torch.no_grad()
+    def sample(
+        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False
+    ) -> list[list[Rollout]]:
+        """n rollouts per question, none where it cannot be asked; similar prompt lengths are decoded together."""
+        prompts = {i: self.policy.prompt(q) for i, q in enumerate(questions) if self.policy.can_ask(q)}
+        order = sorted(prompts, key=lambda i: len(prompts[i].ids_L))
+        per_batch = max(1, self.decoding.batch_rows // n)
+        rollouts: list[list[Rollout]] = [[] for _ in questions]
+        for at in range(0, len(order), per_batch):
+            chosen = order[at : at + per_batch]
+            names = [(questions[i].id, index) for i in chosen for index in range(n)]
+            draws = None if greedy else self._draws(names, step, purpose)
+            rows = self._decode([prompts[i] for i in chosen], n, draws)
+            for row, (name, index) in enumerate(names):
+                rollouts[chosen[row // n]].append(self._rollout(name, index, *(column[row] for column in rows)))
+        return rollouts
+
+    def _draws(self, names: Sequence[tuple[str, int]], step: int, purpose: str) -> Tensor:
+        length = self.decoding.max_new_tokens
+        rows = [uniforms(length, self.seed, purpose, step, name, index) for name, index in names]
+        return torch.from_numpy(np.stack(rows)).to(self.policy.device)
+
+    def _rollout(self, name: str, index: int, ids: Tensor, logp: Tensor, entropy: Tensor) -> Rollout:
+        ended = torch.isin(ids, self._eos).nonzero()[:, 0].tolist()
+        length = ended[0] + 1 if ended else len(ids)
+        tokens = tuple(ids[:length].tolist())
+        text = self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
+        values = (v[:length].cpu().numpy().copy() for v in (logp, entropy))
+        return Rollout(name, index, tokens, text, *values, finish_reason="stop" if ended else "length")
+
+    def _decode(self, prompts: Sequence[Prompt], n: int, draws_RT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(token ids, log-probs, entropies), each (R, T) with R = len(prompts) x n rows, question-major."""
+        rows, length = len(prompts) * n, self.decoding.max_new_tokens
+        state = _prefill(self.policy, prompts, n, length)
+        ids = torch.full((rows, length), int(self._eos[0]) if len(self._eos) else 0, device=self.policy.device)
+        logp, entropy = torch.zeros(2, rows, length, device=self.policy.device)
+        live = torch.arange(rows, device=self.policy.device)
+        going = torch.ones_like(live, dtype=torch.bool)
+        for t in range(length):
+            log_probs = self.distribution.log_probs(state.hidden_RD @ self.policy.text.head.weight.T)
+            token = _choose(log_probs, None if draws_RT is None else draws_RT[live, t], self.decoding)
+            ids[live, t] = token
+            logp[live, t] = log_probs.gather(-1, token[:, None])[:, 0]
+            entropy[live, t] = entropy_of(log_probs)
+            going = going & ~torch.isin(token, self._eos)
+            if not going.any() or t + 1 == length:
+                break
+            if going.sum() < 0.8 * len(going):
+                state.keep(going)
+                live, token, going = live[going], token[going], going[going]
+            state.advance(token)
+        return ids.cpu(), logp.cpu(), entropy.cpu()
+
+
+def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingConfig) -> Tensor:
+    """Greedy without draws; else the inverse of the cumulative distribution, over the top-p nucleus if asked."""
+    if uniform_R is None:
+        return log_probs_RV.argmax(-1)
+    probs = log_probs_RV.double().exp()
+    if decoding.top_p < 1.0:
+        probs = _nucleus(probs, decoding.top_p)
+    cumulative = probs.cumsum(-1)
+    token = torch.searchsorted(cumulative, uniform_R[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return token.clamp(max=probs.shape[-1] - 1)
+
+
+def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
+    """Zero all but the smallest set of tokens whose probability reaches `top_p`."""
+    ranked, order = probs_RV.sort(-1, descending=True)
+    outside = ranked.cumsum(-1) - ranked >= top_p
+    return torch.zeros_like(probs_RV).scatter(-1, order, ranked.masked_fill(outside, 0.0))
+
+
+class _Layer(DynamicLayer):
+    """Keys and values in one buffer with room for every token to come: no copy per token."""
+
+    room = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = [_with_room(x, self.room) for x in (key_states, value_states)]
+            self.used = 0
+        end = self.used + key_states.shape[-2]
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., self.used : end, :] = new
+        self.used = end
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def map(self, function: Any) -> None:
+        """Replace both buffers by `function` of them (repeat or select rows)."""
+        self.buffers = [function(buffer) for buffer in self.buffers]
+
+
+def _with_room(states: Tensor, room: int) -> Tensor:
+    batch, heads, length, width = states.shape
+    return states.new_empty(batch, heads, length + room, width)
+
+
+class _State:
+    """Rows being decoded: hidden state of the last token, cache, which keys are real, next positions."""
+
+    def __init__(self, text: Any, cache: DynamicCache, hidden_RD: Tensor, mask_RK: Tensor, position_R: Tensor) -> None:
+        self.text, self.cache = text, cache
+        self.hidden_RD, self.mask_RK, self.position_R = hidden_RD, mask_RK, position_R
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop the finished rows."""
+        for layer in self.cache.layers:
+            layer.map(lambda buffer: buffer[rows])
+        self.mask_RK, self.position_R = self.mask_RK[rows], self.position_R[rows]
+
+    def advance(self, token_R: Tensor) -> None:
+        """Feed one token per row."""
+        self.mask_RK = torch.cat([self.mask_RK, self.mask_RK.new_ones(len(token_R), 1)], dim=1)
+        output = self.text.language_model(
+            inputs_embeds=self.text.language_model.embed_tokens(token_R[:, None]),
+            position_ids=self.position_R.expand(3, -1)[..., None],
+            attention_mask={"full_attention": self.mask_RK[:, None, None, :]},
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.hidden_RD = output.last_hidden_state[:, -1]
+        self.position_R = self.position_R + 1
+
+
+def _prefill(policy: Policy, prompts: Sequence[Prompt], n: int, room: int) -> _State:
+    """Run each prompt once, left-padded to the longest, then repeat its cache for n rows."""
+    width = max(len(p.ids_L) for p in prompts)
+    pads = torch.tensor([width - len(p.ids_L) for p in prompts], device=policy.device)
+    at = torch.arange(width, device=policy.device)
+    real_BL = at >= pads[:, None]
+    own_BLL = (at[:, None] >= at) & (real_BL[:, None, :] | (at[:, None] == at))
+    cache = DynamicCache(config=policy.model.config)
+    cache.layers = [_Layer() for _ in cache.layers]
+    for layer in cache.layers:
+        layer.room = room
+    hidden = policy.text.language_model(
+        inputs_embeds=torch.stack([_embed(policy, p, width) for p in prompts]),
+        position_ids=torch.stack([_left_pad(p.positions_3L, width) for p in prompts], dim=1),
+        attention_mask={"full_attention": own_BLL[:, None]},
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
+    for layer in cache.layers:
+        layer.map(lambda buffer: buffer.repeat_interleave(n, dim=0))
+    next_R = torch.tensor([p.next_position for p in prompts for _ in range(n)], device=policy.device)
+    return _State(policy.text, cache, hidden.repeat_interleave(n, 0), real_BL.repeat_interleave(n, 0), next_R)
+
+
+def _embed(policy: Policy, prompt: Prompt, width: int) -> Tensor:
+    embeds_LD = policy.text.language_model.embed_tokens(prompt.ids_L)
+    embeds_LD = embeds_LD.index_copy(0, prompt.image_at_I, prompt.features_ID.to(embeds_LD.dtype))
+    return torch.nn.functional.pad(embeds_LD, (0, 0, width - len(embeds_LD), 0))
+
+
+def _left_pad(positions_3L: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(positions_3L, (width - positions_3L.shape[1], 0))

@@ -1,0 +1,166 @@
+"""The nouns of mm-spine. Everything else is a function between these.
+
+Shape suffixes: Q questions, N rollouts (or leaves) of one question or micro-batch, T response tokens.
+Entropies and log-probabilities are in nats and belong to the one policy distribution
+pi = softmax(mask(logits) / temperature), vision specials masked (`policy.distribution`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL.Image import Image
+from torch import Tensor
+
+ImageLike = Image | Path | str | bytes
+"""A decoded image, a file, or the bytes of a file. Files are opened when the question is asked, not before."""
+
+AnswerKey = Mapping[str, tuple[str, ...]]
+"""Question id -> gold answers. Only `mm_spine.evaluation` receives one."""
+
+
+@dataclass(frozen=True)
+class AnswerSpec:
+    """What a comparable answer to a question looks like; it never says what the right one is."""
+
+    kind: str
+    choices: tuple[str, ...] = ()
+    precision: int | None = None
+    unit: str | None = None
+    value_type: str | None = None
+    ordered: bool = True
+
+
+@dataclass(frozen=True)
+class Question:
+    """An unlabelled question. There is no field for a gold answer, on purpose."""
+
+    id: str
+    images: tuple[ImageLike, ...]
+    prompt: str
+    spec: AnswerSpec
+    benchmark: str = "own"
+
+
+class Answer(NamedTuple):
+    """A parsed answer. `key` is canonical where the kind has one: equal keys, equal answers."""
+
+    text: str
+    key: str | None
+
+
+class Verdict(NamedTuple):
+    """One graded response: `score` in [0, 1], `correct` a boolean, `why` one sentence."""
+
+    score: float
+    correct: bool
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One sampled response of T tokens, the end token included when it was drawn.
+
+    `logp` (T, nats) is of the tokens drawn; `entropy` (T, nats) is exact or None. A branch of a tree
+    names its `parent` rollout's index and `fork_at`, the first token that is its own. `weight` is the
+    multiplicity of a leaf that stands for several identical rollouts.
+    """
+
+    question_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logp: np.ndarray
+    entropy: np.ndarray | None
+    finish_reason: str
+    parent: int | None = None
+    fork_at: int | None = None
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The outcome over all N rollouts. `answer` is None when nothing parsed; shares are of N."""
+
+    answer: str | None
+    share: float
+    counts: Mapping[str, int]
+    margin: float
+    n_parsed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The rollouts of one question, with what the label-free credit says of them.
+
+    `answers[i]` is the vote class of rollout i, None when it was not parsed;
+    `rewards` and `advantages` have shape (N,).
+    """
+
+    question: Question
+    rollouts: tuple[Rollout, ...]
+    answers: tuple[str | None, ...]
+    vote: Vote
+    rewards: Tensor | None = None
+    advantages: Tensor | None = None
+
+
+class TokenStats(NamedTuple):
+    """What the trainer's forward says of a micro-batch: nats, gradient at selected positions, 0 elsewhere."""
+
+    logp_NT: Tensor
+    entropy_NT: Tensor
+    selected_NT: Tensor
+
+
+@dataclass
+class StepReport:
+    """One line of steps.jsonl. Shares are in [0, 1], entropies and bounds in nats, lengths in tokens."""
+
+    step: int
+    lr: float = 0.0
+    loss: float = 0.0
+    loss_policy: float = 0.0
+    loss_band: float = 0.0
+    loss_kl: float = 0.0
+    grad_norm: float = 0.0
+    update_norm: float | None = None
+    majority_share: float = 0.0
+    margin: float = 0.0
+    unparsed: float = 0.0
+    unanimous: float = 0.0
+    length_mean: float = 0.0
+    entropy_mean: float = 0.0
+    entropy_forks: float = 0.0
+    band_low: float | None = None
+    band_high: float | None = None
+    share_below: float | None = None
+    share_above: float | None = None
+    selected_share: float = 0.0
+    ratio_clipped: float = 0.0
+    parity_mean: float = 0.0
+    parity_max: float = 0.0
+    parity_kl: float = 0.0
+    tokens_sampled: int = 0
+    tokens_trained: int = 0
+    cache_hits: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """What a benchmark module loads: questions for everyone, the key for `evaluation` alone."""
+
+    questions: tuple[Question, ...]
+    key: AnswerKey
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+Reward = Callable[[Group], Tensor]
+"""(group without rewards) -> rewards, shape (N,)."""
+
+Responses = Sequence[Rollout]
