@@ -53,7 +53,7 @@ install_environment() {
     is_recent "$python" || die "$venv has no Python 3.11 or later, and this script did not make it. Move it away and run this again."
     rm -f -- "$stamp"
     printf 'Installing mm-spine into %s (once; a few minutes) ...\n' "$venv" >&2
-    (cd -- "$root" && "$python" -m pip install --quiet --no-input --disable-pip-version-check \
+    (cd -- "$root" && "$python" -m pip install -qq --no-input --disable-pip-version-check \
         -c constraints.txt -e "$target") >&2 || die "Installation failed; see above. Run this again to start over."
     printf '%s %s\n' "$(environment_key)" "$kind" >"$stamp"
 }

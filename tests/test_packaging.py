@@ -1,0 +1,214 @@
+"""The checkout as a package: what is installed, what is pinned, and the rules that every file keeps."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+LINKED = ("processors", "benchmarks", "configs")
+LONGEST_FUNCTION = 60
+MACHINE_PATH = re.compile(r"(?<![\w.$}/])/(?:work|root|home|tmp|Users)/\w")
+TEXT = {".py", ".sh", ".toml", ".yaml", ".yml", ".json", ".md", ".txt"}
+
+
+def run(repository: Path, *command: str) -> None:
+    """Run a command at the root of the checkout; its output is the failure's message."""
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+
+
+def files_of(repository: Path) -> list[Path]:
+    """Files under version control or about to be; the checkout's own where there is no git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = (repository / name for name in listed.stdout.split("\0") if name)
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
+
+
+@pytest.fixture(scope="module")
+def project(repository: Path) -> dict[str, Any]:
+    return tomllib.loads((repository / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def pins(repository: Path) -> dict[str, str]:
+    """Package -> exact version, from constraints.txt."""
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    rows = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in rows}
+
+
+def requirements(project: dict[str, Any]) -> Iterator[Requirement]:
+    table = project["project"]
+    for line in [*table["dependencies"], *(row for rows in table["optional-dependencies"].values() for row in rows)]:
+        yield Requirement(line)
+
+
+def test_ruff_finds_nothing(repository: Path) -> None:
+    run(repository, sys.executable, "-m", "ruff", "check", "--no-cache", ".")
+
+
+def test_the_code_is_formatted(repository: Path) -> None:
+    run(repository, sys.executable, "-m", "ruff", "format", "--check", "--no-cache", ".")
+
+
+def test_types_check(repository: Path) -> None:
+    run(repository, sys.executable, "-m", "mypy")
+
+
+def test_imports_run_one_way(repository: Path) -> None:
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    run(repository, sys.executable, "-c", command, "--no-cache")
+
+
+def test_no_function_is_longer_than_a_page(repository: Path) -> None:
+    long = []
+    for path in files_of(repository):
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > LONGEST_FUNCTION:
+                    long.append(f"{path.relative_to(repository)}:{node.lineno}: {node.name} has {lines} lines")
+    assert not long, "\n".join(long)
+
+
+def test_no_file_names_a_path_of_one_machine(repository: Path) -> None:
+    found = []
+    for path in files_of(repository):
+        if path.suffix in TEXT and path.stat().st_size < 2**20:
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                if MACHINE_PATH.search(line):
+                    found.append(f"{path.relative_to(repository)}:{number}: {line.strip()[:100]}")
+    assert not found, "\n".join(found)
+
+
+def test_every_dependency_is_pinned_inside_its_range(project: dict[str, Any], pins: dict[str, str]) -> None:
+    for requirement in requirements(project):
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"{requirement.name} is not in constraints.txt"
+        assert requirement.specifier.contains(pins[name], prereleases=True), f"{requirement} excludes {pins[name]}"
+
+
+def test_pins_are_exact_and_hold_for_every_machine(pins: dict[str, str]) -> None:
+    for name, version in pins.items():
+        assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{name}=={version}: no local versions, no wildcards"
+        assert not name.startswith(("nvidia-", "cuda-")) and name != "triton", f"{name} belongs to one build of torch"
+
+
+def test_what_the_package_needs_is_pinned_all_the_way_down(project: dict[str, Any], pins: dict[str, str]) -> None:
+    """What the base package draws in has a pin; only a package at its pin is asked what it needs in turn."""
+    waiting = [canonicalize_name(Requirement(line).name) for line in project["project"]["dependencies"]]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name.startswith(("nvidia-", "cuda-")) or name == "triton":
+            continue
+        seen.add(name)
+        assert name in pins, f"{name} is drawn in but not in constraints.txt"
+        at_pin = metadata.version(name).partition("+")[0] == pins[name]
+        for line in (metadata.requires(name) or ()) if at_pin else ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(requirement.name))
+
+
+def test_every_import_is_a_declared_dependency(repository: Path, project: dict[str, Any]) -> None:
+    declared = {canonicalize_name(requirement.name) for requirement in requirements(project)}
+    providers = metadata.packages_distributions()
+    folders = [repository / name for name in ("mm_spine", *LINKED)]
+    undeclared = set()
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for module in imported(path) - set(sys.stdlib_module_names) - {"mm_spine"}:
+            names = {canonicalize_name(name) for name in providers.get(module, [module])}
+            if not names & declared:
+                undeclared.add(f"{path.relative_to(repository)}: {module}")
+    assert not undeclared, "\n".join(sorted(undeclared))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports, at its top or later."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_top_folders_are_linked_into_the_package(repository: Path) -> None:
+    for name in LINKED:
+        link = repository / "mm_spine" / name
+        assert link.is_symlink(), f"mm_spine/{name} must be a link to ../{name}"
+        assert link.readlink() == Path("..") / name
+
+
+def test_the_linked_packages_import_from_another_folder(repository: Path, tmp_path: Path) -> None:
+    """Under their own names they must not be importable: other packages are called so too."""
+    code = "import mm_spine.processors, mm_spine.benchmarks, mm_spine.configs; import importlib.util as u; " + (
+        f"assert not any(u.find_spec(name) for name in {LINKED}), 'a generic name is importable'"
+    )
+    try:
+        metadata.distribution("mm-spine")
+    except metadata.PackageNotFoundError:
+        pytest.skip("mm-spine is not installed in this environment")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names in a wheel built offline from a copy of the checkout, which stays as it is."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for path in files_of(repository):
+        copy = source / path.relative_to(repository)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    for name in LINKED:
+        (source / "mm_spine" / name).symlink_to(Path("..") / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(out), "."]
+    run(source, *pip)
+    (built,) = out.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_holds_one_top_level_name(wheel: list[str]) -> None:
+    tops = {name.partition("/")[0] for name in wheel}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"mm_spine"}
+
+
+def test_the_wheel_holds_code_and_data(repository: Path, wheel: list[str]) -> None:
+    """Every module, every configuration and the embedded model arrive, each once."""
+    assert len(wheel) == len(set(wheel))
+    expected = {"mm_spine/py.typed"}
+    for path in files_of(repository):
+        relative = path.relative_to(repository).as_posix()
+        top, _, rest = relative.partition("/")
+        inside = f"mm_spine/{relative}" if top in LINKED else relative
+        is_data = (top == "configs" and path.suffix in {".yaml", ".json"}) or rest.startswith("digits_model/")
+        if top in {*LINKED, "mm_spine"} and (path.suffix == ".py" or is_data):
+            expected.add(inside)
+    assert expected <= set(wheel), f"missing from the wheel: {sorted(expected - set(wheel))}"
+    assert "mm_spine/processors/__init__.py" in wheel
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)
