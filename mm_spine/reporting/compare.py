@@ -139,14 +139,16 @@ def compare(runs: Sequence[Path]) -> Table:
     """`rows(runs)` as a text table, in percent; raises what `rows` raises."""
     lines = rows(runs)
     compared = [row for row in lines if row.split]
-    table = Table(title=_title(compared), caption=escape(_caption(lines)), caption_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("method", "seed", "greedy", "pass@1", _maj_header(compared)):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    table = Table(title=_title(compared), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.caption, table.caption_justify = escape(_caption(lines)), "left"
+    table.add_column("method", overflow="fold")
+    for name in ("seed", "greedy", "pass@1", _maj_header(compared)):
+        table.add_column(name, justify="right", no_wrap=True)
     if len({row.method for row in compared}) > 1:
-        table.add_column(f"pass@1 against {escape(compared[0].method)}", justify="right")
+        table.add_column(f"pass@1 against\n{escape(compared[0].method)}", justify="right", no_wrap=True)
     for split in dict.fromkeys(row.split for row in compared):
         section = [row for row in compared if row.split == split]
-        table.add_row(f"[bold]{split}, {section[0].questions} questions[/bold]")
+        table.add_row(f"[bold]{split}[/bold]", f"n = {section[0].questions}")
         for row in section:
             table.add_row(*map(escape, _cells(row)[: len(table.columns)]))
         table.add_section()
@@ -314,7 +316,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _seed(row: Row) -> str:
-    return f"mean of {row.seeds}" if row.seed is None else str(row.seed)
+    return f"{row.seeds} seeds" if row.seed is None else str(row.seed)
+
+
+def _named_seed(row: Row) -> str:
+    return _seed(row) if row.seed is None else f"seed {row.seed}"
 
 
 def _pair(values: Pair) -> str:
@@ -324,7 +330,7 @@ def _pair(values: Pair) -> str:
 def _gain(gain: Interval | None) -> str:
     if gain is None:
         return "–"
-    bounds = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    bounds = "" if gain.low is None or gain.high is None else f"\n[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     return f"{100 * gain.value:+.1f}{bounds}"
 
 
@@ -336,11 +342,11 @@ def _maj_header(compared: Sequence[Row]) -> str:
 def _title(compared: Sequence[Row]) -> str | None:
     if not compared:
         return None
-    return escape(f"{compared[0].benchmark}, {compared[0].model}: percent, before → after, and the paired difference")
+    return escape(f"{compared[0].benchmark}, {compared[0].model}: before → after, paired difference, in percent")
 
 
 def _caption(lines: Sequence[Row]) -> str:
-    notes = ["[..]: 95 % interval, over questions for one run, over seeds for a mean"]
-    notes += [f"{row.method}, seed {_seed(row)}, {row.split}: {row.note}" for row in lines if row.split and row.note]
+    notes = ["[low, high]: 95 % interval, over questions for one run, over seeds for several"]
+    notes += [f"{row.method}, {_named_seed(row)}, {row.split}: {row.note}" for row in lines if row.split and row.note]
     notes += [f"not compared: {row.run}: {row.note}" for row in lines if row.split is None]
     return "\n".join(notes)
