@@ -217,7 +217,8 @@ def _explain(error: Any) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         return f"{key}: no such key; {nearest(location[-1], _keys(location[:-1]))}"
-    return f"{key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    found = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
+    return f"{key}{found}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _keys(location: list[str]) -> list[str]:

@@ -39,11 +39,11 @@ class Engine:
         self.partitioned = config.zero_stage == 3
         module = deepcopy(policy.text) if self.partitioned else policy.text
         trainable = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-        self._assert_tower_absent(optimizer)
+        self._adamw = torch.optim.AdamW(trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        self._assert_tower_absent(self._adamw)
         settings = deepspeed_settings(policy, optim, config)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=settings
+            model=module, optimizer=self._adamw, config=settings
         )
         self._measure = config.measure_update
 
@@ -61,10 +61,11 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         before = self.policy.weights() if self._measure else None
+        whole = self._whole_norm()
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if whole is None else whole
         self.publish()
-        return float(norm or 0.0), None if before is None else self._distance(before)
+        return float(norm), None if before is None else self._distance(before)
 
     def publish(self) -> None:
         """Refresh `policy`'s whole weights from the partitioned ones; nothing to do below ZeRO-3."""
@@ -115,6 +116,12 @@ class Engine:
     def close(self) -> None:
         """Release hooks and buffers, so that another engine can train the same policy."""
         self._engine.destroy()
+
+    def _whole_norm(self) -> Tensor | None:
+        """The gradient norm where DeepSpeed keeps none: fp32 without ZeRO, gradients whole on every rank."""
+        if self._optimizer is not self._adamw:
+            return None
+        return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
 
     def _distance(self, before: dict[str, Tensor]) -> float:
         after = self.policy.trainable()

@@ -115,6 +115,7 @@ class Run:
         if policy.tower_checksum() != tower:
             raise FrozenError("the vision tower's checksum changed during the run: its results are void")
         if ended.stopped_by != "steps":
+            self._write("stopped.json", {"stopped_by": ended.stopped_by, "steps": ended.steps})
             return None
         self._step_accuracy(adapted_set)
         self._save(policy)
@@ -331,6 +332,21 @@ def run(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return Run(plan, output, resume).execute()
+
+
+def evaluate_model(config: RunConfig, split: str | None, output: Path | None) -> dict[str, Any]:
+    """One metrics block of `config.model` on a split of `config.benchmark`; verdicts to `output` if given."""
+    plan = check(config)
+    labelled = _first(plan.benchmark.load(split or plan.benchmark.adapt_split), config.limit)
+    policy = Policy.load(plan.model, config.model, config.seed)
+    sampler = HFSampler(policy, config.evaluation, config.seed)
+    name = split or plan.benchmark.adapt_split
+    items = evaluation.evaluate(
+        labelled.questions, labelled.key, sampler, samples=config.evaluation.samples, split=name
+    )
+    if output is not None:
+        records.write_json_lines(output, [evaluation.to_json(item) for item in items])
+    return evaluation.metrics(items)
 
 
 @contextmanager

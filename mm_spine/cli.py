@@ -1,0 +1,147 @@
+"""The `mm-spine` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mm_spine.config import ConfigError, MethodConfig
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+INTERRUPTED = {"SIGINT": 128 + signal.SIGINT, "SIGTERM": 128 + signal.SIGTERM}
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. optim.lr=1e-5")]
+Seed = Annotated[int | None, typer.Option(help="Seeds every draw; 0 unless the configuration says otherwise.")]
+
+
+@app.command()
+def adapt(
+    target: Annotated[str, typer.Argument(metavar="BENCHMARK|CONFIG.yaml", help="A name, a folder, or a YAML file.")],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; must not hold a run yet.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `mm-spine methods`.")] = None,
+    seed: Seed = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --output.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the configuration and what it would take, load nothing.")] = False,
+    allow_labels: Annotated[bool, typer.Option(help="Let the control `oracle` read the labels.")] = False,
+) -> None:
+    """Adapt a model to unlabelled questions; evaluate before and after."""
+    from mm_spine.run import check, load_config, run
+
+    config = load_config(target, overrides or (), method, seed)
+    plan = check(config, allow_labels)
+    if dry_run:
+        from mm_spine.estimate import estimate
+
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", markup=False)
+        _print_mapping("By arithmetic", estimate(config, plan.model))
+        return
+    if output is None:
+        raise ConfigError("--output is not set: name a folder for this run")
+    summary = run(config, output, resume=resume, allow_labels=allow_labels)
+    if summary is None:
+        stopped = _stopped_by(output)
+        console.print(f"stopped by {stopped}; go on with: mm-spine adapt {target} ... --output {output} --resume")
+        raise typer.Exit(INTERRUPTED[stopped])
+    _print_runs([output])
+    console.print(f"written to {output}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    benchmark: Annotated[str, typer.Argument(help="A name or a folder.")],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the verdicts, a line per question.")] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the split that is adapted to.")] = None,
+    seed: Seed = None,
+) -> None:
+    """Greedy, pass@1, maj@N and pass@N of a model, with intervals."""
+    from mm_spine.run import evaluate_model, load_config
+
+    config = load_config(benchmark, [*(overrides or ()), f"model.path={model}"], "none", seed)
+    _print_mapping(f"{model} on {benchmark}", evaluate_model(config, split, output))
+
+
+@app.command()
+def methods() -> None:
+    """The methods and controls, with the options each sets."""
+    from mm_spine.methods import METHODS
+
+    table = Table("method", "what it does", "source", "own defaults")
+    for name, row in METHODS.items():
+        own = ", ".join(f"{key}={value}" for key, value in row.options.items())
+        table.add_row(name, row.summary + ("" if row.label_free else " [reads labels]"), row.source, own)
+    console.print(table)
+    common = ", ".join(f"{key}={value}" for key, value in MethodConfig().model_dump().items() if key != "name")
+    console.print(f"options (method.KEY=VALUE) and their common defaults: {common}", markup=False)
+
+
+@app.command()
+def compare(runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others differ from.")]) -> None:
+    """A table of runs: before, vote, after, paired differences with 95 % intervals."""
+    _print_runs(runs)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, which samplers it can run, and why not the others."""
+    from mm_spine.doctor import checks
+
+    table = Table("check", "", "found", "what to do")
+    results = checks()
+    for result in results:
+        table.add_row(result.name, "ok" if result.ok else "no", result.detail, result.advice)
+    console.print(table)
+
+
+def _print_runs(runs: list[Path]) -> None:
+    from mm_spine.reporting.compare import compare as table_of
+
+    console.print(table_of(runs))
+
+
+def _print_mapping(title: str, values: dict[str, Any]) -> None:
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, value in values.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else _short(value))
+    console.print(table)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "[" + ", ".join(map(_short, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def _stopped_by(output: Path) -> str:
+    return str(json.loads((output / "stopped.json").read_text())["stopped_by"])
+
+
+def main() -> None:
+    """Entry point: what the user can mend is one message and exit code 2, not a traceback."""
+    from mm_spine.processors.vision import BadQuestion
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("DeepSpeed", "transformers", "httpx", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except (ConfigError, BadQuestion, ValueError) as error:
+        print(f"mm-spine: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
