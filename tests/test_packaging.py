@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -212,3 +213,107 @@ def test_the_wheel_holds_code_and_data(repository: Path, wheel: list[str]) -> No
     assert expected <= set(wheel), f"missing from the wheel: {sorted(expected - set(wheel))}"
     assert "mm_spine/processors/__init__.py" in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
+
+
+TOOLS = ("bash", "cat", "cp", "cut", "dirname", "env", "flock", "mkdir", "rm", "sha256sum", "touch")
+FAKE_PYTHON = """#!/usr/bin/env bash
+case "$1 $2" in
+  "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "venv" >>"$LOG" ;;
+  "-m pip") [ -z "${BREAK:-}" ] || { touch "$(dirname "$0")/half"; exit 1; }; echo "pip ${@: -1}" >>"$LOG" ;;
+  "-c import sys;"*) exit "${TOO_OLD:-0}" ;;
+  "-c import venv,"*) exit "${NO_VENV:-0}" ;;
+  "--version ") echo "Python 3.11.0" ;;
+  *) echo "run $* in $PWD offline=$HF_HUB_OFFLINE threads=${OMP_NUM_THREADS:-} wait=$OMP_WAIT_POLICY" >>"$LOG" ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of the set-up scripts with an interpreter that only writes down what it is asked to do."""
+
+    def __init__(self, repository: Path, root: Path) -> None:
+        self.root, self.log = root, root.parent / "log"
+        shutil.copytree(repository / "scripts", root / "scripts")
+        for name in ("pyproject.toml", "constraints.txt"):
+            shutil.copy(repository / name, root)
+        self.tools = root.parent / "bin"  # no other Python is in reach
+        self.tools.mkdir()
+        for tool in TOOLS:
+            (self.tools / tool).symlink_to(str(shutil.which(tool)))
+        self.interpreter = self.tools / "python3"
+        self.interpreter.write_text(FAKE_PYTHON)
+        self.interpreter.chmod(0o755)
+
+    def call(self, script: str, *arguments: str, **environment: str) -> tuple[list[str], str]:
+        """(what the interpreter was asked to do, stderr)."""
+        self.log.write_text("")
+        base = {"PATH": str(self.tools), "LOG": str(self.log)}
+        command = [str(self.tools / "bash"), str(self.root / "scripts" / script), *arguments]
+        done = subprocess.run(command, cwd="/", env={**base, **environment}, capture_output=True, text=True)
+        return self.log.read_text().splitlines(), done.stderr
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Checkout:
+    return Checkout(repository, tmp_path / "a folder with spaces")
+
+
+def test_the_first_call_installs_and_the_second_only_runs(checkout: Checkout) -> None:
+    settings = f"in {checkout.root} offline=1 threads= wait=PASSIVE"
+    ran = f"run -m mm_spine.demo --seed 3 {settings}"
+    assert checkout.call("demo.sh", "--seed", "3")[0] == ["venv", "pip .", ran]
+    assert checkout.call("demo.sh", "--seed", "3")[0] == [ran]
+
+
+def test_development_packages_count_for_the_demo_and_not_the_other_way(checkout: Checkout) -> None:
+    checkout.call("demo.sh")
+    log, _ = checkout.call("test.sh")
+    settings = f"in {checkout.root} offline=1 threads=1 wait=PASSIVE"
+    assert log == ["pip .[dev]", f"run -m pytest -n 2 --dist loadfile {settings}"]
+    log, _ = checkout.call("demo.sh")
+    assert len(log) == 1
+    assert checkout.call("test.sh", "-k", "a b")[0] == [f"run -m pytest -k a b {settings}"]
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_changed_requirements_are_installed_on_top(checkout: Checkout, name: str) -> None:
+    checkout.call("demo.sh")
+    with (checkout.root / name).open("a") as file:
+        file.write("# changed\n")
+    log, _ = checkout.call("demo.sh")
+    assert log[0] == "pip ."
+    assert len(log) == 2
+
+
+def test_an_interrupted_installation_starts_over(checkout: Checkout) -> None:
+    log, errors = checkout.call("demo.sh", BREAK="1")
+    assert log == ["venv"]
+    assert "Installation failed" in errors
+    log, _ = checkout.call("demo.sh")
+    assert log[:2] == ["venv", "pip ."]
+    assert not (checkout.root / ".venv" / "bin" / "half").exists()
+
+
+def test_an_environment_of_the_users_own_is_never_removed(checkout: Checkout) -> None:
+    own = checkout.root / ".venv" / "bin"
+    own.mkdir(parents=True)
+    shutil.copy(checkout.interpreter, own / "python")
+    (own / "kept").touch()
+    checkout.call("demo.sh", BREAK="1")
+    assert checkout.call("demo.sh")[0][0] == "pip ."
+    assert (own / "kept").exists()
+
+
+def test_an_interpreter_that_cannot_serve_is_named(checkout: Checkout) -> None:
+    for script in ("demo.sh", "test.sh"):
+        log, errors = checkout.call(script, TOO_OLD="1")
+        assert log == []
+        assert "No Python 3.11 or later found" in errors
+        log, errors = checkout.call(script, NO_VENV="1")
+        assert log == []
+        assert "has no venv module" in errors
+
+
+def test_help_installs_nothing(checkout: Checkout) -> None:
+    for script in ("demo.sh", "test.sh"):
+        assert checkout.call(script, "--help") == ([], "")
