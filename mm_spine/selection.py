@@ -92,7 +92,7 @@ def otsu_threshold(entropy_T: Tensor, bins: int = 100) -> float:
     least, most = float(values.min()), float(values.max())
     edges = torch.linspace(least, most, bins + 1, dtype=torch.float64, device=values.device)
     counts = torch.bincount(torch.bucketize(values, edges[1:-1], right=True), minlength=bins)
-    return least + (_otsu_bin(counts) + 0.5) * (most - least) / bins if most > least else least
+    return least + (_otsu_bin(counts) + 0.5) * (most - least) / bins
 
 
 def select(entropies: Sequence[Tensor], rule: MaskRule, scope: Scope) -> list[Tensor]:
