@@ -139,6 +139,7 @@ def test_a_letter_in_every_form(response: str) -> None:
         ("B is incorrect", None),
         ("neither A nor B is correct", None),
         ("I don't think B is correct", None),
+        ("I don't think that B is correct", None),
         ("If the answer is B, then", None),
         ("The answer is B because A is wrong", "B"),
         ("B because A is wrong", "B"),
