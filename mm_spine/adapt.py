@@ -177,7 +177,9 @@ class _Loop:
         self._check_parity(report)
         return report
 
-    def _backward(self, micro: MicroBatch, over: Denominators, epoch: int, scale: float, last: bool) -> dict[str, float]:
+    def _backward(
+        self, micro: MicroBatch, over: Denominators, epoch: int, scale: float, last: bool
+    ) -> dict[str, float]:
         anchor = None
         if self.reference is not None and self.divergence is not None:
             anchor = self.reference.anchor(micro.packed, self.divergence)
@@ -187,7 +189,9 @@ class _Loop:
         old_NT = logp_NT if epoch == 0 else micro.sampled_logp_NT
         parts = losses(trained, micro, old_NT, self.options, over)
         self.engine.backward(scale * (parts.policy + parts.band + parts.kl), last)
-        return {name: scale * value for name, value in _measure(micro, trained.stats, parts, old_NT, self.options).items()}
+        return {
+            name: scale * value for name, value in _measure(micro, trained.stats, parts, old_NT, self.options).items()
+        }
 
     def _start(self, hooks: Hooks) -> int:
         state: dict[str, Any] = {}
@@ -217,7 +221,9 @@ class _Loop:
         if hooks.checkpoints is None or not (forced or (every and done % every == 0)):
             return
         anchored = None if self.anchored is None else [float(bound) for bound in self.anchored]
-        self.engine.save(hooks.checkpoints, done, {**self._fingerprint(), "anchored": anchored}, self.config.checkpoint.keep)
+        self.engine.save(
+            hooks.checkpoints, done, {**self._fingerprint(), "anchored": anchored}, self.config.checkpoint.keep
+        )
 
     def _fingerprint(self) -> dict[str, Any]:
         return {
@@ -229,7 +235,9 @@ class _Loop:
     def _warn_of_changes(self, state: dict[str, Any]) -> None:
         for name, now in self._fingerprint().items():
             if state[name] != now:
-                log.warning("resumed with %s=%s, written with %s: results may differ in rounding", name, now, state[name])
+                log.warning(
+                    "resumed with %s=%s, written with %s: results may differ in rounding", name, now, state[name]
+                )
 
     def _check_parity(self, report: StepReport) -> None:
         if report.parity_mean > self.config.engine.parity_limit:

@@ -33,7 +33,9 @@ def adapt(
     method: Annotated[str | None, typer.Option(help="See `mm-spine methods`.")] = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --output.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the configuration and what it would take, load nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the configuration and what it would take, load nothing.")
+    ] = False,
     allow_labels: Annotated[bool, typer.Option(help="Let the control `oracle` read the labels.")] = False,
 ) -> None:
     """Adapt a model to unlabelled questions; evaluate before and after."""
@@ -64,14 +66,13 @@ def evaluate(
     benchmark: Annotated[str, typer.Argument(help="A name or a folder.")],
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="Also write the verdicts, a line per question.")] = None,
-    split: Annotated[str | None, typer.Option(help="Default: the split that is adapted to.")] = None,
     seed: Seed = None,
 ) -> None:
-    """Greedy, pass@1, maj@N and pass@N of a model, with intervals."""
+    """Greedy, pass@1, maj@N and pass@N of a model with intervals, on the adapted split or `split=NAME`."""
     from mm_spine.run import evaluate_model, load_config
 
     config = load_config(benchmark, [*(overrides or ()), f"model.path={model}"], "none", seed)
-    _print_mapping(f"{model} on {benchmark}", evaluate_model(config, split, output))
+    _print_mapping(f"{model} on {benchmark}", evaluate_model(config, output))
 
 
 @app.command()
@@ -89,7 +90,9 @@ def methods() -> None:
 
 
 @app.command()
-def compare(runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others differ from.")]) -> None:
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others differ from.")],
+) -> None:
     """A table of runs: before, vote, after, paired differences with 95 % intervals."""
     _print_runs(runs)
 

@@ -150,9 +150,11 @@ class ReportingConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything a run needs to know. `scope: question` starts from the same weights for each question."""
+    """Everything a run needs to know. `split` replaces the split that is adapted to, and then nothing is held out;
+    `scope: question` starts from the same weights for each question."""
 
     benchmark: str = "digits"
+    split: str | None = None
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
     sampling: SamplingConfig = SamplingConfig()

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
-def load_config(target: str, overrides: Sequence[str] = (), method: str | None = None, seed: int | None = None) -> RunConfig:
+def load_config(
+    target: str, overrides: Sequence[str] = (), method: str | None = None, seed: int | None = None
+) -> RunConfig:
     """A benchmark's name, a folder, or a YAML file -> the resolved configuration.
 
     Later wins: the method's own options, the YAML, `method` and `seed`, the overrides. Raises ConfigError.
@@ -141,9 +143,9 @@ class Run:
 
     def _load_questions(self) -> tuple[LabelledSet, LabelledSet | None]:
         benchmark, config = self.plan.benchmark, self.config
-        adapted = _first(benchmark.load(benchmark.adapt_split), config.limit)
-        wanted = config.evaluation.held_out and benchmark.held_out_split is not None and config.scope == "dataset"
-        held_out = benchmark.load(str(benchmark.held_out_split)) if wanted else None
+        adapted = _first(benchmark.load(config.split or benchmark.adapt_split), config.limit)
+        wanted = config.evaluation.held_out and config.scope == "dataset" and config.split is None
+        held_out = benchmark.load(benchmark.held_out_split) if wanted and benchmark.held_out_split else None
         if held_out is not None:
             held_out = _first(held_out, config.evaluation.limit)
         return adapted, held_out
@@ -171,7 +173,9 @@ class Run:
         if source is not None:
             summary = records.read_json(source / "summary.json")
             if summary["fingerprint"] != fingerprint:
-                raise ConfigError(f"evaluation.before={source}: that run started from another model, data or evaluation")
+                raise ConfigError(
+                    f"evaluation.before={source}: that run started from another model, data or evaluation"
+                )
             items = _read_items(source / "evaluation" / "before.jsonl")
         else:
             log.info("evaluating the starting model")
@@ -323,9 +327,7 @@ class Run:
             records.write_json_lines(path, [evaluation.to_json(item) for item in items])
 
 
-def run(
-    config: RunConfig, output: Path, *, resume: bool = False, allow_labels: bool = False
-) -> dict[str, Any] | None:
+def run(config: RunConfig, output: Path, *, resume: bool = False, allow_labels: bool = False) -> dict[str, Any] | None:
     """Check, then execute. Returns summary.json's content, None if a signal stopped it (the run can be resumed)."""
     plan = check(config, allow_labels)
     distributed.initialise()
@@ -334,13 +336,13 @@ def run(
     return Run(plan, output, resume).execute()
 
 
-def evaluate_model(config: RunConfig, split: str | None, output: Path | None) -> dict[str, Any]:
-    """One metrics block of `config.model` on a split of `config.benchmark`; verdicts to `output` if given."""
+def evaluate_model(config: RunConfig, output: Path | None = None) -> dict[str, Any]:
+    """One metrics block of `config.model` on `config.split`; verdicts to `output` if given."""
     plan = check(config)
-    labelled = _first(plan.benchmark.load(split or plan.benchmark.adapt_split), config.limit)
+    name = config.split or plan.benchmark.adapt_split
+    labelled = _first(plan.benchmark.load(name), config.limit)
     policy = Policy.load(plan.model, config.model, config.seed)
     sampler = HFSampler(policy, config.evaluation, config.seed)
-    name = split or plan.benchmark.adapt_split
     items = evaluation.evaluate(
         labelled.questions, labelled.key, sampler, samples=config.evaluation.samples, split=name
     )

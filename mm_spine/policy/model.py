@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mm_spine.config import LoraConfig, ModelConfig
+from mm_spine.policy import attention
 from mm_spine.policy.distribution import Distribution, banned_ids
 from mm_spine.policy.head import Anchor, SelectedHead
 from mm_spine.policy.image_cache import ImageCache
@@ -86,6 +87,7 @@ class Policy:
         self.peft = _add_lora(model, self.config.lora, seed) if self.config.train == "lora" else None
         self.model = model
         self._freeze()
+        model.model.language_model.config._attn_implementation = attention.NAME
         self.text = TextPolicy(model.model.language_model, model.lm_head.weight)
         self.images = ImageCache(self.tower)
         self.banned = banned_ids(self.tokenizer)
@@ -140,9 +142,7 @@ class Policy:
         features_ID = torch.cat(features) if features else torch.zeros(0, width, device=self.device)
         if len(features_ID) != len(image_at):
             raise ModelError(f"{question.id}: {len(features_ID)} image features for {len(image_at)} image tokens")
-        return Prompt(
-            encoded.ids_L.to(self.device), positions.to(self.device), features_ID, image_at.to(self.device)
-        )
+        return Prompt(encoded.ids_L.to(self.device), positions.to(self.device), features_ID, image_at.to(self.device))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that may train."""
@@ -201,7 +201,7 @@ def resolve_model(name: str) -> Path:
     folder = Path(name)
     if not folder.exists():
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             folder = Path(snapshot_download(name))
