@@ -217,6 +217,15 @@ def test_the_bootstrap_width_is_that_of_the_normal_interval() -> None:
     assert low < values.mean() < high
 
 
+def test_the_bootstrap_interval_is_the_percentile_one() -> None:
+    values = np.random.default_rng(2).exponential(size=12) ** 2  # skewed: the basic interval is its mirror image
+    draws = np.random.default_rng(9).integers(12, size=(20000, 12))
+    direct = np.quantile(values[draws].mean(1), (0.025, 0.975))
+    mirrored = 2 * values.mean() - direct[::-1]
+    np.testing.assert_allclose(evaluation.bootstrap_ci(values, draws=20000), direct, rtol=0.03)
+    assert np.abs(direct / mirrored - 1).min() > 0.1
+
+
 def test_the_bootstrap_is_repeatable_and_leaves_global_state_alone() -> None:
     values = np.random.default_rng(0).random(10)
     before = np.random.get_state()[1].copy()
@@ -321,6 +330,13 @@ def test_a_vote_that_no_kept_rollout_gave_is_still_graded(tmp_path: Path) -> Non
     write_rollouts(tmp_path / "step_1.parquet", [kept], 1)
     (row,) = evaluation.step_accuracy(tmp_path, [question], KEY)
     assert (row["label_accuracy"], row["reward_accuracy"], row["majority_ratio"]) == (1.0, 1.0, 0.0)
+
+
+def test_steps_come_in_order(tmp_path: Path) -> None:
+    for step in (3, 11, 0, 7, 5, 1, 10, 4):
+        save_step(tmp_path, step, {"a": STEP["a"]})
+    rows = evaluation.step_accuracy(tmp_path, ask("a"), KEY)
+    assert [row["step"] for row in rows] == [0, 1, 3, 4, 5, 7, 10, 11]
 
 
 def test_habits_are_shares_of_the_rollouts(tmp_path: Path) -> None:
