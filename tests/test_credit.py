@@ -87,9 +87,9 @@ class TestAdvantages:
 
     @pytest.mark.parametrize("normalise", ["group", "batch", "center"])
     @pytest.mark.parametrize("std", ["sample", "population"])
-    @pytest.mark.parametrize("rewards", [[0.1] * 3, [1.0] * 8, [0.0] * 4, [-0.3]])
+    @pytest.mark.parametrize("rewards", [[0.1] * 7, [-0.3] * 6, [1.0] * 8, [0.0] * 4, [-0.3]])
     def test_equal_rewards_give_exactly_zero(self, normalise, std, rewards) -> None:
-        # 0.1 * 3 / 3 is not 0.1 in float32; with eps 0 any residue would become 1, and one reward nan.
+        # The float32 mean of seven times 0.1 is not 0.1: with eps 0 the residue would become 1; one reward, nan.
         assert advantages([torch.tensor(rewards)], normalise, std, 0.0)[0].tolist() == [0.0] * len(rewards)
 
     def test_a_unanimous_group_among_others(self) -> None:

@@ -60,6 +60,10 @@ class TestSurrogate:
         torch.testing.assert_close(clipped_surrogate(logp, old, advantage, 0.3, 0.28), double([1.25, -0.75]))
         assert clipped_share(logp, old, advantage).tolist() == [True, True]
         assert clipped_share(logp, old, advantage, 0.3, 0.28).tolist() == [False, False]
+        torch.testing.assert_close(clipped_surrogate(logp, old, advantage, 0.1, 0.3), double([1.25, -0.9]))
+        assert clipped_share(logp, old, advantage, 0.1, 0.3).tolist() == [False, True]
+        torch.testing.assert_close(clipped_surrogate(logp, old, advantage, 0.3, 0.1), double([1.1, -0.75]))
+        assert clipped_share(logp, old, advantage, 0.3, 0.1).tolist() == [True, False]
 
     def test_gradients_on_all_sides(self) -> None:
         old = double([-1.0, -0.5, -2.0, -0.1, -3.0, -1.5])

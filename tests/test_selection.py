@@ -227,9 +227,8 @@ class TestOtsu:
         assert otsu_threshold(torch.full((4,), 0.5)) == 0.5
 
     def test_nearly_equal(self) -> None:
-        # One step of float64 apart: narrower than 100 bins can resolve.
-        mask = otsu(torch.tensor([1.0, math.nextafter(1.0, 2.0)], dtype=torch.float64))
-        assert mask[1]
+        # One step of float64 apart: narrower than 100 bins can resolve, so that some have no token below them.
+        assert chosen(otsu(torch.tensor([1.0, math.nextafter(1.0, 2.0)], dtype=torch.float64))) == [1]
 
     @settings(max_examples=300, deadline=None)
     @given(st.one_of(entropies, tied_entropies), st.sampled_from([2, 7, 100]))
@@ -295,6 +294,10 @@ class TestSelect:
     def test_any_float_and_a_graph_behind_it(self, rule, dtype) -> None:
         entropy = torch.tensor([0.5, 0.25, 2.0, 1.0, 0.125], dtype=dtype)
         assert rule(entropy.clone().requires_grad_()).equal(rule(entropy.float()))
+
+    def test_half_precision_is_interpolated_in_single(self) -> None:
+        # The threshold 1 + 0.4/128 lies between neighbours of bfloat16, where it would round to 1 and take both.
+        assert chosen(top_quantile(torch.tensor([1.0, 1 + 1 / 128], dtype=torch.bfloat16), 0.6)) == [1]
 
 
 class TestBounds:
