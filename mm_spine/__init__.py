@@ -6,9 +6,9 @@ quiet_environment()
 heal_torchvision()
 
 # Not lazily: once the submodule of that name was imported, `mm_spine.adapt` would be the module, not the function.
-from mm_spine.adapt import adapt
-from mm_spine.config import build
-from mm_spine.policy.model import Policy
-from mm_spine.types import AnswerSpec, Question
+from mm_spine.adapt import adapt  # noqa: E402
+from mm_spine.methods import configure  # noqa: E402
+from mm_spine.policy.model import Policy  # noqa: E402
+from mm_spine.types import AnswerSpec, Question  # noqa: E402
 
-__all__ = ["AnswerSpec", "Policy", "Question", "adapt", "build"]
+__all__ = ["AnswerSpec", "Policy", "Question", "adapt", "configure"]

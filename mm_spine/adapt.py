@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from mm_spine import distributed
-from mm_spine.config import ConfigError, RunConfig, build
+from mm_spine.config import ConfigError, RunConfig
 from mm_spine.draws import generator
 from mm_spine.engine import Engine
-from mm_spine.methods import Method, find
+from mm_spine.methods import Method, configure, find
 from mm_spine.objective import clipped_share
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
@@ -88,17 +88,17 @@ def adapt(
     questions: Sequence[Question],
     policy: Policy,
     sampler: Sampler | None = None,
-    method: str | Method = "spine",
+    method: str | Method | None = None,
     config: RunConfig | None = None,
     hooks: Hooks | None = None,
 ) -> Adapted:
     """Adapt `policy` in place to unlabelled `questions`.
 
-    `sampler` defaults to transformers with `config.sampling`, `config` to the method's own defaults.
-    Raises ConfigError, FrozenError, ParityError.
+    `config` (see `methods.configure`) defaults to the method's own options, `method` to `config.method.name`,
+    `sampler` to transformers with `config.sampling`. Raises ConfigError, FrozenError, ParityError.
     """
-    row = find(method) if isinstance(method, str) else method
-    config = config or build({"method": dict(row.options)})
+    config = config or configure({"method": {"name": method}} if isinstance(method, str) else {})
+    row = method if isinstance(method, Method) else find(method or config.method.name)
     hooks = hooks or Hooks()
     _check(questions)
     if not row.trains or config.optim.steps == 0:

@@ -14,6 +14,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Votes = Annotated[int, Field(ge=2)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigError(ValueError):
@@ -28,7 +31,7 @@ class LoraConfig(_Section):
     """Low-rank adapters on the language model's projections (peft)."""
 
     rank: Count = 16
-    alpha: Positive = 32.0
+    alpha: Count = 32
 
 
 class ModelConfig(_Section):
@@ -38,8 +41,8 @@ class ModelConfig(_Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     train: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
-    min_pixels: int | None = Field(None, ge=1)
-    max_pixels: int | None = Field(None, ge=1)
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
 
 
 class DecodingConfig(_Section):
@@ -55,7 +58,7 @@ class SamplingConfig(DecodingConfig):
     """Rollouts for training: vote with `votes`, train on the first `train_rollouts` of them."""
 
     backend: Literal["hf"] = "hf"
-    votes: int = Field(16, ge=2)
+    votes: Votes = 16
     train_rollouts: Count = 16
 
     @model_validator(mode="after")
@@ -110,7 +113,7 @@ class OptimConfig(_Section):
     epochs: Count = 1
     lr: Positive = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup: float = Field(0.0, ge=0, lt=1)
+    warmup: BelowOne = 0.0
     weight_decay: NonNegative = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: NonNegative = 1.0
@@ -131,14 +134,14 @@ class EvaluationConfig(DecodingConfig):
 
     samples: Count = 16
     held_out: bool = True
-    limit: int | None = Field(None, ge=1)
+    limit: Count | None = None
     before: Path | None = None
 
 
 class CheckpointConfig(_Section):
     """Checkpoints fall on step boundaries, every `every` steps (0: only when stopped early)."""
 
-    every: int = Field(0, ge=0)
+    every: Natural = 0
     keep: Count = 2
 
 
@@ -164,9 +167,9 @@ class RunConfig(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()
     scope: Literal["dataset", "question"] = "dataset"
-    limit: int | None = Field(None, ge=1)
+    limit: Count | None = None
     seed: int = 0
-    threads: int | None = Field(None, ge=1)
+    threads: Count | None = None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The demo: adapt the embedded model to unlabelled handwriting, with SPINE beside its controls, and say what it gained."""
+"""The demo: adapt the embedded model to unlabelled handwriting, SPINE beside its controls, and say what it gained."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ METHODS = ("none", "ttrl", "spine", "random-mask")
 def main() -> None:
     """Run `METHODS` on `digits` with one seed and one shared "before", then print one table."""
     parser = argparse.ArgumentParser(prog="scripts/demo.sh", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="configuration, e.g. optim.steps=4")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

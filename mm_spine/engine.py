@@ -42,9 +42,7 @@ class Engine:
         self._adamw = torch.optim.AdamW(trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self._assert_tower_absent(self._adamw)
         settings = deepspeed_settings(policy, optim, config)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=self._adamw, config=settings
-        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=self._adamw, config=settings)
         self._measure = config.measure_update
 
     def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None) -> Trained:

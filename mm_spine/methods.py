@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mm_spine import credit, selection
-from mm_spine.config import ConfigError, MethodConfig, nearest
+from mm_spine.config import ConfigError, MethodConfig, RunConfig, build, merge, nearest
 from mm_spine.draws import uniforms
 from mm_spine.selection import BoundsRule, MaskRule
 from mm_spine.types import Reward, Rollout
@@ -177,3 +177,14 @@ def find(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"method={name!r}: no such method; {nearest(name, METHODS)}")
     return METHODS[name]
+
+
+def configure(*layers: Mapping[str, Any]) -> RunConfig:
+    """The layers over the method's own options, validated; later layers win. Raises ConfigError."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        named = isinstance(layer.get("method"), str)  # `method=ttrl` is short for `method.name=ttrl`
+        merged = merge(merged, {**layer, "method": {"name": layer["method"]}} if named else layer)
+    section = merged.get("method")
+    name = section.get("name", "spine") if isinstance(section, Mapping) else "spine"
+    return build({"method": dict(find(str(name)).options)}, merged)

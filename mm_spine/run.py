@@ -26,9 +26,9 @@ import yaml
 from mm_spine import distributed, evaluation, records
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.benchmarks import Benchmark, resolve
-from mm_spine.config import ConfigError, RunConfig, build, merge, parse_overrides, read_yaml
+from mm_spine.config import ConfigError, RunConfig, merge, parse_overrides, read_yaml
 from mm_spine.engine import newest_checkpoint
-from mm_spine.methods import Method, find
+from mm_spine.methods import Method, configure, find
 from mm_spine.policy.model import FrozenError, Policy, checksum, resolve_model
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import AnswerKey, LabelledSet, Question
@@ -55,12 +55,7 @@ def load_config(
         layer = merge(layer, {"method": {"name": method}})
     if seed is not None:
         layer = merge(layer, {"seed": seed})
-    layer = merge(layer, parse_overrides(overrides))
-    section = layer.get("method")
-    if isinstance(section, str):
-        layer = {**layer, "method": {"name": section}}
-    name = (layer.get("method") or {}).get("name", "spine")
-    return build({"method": dict(find(str(name)).options)}, layer)
+    return configure(layer, parse_overrides(overrides))
 
 
 @dataclass(frozen=True, eq=False)

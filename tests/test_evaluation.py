@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mm_spine import evaluation
 from mm_spine.evaluation import Item
-from mm_spine.reporting.writers import write_rollouts
+from mm_spine.records import write_rollouts
 from mm_spine.types import Answer, AnswerSpec, Question, Rollout, Verdict
 from mm_spine.voting import make_group, subsample
 

@@ -71,8 +71,6 @@ def tiny_questions(n: int, images: int = 1) -> list[Question]:
     """n questions of different lengths with `images` images each; ids q0, q1, ..."""
     spec = AnswerSpec(kind="integer")
     return [
-        Question(
-            f"q{i}", tuple(tiny_image(100 * i + j) for j in range(images)), f"{WORDS[i % len(WORDS)]} ({i})", spec
-        )
+        Question(f"q{i}", tuple(tiny_image(100 * i + j) for j in range(images)), f"{WORDS[i % len(WORDS)]} ({i})", spec)
         for i in range(n)
     ]

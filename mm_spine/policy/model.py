@@ -50,7 +50,7 @@ class Trained(NamedTuple):
 class TextPolicy(nn.Module):
     """What trains: the language model and its head. The tower is not in it, so no engine can touch it."""
 
-    def __init__(self, language_model: nn.Module, head_weight: nn.Parameter) -> None:
+    def __init__(self, language_model: Any, head_weight: nn.Parameter) -> None:
         super().__init__()
         self.language_model = language_model
         self.head = SelectedHead(head_weight)
@@ -102,11 +102,11 @@ class Policy:
         config = config or ModelConfig()
         folder = resolve_model(str(path))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=DTYPES[config.dtype], attn_implementation="sdpa", trust_remote_code=False
         )
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        return cls(model.to(device).eval(), processor, config, seed)
+        return cls(model.to(torch.device(device)).eval(), processor, config, seed)
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
-from mm_spine.reporting.writers import read_json, read_json_lines
+from mm_spine.records import read_json, read_json_lines
 
 SPLITS = ("adapted", "held_out")
 GREEDY, PASS_AT_1, MAJ_AT_N = "greedy", "pass@1", "maj@N"

@@ -61,8 +61,8 @@ class HFSampler:
         length = ended[0] + 1 if ended else len(ids)
         tokens = tuple(ids[:length].tolist())
         text = self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
-        values = (v[:length].cpu().numpy().copy() for v in (logp, entropy))
-        return Rollout(name, index, tokens, text, *values, finish_reason="stop" if ended else "length")
+        own_logp, own_entropy = (values[:length].numpy().copy() for values in (logp, entropy))
+        return Rollout(name, index, tokens, text, own_logp, own_entropy, "stop" if ended else "length")
 
     def _decode(self, prompts: Sequence[Prompt], n: int, draws_RT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(token ids, log-probs, entropies), each (R, T) with R = len(prompts) x n rows, question-major."""
@@ -110,7 +110,9 @@ def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
 class _Layer(DynamicLayer):
     """Keys and values in one buffer with room for every token to come: no copy per token."""
 
-    room = 0
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -129,6 +131,12 @@ class _Layer(DynamicLayer):
         self.buffers = [function(buffer) for buffer in self.buffers]
 
 
+def _cache(layers: list[_Layer]) -> DynamicCache:
+    cache = DynamicCache()
+    cache.layers = list(layers)
+    return cache
+
+
 def _with_room(states: Tensor, room: int) -> Tensor:
     batch, heads, length, width = states.shape
     return states.new_empty(batch, heads, length + room, width)
@@ -137,13 +145,13 @@ def _with_room(states: Tensor, room: int) -> Tensor:
 class _State:
     """Rows being decoded: hidden state of the last token, cache, which keys are real, next positions."""
 
-    def __init__(self, text: Any, cache: DynamicCache, hidden_RD: Tensor, mask_RK: Tensor, position_R: Tensor) -> None:
-        self.text, self.cache = text, cache
+    def __init__(self, text: Any, layers: list[_Layer], hidden_RD: Tensor, mask_RK: Tensor, position_R: Tensor) -> None:
+        self.text, self.layers, self.cache = text, layers, _cache(layers)
         self.hidden_RD, self.mask_RK, self.position_R = hidden_RD, mask_RK, position_R
 
     def keep(self, rows: Tensor) -> None:
         """Drop the finished rows."""
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.map(lambda buffer: buffer[rows])
         self.mask_RK, self.position_R = self.mask_RK[rows], self.position_R[rows]
 
@@ -168,21 +176,18 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt], n: int, room: int) -> _S
     at = torch.arange(width, device=policy.device)
     real_BL = at >= pads[:, None]
     own_BLL = (at[:, None] >= at) & (real_BL[:, None, :] | (at[:, None] == at))
-    cache = DynamicCache(config=policy.model.config)
-    cache.layers = [_Layer() for _ in cache.layers]
-    for layer in cache.layers:
-        layer.room = room
+    layers = [_Layer(room) for _ in policy.text.language_model.layers]
     hidden = policy.text.language_model(
         inputs_embeds=torch.stack([_embed(policy, p, width) for p in prompts]),
         position_ids=torch.stack([_left_pad(p.positions_3L, width) for p in prompts], dim=1),
         attention_mask={"full_attention": own_BLL[:, None]},
-        past_key_values=cache,
+        past_key_values=_cache(layers),
         use_cache=True,
     ).last_hidden_state[:, -1]
-    for layer in cache.layers:
+    for layer in layers:
         layer.map(lambda buffer: buffer.repeat_interleave(n, dim=0))
     next_R = torch.tensor([p.next_position for p in prompts for _ in range(n)], device=policy.device)
-    return _State(policy.text, cache, hidden.repeat_interleave(n, 0), real_BL.repeat_interleave(n, 0), next_R)
+    return _State(policy.text, layers, hidden.repeat_interleave(n, 0), real_BL.repeat_interleave(n, 0), next_R)
 
 
 def _embed(policy: Policy, prompt: Prompt, width: int) -> Tensor:

@@ -1,1 +1,0 @@
-from mm_spine.records import *  # noqa: F403
