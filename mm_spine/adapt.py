@@ -156,7 +156,7 @@ class _Loop:
             report = self._update(step, trained_rows(groups, tokens, options), denominators(tokens, options))
         self.sampler.sync(self.policy.trainable().items())
         _describe(report, voted, groups, tokens)
-        report.cache_hits = self.policy.images.hits
+        report.cache_hits = self._encodes_saved(groups)
         return StepRecord(report, groups, tokens, self.seconds)
 
     def _update(self, step: int, rows: Sequence[Row], over: Denominators) -> StepReport:
@@ -192,6 +192,12 @@ class _Loop:
         return {
             name: scale * value for name, value in _measure(micro, trained.stats, parts, old_NT, self.options).items()
         }
+
+    def _encodes_saved(self, groups: Sequence[Group]) -> int:
+        """Image encodes that a tower run per rollout would have added: a figure of the step alone."""
+        keys = [self.policy.prompt(group.question).image_keys for group in groups]
+        uses = sum(len(k) * len(group.rollouts) for k, group in zip(keys, groups, strict=True))
+        return uses - len({key for each in keys for key in each})
 
     def _start(self, hooks: Hooks) -> int:
         state: dict[str, Any] = {}

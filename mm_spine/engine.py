@@ -32,8 +32,8 @@ class Engine:
         # Skips a minute of compiling a CPU collective that one machine with gloo does not need.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        if policy.device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+        self._was_deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(policy.device.type == "cpu" or self._was_deterministic)
         policy.assert_frozen()
         self.policy = policy
         self.partitioned = config.zero_stage == 3
@@ -114,6 +114,7 @@ class Engine:
     def close(self) -> None:
         """Release hooks and buffers, so that another engine can train the same policy."""
         self._engine.destroy()
+        torch.use_deterministic_algorithms(self._was_deterministic)
 
     def _whole_norm(self) -> Tensor | None:
         """The gradient norm where DeepSpeed keeps none: fp32 without ZeRO, gradients whole on every rank."""

@@ -31,7 +31,7 @@ from mm_spine.engine import newest_checkpoint
 from mm_spine.methods import Method, configure, find
 from mm_spine.policy.model import FrozenError, Policy, checksum, resolve_model
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.types import AnswerKey, LabelledSet, Question
+from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
 

@@ -148,7 +148,6 @@ class StepReport:
     tokens_sampled: int = 0
     tokens_trained: int = 0
     cache_hits: int = 0
-    skipped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

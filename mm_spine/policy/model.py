@@ -117,8 +117,6 @@ class Policy:
         known = self._prompts.get(id(question))
         if known is None:
             known = self._prompts[id(question)] = (question, self._encode(question))
-        elif question.images:
-            self.images.hits += len(question.images)
         return known[1]
 
     def can_ask(self, question: Question) -> bool:
@@ -142,7 +140,10 @@ class Policy:
         features_ID = torch.cat(features) if features else torch.zeros(0, width, device=self.device)
         if len(features_ID) != len(image_at):
             raise ModelError(f"{question.id}: {len(features_ID)} image features for {len(image_at)} image tokens")
-        return Prompt(encoded.ids_L.to(self.device), positions.to(self.device), features_ID, image_at.to(self.device))
+        keys = tuple(image.key for image in encoded.images)
+        return Prompt(
+            encoded.ids_L.to(self.device), positions.to(self.device), features_ID, image_at.to(self.device), keys
+        )
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that may train."""

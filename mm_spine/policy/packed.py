@@ -17,12 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An encoded prompt of L tokens: ids (L,), M-RoPE positions (3, L), image features (I, D) and their places (I,)."""
+    """An encoded prompt of L tokens: ids (L,), M-RoPE positions (3, L), image features (I, D), their places (I,), keys."""
 
     ids_L: Tensor
     positions_3L: Tensor
     features_ID: Tensor
     image_at_I: Tensor
+    image_keys: tuple[str, ...] = ()
 
     @property
     def next_position(self) -> int:
