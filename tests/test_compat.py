@@ -26,14 +26,22 @@ HEALED = torch.ops.torchvision.nms is not None and torch.ops.torchvision.qnms is
 """
 
 
+# The module by itself: the whole package would import transformers, which needs a real torchvision.
+LOAD = f"""
+import importlib.util
+spec = importlib.util.spec_from_file_location("compat", {compat.__file__!r})
+compat = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compat)
+"""
+
+
 def fake_torchvision(folder: Path, body: str) -> dict[str, str]:
     """An environment whose torchvision is this module; it comes before the installed one."""
     package = folder / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(body)
     (package / "transforms.py").write_text("")
-    root = str(Path(__file__).resolve().parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), root])}
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -43,33 +51,30 @@ def python(code: str, environment: dict[str, str]) -> subprocess.CompletedProces
 def test_a_cuda_torchvision_on_a_cpu_torch_is_healed(tmp_path: Path) -> None:
     environment = fake_torchvision(tmp_path, BROKEN_TORCHVISION)
     code = (
-        "from mm_spine.compat import heal_torchvision; import torchvision;"
-        "print(torchvision.HEALED, heal_torchvision(), heal_torchvision(), hasattr(torchvision, 'transforms'))"
+        "healed = compat.heal_torchvision(); import torchvision;"
+        "print(healed, torchvision.HEALED, compat.heal_torchvision(), hasattr(torchvision, 'transforms'))"
     )
-    done = python(code, environment)
+    done = python(LOAD + code, environment)
     assert done.stdout.split() == ["True"] * 4, done.stderr
 
 
 def test_a_healthy_torchvision_is_left_alone(tmp_path: Path) -> None:
     environment = fake_torchvision(tmp_path, "from torchvision import transforms")
-    code = (
-        "from mm_spine import compat; import torch;"
-        "print(compat.heal_torchvision(), hasattr(torch.ops.torchvision, 'nms'))"
-    )
-    done = python(code, environment)
+    code = "import torch; print(compat.heal_torchvision(), hasattr(torch.ops.torchvision, 'nms'))"
+    done = python(LOAD + code, environment)
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 def test_other_faults_of_torchvision_are_not_hidden(tmp_path: Path) -> None:
     environment = fake_torchvision(tmp_path, "raise RuntimeError('out of date')")
-    done = python("import mm_spine", environment)
+    done = python(LOAD + "compat.heal_torchvision()", environment)
     assert done.returncode != 0
     assert "RuntimeError: out of date" in done.stderr
 
 
 def test_a_missing_torchvision_is_left_to_doctor(tmp_path: Path) -> None:
     environment = fake_torchvision(tmp_path, "raise ImportError('not there')")
-    done = python("from mm_spine.compat import heal_torchvision; print(heal_torchvision())", environment)
+    done = python(LOAD + "print(compat.heal_torchvision())", environment)
     assert done.stdout.split() == ["False"], done.stderr
 
 
