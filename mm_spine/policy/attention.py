@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 NAME = "mm_spine_grouped"
 
@@ -37,4 +38,11 @@ def grouped_attention(
     return output.reshape(rows, query_heads, length, width).transpose(1, 2), None
 
 
+def explicit_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' own causal and padding mask (B, 1, P, K), never left implicit; for calls that bring no mask."""
+    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
 AttentionInterface.register(NAME, grouped_attention)
+# Without it transformers builds no mask for an unknown name, and a plain forward of the model would not be causal.
+AttentionMaskInterface.register(NAME, explicit_mask)
