@@ -214,9 +214,13 @@ def resolve_model(name: str) -> Path:
 
 def check_model_folder(folder: Path) -> None:
     """Raise ModelError for a folder without config or weights, of an unsupported kind, or with corrupt weights."""
-    if not (folder / "config.json").is_file():
+    config = folder / "config.json"
+    if not config.is_file():
         raise ModelError(f"model={folder}: no config.json there; give a Hugging Face model folder or hub id")
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    try:
+        kind = json.loads(config.read_text()).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{config}: not a JSON object ({error}); fetch it again") from error
     if kind not in SUPPORTED:
         raise ModelError(f"model={folder}: model_type is {kind!r}; supported: {', '.join(SUPPORTED)}")
     shards = sorted(folder.glob("*.safetensors"))
