@@ -78,6 +78,7 @@ class MethodConfig(_Section):
 
     name: str = "spine"
     share: Share = 0.2
+    mask_rule: Literal["quantile", "top_k"] = "quantile"
     mask_scope: Literal["response", "batch"] = "response"
     band_scope: Literal["response", "batch"] = "response"
     band_anchor: Literal["running", "initial"] = "running"

@@ -39,8 +39,9 @@ def all_tokens(options: MethodConfig) -> MaskRule:
 
 
 def top_share(options: MethodConfig) -> MaskRule:
-    """The `share` of tokens with the highest signal, ties kept."""
-    return partial(selection.top_quantile, share=options.share)
+    """The `share` of tokens with the highest signal: a quantile with its ties, or exactly ceil(share T)."""
+    rules = {"quantile": selection.top_quantile, "top_k": selection.top_k}
+    return partial(rules[options.mask_rule], share=options.share)
 
 
 def lowest_share(options: MethodConfig) -> MaskRule:

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An encoded prompt of L tokens: ids (L,), M-RoPE positions (3, L), image features (I, D), their places (I,), keys."""
+    """An encoded prompt of L tokens with I image tokens, their features (I, D) and places, and a key per image."""
 
     ids_L: Tensor
     positions_3L: Tensor

@@ -16,7 +16,10 @@ class Sampler(Protocol):
     def sample(
         self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False
     ) -> list[list[Rollout]]:
-        """n rollouts for each question, in order, none for one that cannot be asked; the draws depend on (seed, purpose, step, id, index) alone."""
+        """n rollouts for each question, in order, none for one that cannot be asked.
+
+        The draws depend on (seed, purpose, step, question id, rollout index) alone.
+        """
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the trainable weights after an update."""
