@@ -16,12 +16,12 @@ from mm_spine import compat, doctor
 
 BROKEN_TORCHVISION = """
 import torch
+import torchvision.transforms
 if not hasattr(torch.ops.torchvision, "nms"):
     raise RuntimeError("operator torchvision::nms does not exist")
 @torch.library.register_fake("torchvision::nms")
 def nms(dets, scores, iou_threshold):
     return dets
-from torchvision import transforms
 HEALED = torch.ops.torchvision.nms is not None and torch.ops.torchvision.qnms is not None
 """
 
