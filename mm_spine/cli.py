@@ -46,7 +46,8 @@ def adapt(
     if dry_run:
         from mm_spine.estimate import estimate
 
-        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", markup=False)
+        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        console.print(resolved, end="", markup=False, soft_wrap=True)  # a wrapped line would not be the same YAML
         _print_mapping("By arithmetic", estimate(config, plan.model))
         return
     if output is None:
@@ -71,7 +72,7 @@ def evaluate(
     """Greedy, pass@1, maj@N and pass@N of a model with intervals, on the adapted split or `split=NAME`."""
     from mm_spine.run import evaluate_model, load_config
 
-    config = load_config(benchmark, [*(overrides or ()), f"model.path={model}"], "none", seed)
+    config = load_config(benchmark, [*(overrides or ()), f"model.path={json.dumps(model)}"], "none", seed)
     _print_mapping(f"{model} on {benchmark}", evaluate_model(config, output))
 
 

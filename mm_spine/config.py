@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraConfig(_Section):
@@ -35,12 +35,13 @@ class LoraConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """Which weights, in which type, and what of them trains. The vision tower and its merger never do."""
+    """Which weights, in which type, and what of them trains. The vision tower never does, its merger if asked."""
 
     path: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     train: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
+    train_merger: bool = False
     min_pixels: Count | None = None
     max_pixels: Count | None = None
 
@@ -116,7 +117,7 @@ class OptimConfig(_Section):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: BelowOne = 0.0
     weight_decay: NonNegative = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     grad_clip: NonNegative = 1.0
 
 
@@ -186,11 +187,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping, safe-loaded. Raises ConfigError naming the file."""
     try:
         loaded = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(loaded or {}, Mapping):
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, Mapping):
         raise ConfigError(f"{path}: expected keys and values, found {type(loaded).__name__}")
-    return dict(loaded or {})
+    return dict(loaded)
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
@@ -200,7 +203,10 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"{pair!r}: overrides are written key=value, as in optim.lr=1e-4")
-        nested: Any = yaml.safe_load(text)
+        try:
+            nested: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{pair!r}: the value cannot be read as YAML: {error}") from error
         for part in reversed(key.split(".")):
             nested = {part: nested}
         tree = merge(tree, nested)

@@ -127,7 +127,7 @@ class Engine:
         return float(sum(((after[n] - w).double() ** 2).sum() for n, w in before.items()) ** 0.5)
 
     def _assert_tower_absent(self, optimizer: torch.optim.Optimizer) -> None:
-        tower = {id(p): name for name, p in self.policy.tower.named_parameters()}
+        tower = {id(p): name for name, p in self.policy.frozen_tower().items()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in tower:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from mm_spine.config import RunConfig
+from mm_spine.config import LoraConfig, RunConfig
+from mm_spine.methods import find
 
 _BYTES = {"float32": 4, "bfloat16": 2}
+_MOMENTS, _MASTER = 8, 4  # AdamW's two fp32 moments; an fp32 copy of what trains
+
+
+class Sizes(NamedTuple):
+    """The text model's sizes: layers, hidden width, query width (heads x head size), key width, FFN width, tokens."""
+
+    layers: int
+    hidden: int
+    queries: int
+    keys: int
+    ffn: int
+    vocabulary: int
+
+
+def read_sizes(folder: Path) -> Sizes:
+    """From config.json, where the text model's sizes stand under `text_config` or, in older files, on top."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    keys = text.get("num_key_value_heads", heads) * (hidden // heads)
+    vocabulary = text.get("vocab_size", config.get("vocab_size"))
+    return Sizes(text["num_hidden_layers"], hidden, hidden, keys, text["intermediate_size"], vocabulary)
 
 
 def count_parameters(folder: Path) -> dict[str, int]:
@@ -24,27 +48,59 @@ def count_parameters(folder: Path) -> dict[str, int]:
     return counts
 
 
-def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Parameters, bytes of weights, gradients and optimiser state per process, and tokens per step at most.
+def count_adapter(sizes: Sizes, lora: LoraConfig) -> int:
+    """LoRA's parameters: rank x (inputs + outputs) of q, k, v, o, gate, up and down of every layer."""
+    attention = 2 * (sizes.hidden + sizes.queries) + 2 * (sizes.hidden + sizes.keys)
+    return lora.rank * sizes.layers * (attention + 3 * (sizes.hidden + sizes.ffn))
 
-    Full training keeps gradients and two fp32 AdamW moments of every text weight, and an fp32 master copy in bf16;
-    activations and the key-value cache come on top.
+
+def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Parameters, bytes and tokens per step at most, for one process; activations and the prompts' cache come on top.
+
+    ZeRO divides gradients and optimiser state among several processes. `bytes_reference` is the KL anchor's copy of
+    the starting weights, and one of the current ones while it stands in for them.
     """
-    counts = count_parameters(folder)
-    size = _BYTES[config.model.dtype]
-    trained = counts["text"] if config.model.train == "full" else 0
-    master = 4 if size == 2 else 0
-    rollouts = config.optim.questions_per_step * config.sampling.votes
-    kept = config.optim.questions_per_step * config.sampling.train_rollouts
+    counts, sizes = count_parameters(folder), read_sizes(folder)
+    full = config.model.train == "full"
+    adapter = 0 if full else count_adapter(sizes, config.model.lora)
+    trains = find(config.method.name).trains
+    trained = (counts["text"] if full else adapter) if trains else 0
+    frozen = counts["tower"] + counts["text"] + adapter - trained
     return {
-        "parameters_frozen_tower": counts["tower"],
-        "parameters_text": counts["text"],
-        "bytes_weights": (counts["tower"] + counts["text"]) * size,
+        "parameters_trainable": trained,
+        "parameters_frozen": frozen,
+        "parameters_tower": counts["tower"],
+        **_bytes(config, sizes, trained, frozen, counts["text"] + adapter),
+        **_tokens(config, trains),
+    }
+
+
+def _bytes(config: RunConfig, sizes: Sizes, trained: int, frozen: int, text: int) -> dict[str, int]:
+    size, stage = _BYTES[config.model.dtype], config.engine.zero_stage
+    # DeepSpeed keeps the fp32 copy for bf16 weights, and for any weights where a ZeRO stage flattens them.
+    master = _MASTER if size == 2 or stage > 0 else 0
+    head = sizes.vocabulary * sizes.hidden if config.model.train == "full" else 0
+    anchored = trained and config.method.kl != "none"
+    questions = max(1, min(config.optim.questions_per_step, config.sampling.batch_rows // config.sampling.votes))
+    cached = questions * config.sampling.votes * config.sampling.max_new_tokens
+    return {
+        "bytes_weights": (trained + frozen) * size,
+        "bytes_zero3_copy": text * size if trained and stage == 3 else 0,
         "bytes_gradients": trained * size,
-        "bytes_optimizer": trained * (8 + master),
-        "bytes_reference": trained * size if config.method.kl != "none" else 0,
+        "bytes_optimizer": trained * (_MOMENTS + master),
+        "bytes_reference": (2 * trained + head) * size if anchored else 0,
+        "bytes_cache_of_responses": cached * sizes.layers * 2 * sizes.keys * size if trained else 0,
+    }
+
+
+def _tokens(config: RunConfig, trains: bool) -> dict[str, int]:
+    optim, sampling = config.optim, config.sampling
+    steps = optim.steps if trains else 0
+    rollouts = optim.questions_per_step * sampling.votes if trains else 0
+    kept = optim.questions_per_step * sampling.train_rollouts if trains else 0
+    return {
+        "steps": steps,
         "rollouts_per_step": rollouts,
-        "tokens_sampled_per_step_at_most": rollouts * config.sampling.max_new_tokens,
-        "response_tokens_trained_per_step_at_most": kept * config.sampling.max_new_tokens,
-        "steps": config.optim.steps,
+        "tokens_sampled_per_step_at_most": rollouts * sampling.max_new_tokens,
+        "response_tokens_trained_per_step_at_most": kept * sampling.max_new_tokens,
     }

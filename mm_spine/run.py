@@ -25,8 +25,8 @@ import yaml
 
 from mm_spine import distributed, evaluation, records
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
-from mm_spine.benchmarks import Benchmark, resolve
-from mm_spine.config import ConfigError, RunConfig, merge, parse_overrides, read_yaml
+from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
+from mm_spine.config import ConfigError, RunConfig, merge, nearest, parse_overrides, read_yaml
 from mm_spine.engine import newest_checkpoint
 from mm_spine.methods import Method, configure, find
 from mm_spine.policy.model import FrozenError, Policy, checksum, resolve_model
@@ -49,8 +49,9 @@ def load_config(
     if path.suffix in (".yaml", ".yml"):
         layer = read_yaml(path)
     else:
-        known = CONFIGS / f"{target}.yaml"
-        layer = merge(read_yaml(known) if known.is_file() else {}, {"benchmark": target})
+        # By name only: a folder may stand beside a YAML file of its name.
+        known = CONFIGS / f"{target}.yaml" if target in BENCHMARKS else None
+        layer = merge(read_yaml(known) if known and known.is_file() else {}, {"benchmark": target})
     if method is not None:
         layer = merge(layer, {"method": {"name": method}})
     if seed is not None:
@@ -73,6 +74,11 @@ def check(config: RunConfig, allow_labels: bool = False) -> Plan:
     benchmark, method = resolve(config.benchmark), find(config.method.name)
     if not method.label_free and not allow_labels:
         method.reward(config.method)
+    if config.split is not None and config.split not in benchmark.splits:
+        raise ConfigError(
+            f"split={config.split!r}: {benchmark.name} has none such; {nearest(config.split, benchmark.splits)}"
+        )
+    _check_files(config)
     if config.method.band_anchor == "initial" and method.bounds is None:
         raise ConfigError(f"method.band_anchor=initial: method {config.method.name!r} has no band")
     if config.scope == "question" and distributed.launched_processes() > 1:
@@ -81,6 +87,17 @@ def check(config: RunConfig, allow_labels: bool = False) -> Plan:
     if model is None:
         raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
     return Plan(config, benchmark, method, resolve_model(str(model)))
+
+
+def _check_files(config: RunConfig) -> None:
+    before, deepspeed = config.evaluation.before, config.engine.deepspeed
+    if before is not None and not (before / "summary.json").is_file():
+        raise ConfigError(f"evaluation.before={before}: no finished run there (no summary.json)")
+    if deepspeed is not None:
+        try:
+            records.read_json(deepspeed)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"engine.deepspeed={deepspeed}: cannot be read as JSON: {error}") from error
 
 
 class Run:
@@ -96,8 +113,9 @@ class Run:
 
     def execute(self) -> dict[str, Any] | None:
         """Evaluate, adapt, evaluate; write everything of the output folder."""
-        self._claim_folder()
+        self._check_folder()
         adapted_set, held_out = self._load_questions()
+        self._claim_folder()
         policy = Policy.load(self.plan.model, self.config.model, self.config.seed)
         trainable, frozen = policy.count_parameters()
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
@@ -120,21 +138,31 @@ class Run:
         self._write("summary.json", summary)
         return summary
 
-    def _claim_folder(self) -> None:
-        config = self.config.model_dump(mode="json")
+    def _check_folder(self) -> None:
         saved = self.output / "config.yaml"
         if self.resume:
             if not saved.is_file():
                 raise ConfigError(f"{self.output}: no config.yaml there, nothing to resume; start without --resume")
-            _same_config(read_yaml(saved), config, saved)
+            _same_config(read_yaml(saved), self.config.model_dump(mode="json"), saved)
             if (self.output / "summary.json").is_file():
                 raise ConfigError(f"{self.output}: that run is finished; choose another --output")
         elif saved.exists():
             raise ConfigError(f"{self.output}: already holds a run; choose another --output, or --resume to go on")
-        if self.main:
+        distributed.barrier()  # every rank has looked before the first one writes
+
+    def _claim_folder(self) -> None:
+        if not self.main:
+            return
+        try:
             self.output.mkdir(parents=True, exist_ok=True)
-            saved.write_text(yaml.safe_dump(config, sort_keys=False))
-            self._write("environment.json", environment(self.config.seed))
+        except OSError as error:
+            raise ConfigError(
+                f"{self.output}: cannot be made a folder ({error.strerror}); choose another --output"
+            ) from error
+        config = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        (self.output / "config.yaml").write_text(config)
+        (self.output / "stopped.json").unlink(missing_ok=True)
+        self._write("environment.json", environment(self.config.seed))
 
     def _load_questions(self) -> tuple[LabelledSet, LabelledSet | None]:
         benchmark, config = self.plan.benchmark, self.config
@@ -297,7 +325,7 @@ class Run:
             "frozen_parameters": frozen,
             "trainable_parameters": trainable,
             "tower_checksum_unchanged": True,
-            "merger": "frozen",
+            "merger": "trained" if config.model.train_merger else "frozen",
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "tokens": self.tokens,
             "peak_memory_bytes": peak_memory(),
@@ -328,7 +356,9 @@ def run(config: RunConfig, output: Path, *, resume: bool = False, allow_labels: 
     distributed.initialise()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return Run(plan, output, resume).execute()
+    summary = Run(plan, output, resume).execute()
+    distributed.barrier()  # what rank 0 wrote is there for all
+    return summary
 
 
 def evaluate_model(config: RunConfig, output: Path | None = None) -> dict[str, Any]:

@@ -48,19 +48,26 @@ class Trained(NamedTuple):
 
 
 class TextPolicy(nn.Module):
-    """What trains: the language model and its head. The tower is not in it, so no engine can touch it."""
+    """What trains: language model, head, and the merger if asked. The tower is not in it: no engine can touch it."""
 
-    def __init__(self, language_model: Any, head_weight: nn.Parameter) -> None:
+    def __init__(self, language_model: Any, head_weight: nn.Parameter, merger: Any = None) -> None:
         super().__init__()
         self.language_model = language_model
         self.head = SelectedHead(head_weight)
+        self.merger = merger
+
+    def embed(self, ids: Tensor, image_at_I: Tensor, features_IF: Tensor) -> Tensor:
+        """Token embeddings (..., D), with the image features at the flat places `image_at_I` of `ids`."""
+        embeds = self.language_model.embed_tokens(ids)
+        if self.merger is not None and len(features_IF):
+            features_IF = self.merger(features_IF.view(-1, self.merger.ln_q.weight.shape[0]))
+        flat = embeds.flatten(0, -2).index_copy(0, image_at_I, features_IF.to(embeds.dtype).view(-1, embeds.shape[-1]))
+        return flat.view_as(embeds)
 
     def trunk(self, batch: PackedBatch) -> Tensor:
         """Hidden states (S, D) at the positions that predict the selected tokens."""
-        embeds_BPD = self.language_model.embed_tokens(batch.ids_BP)
-        flat = embeds_BPD.flatten(0, 1).index_copy(0, batch.image_at_I, batch.features_ID.to(embeds_BPD.dtype))
         hidden_BPD = self.language_model(
-            inputs_embeds=flat.view_as(embeds_BPD),
+            inputs_embeds=self.embed(batch.ids_BP, batch.image_at_I, batch.features_ID),
             position_ids=batch.positions_3BP,
             attention_mask={"full_attention": batch.mask_B1PP},
             use_cache=False,
@@ -88,8 +95,9 @@ class Policy:
         self.model = model
         self._freeze()
         model.model.language_model.config._attn_implementation = attention.NAME
-        self.text = TextPolicy(model.model.language_model, model.lm_head.weight)
-        self.images = ImageCache(self.tower)
+        merger = self.tower.merger if self.config.train_merger else None
+        self.text = TextPolicy(model.model.language_model, model.lm_head.weight, merger)
+        self.images = ImageCache(self.tower, before_merger=merger is not None)
         self.banned = banned_ids(self.tokenizer)
         self.skipped: dict[str, str] = {}
         self._prompts: dict[int, tuple[Question, Prompt]] = {}
@@ -136,8 +144,7 @@ class Policy:
         positions = _rope_positions(self.model, encoded.ids_L, encoded.types_L, grids)
         image_at = (encoded.ids_L == self.model.config.image_token_id).nonzero()[:, 0]
         features = [self.images.features(image) for image in encoded.images]
-        width = self.text.head.weight.shape[1]
-        features_ID = torch.cat(features) if features else torch.zeros(0, width, device=self.device)
+        features_ID = torch.cat(features) if features else torch.zeros(0, self.images.width, device=self.device)
         if len(features_ID) != len(image_at):
             raise ModelError(f"{question.id}: {len(features_ID)} image features for {len(image_at)} image tokens")
         keys = tuple(image.key for image in encoded.images)
@@ -155,14 +162,22 @@ class Policy:
         return sum(n for grad, n in sizes if grad), sum(n for grad, n in sizes if not grad)
 
     def tower_checksum(self) -> str:
-        """SHA-256 over the vision tower's parameters and buffers, merger included."""
-        return checksum(self.tower.state_dict().items())
+        """SHA-256 over the vision tower's parameters and buffers, the merger included unless it trains."""
+        state = self.tower.state_dict()
+        return checksum((name, value) for name, value in state.items() if not self._may_train(name))
 
     def assert_frozen(self) -> None:
         """Raise FrozenError naming the first tower parameter that would train."""
-        for name, parameter in self.tower.named_parameters():
+        for name, parameter in self.frozen_tower().items():
             if parameter.requires_grad:
                 raise FrozenError(f"visual.{name} has requires_grad set: the vision tower must stay frozen")
+
+    def frozen_tower(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of the tower, without the merger if it trains."""
+        return {name: p for name, p in self.tower.named_parameters() if not self._may_train(name)}
+
+    def _may_train(self, tower_name: str) -> bool:
+        return self.config.train_merger and tower_name.startswith("merger.")
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of the trainable weights, to come back to (`restore`)."""
@@ -184,8 +199,8 @@ class Policy:
         self.processor.save_pretrained(folder)
 
     def _freeze(self) -> None:
-        for parameter in self.tower.parameters():
-            parameter.requires_grad_(False)
+        for name, parameter in self.tower.named_parameters():
+            parameter.requires_grad_(self._may_train(name))
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -191,8 +191,7 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt], n: int, room: int) -> _S
 
 
 def _embed(policy: Policy, prompt: Prompt, width: int) -> Tensor:
-    embeds_LD = policy.text.language_model.embed_tokens(prompt.ids_L)
-    embeds_LD = embeds_LD.index_copy(0, prompt.image_at_I, prompt.features_ID.to(embeds_LD.dtype))
+    embeds_LD = policy.text.embed(prompt.ids_L, prompt.image_at_I, prompt.features_ID)
     return torch.nn.functional.pad(embeds_LD, (0, 0, width - len(embeds_LD), 0))
 
 
