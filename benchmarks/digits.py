@@ -40,13 +40,16 @@ _SHARED_PER_CLASS, _SINGLE_PER_CLASS = 8, 64
 _QUESTIONS_PER_COMPOSITE = 4
 
 
+INTEGER, YES_NO = AnswerSpec(kind="integer"), AnswerSpec(kind="yes_no")
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of question: ways to ask it, the answer from the true digits, and what an answer looks like."""
 
     phrasings: tuple[str, ...]
     answer: Callable[[Sequence[int]], str]
-    spec: AnswerSpec = AnswerSpec(kind="integer")
+    spec: AnswerSpec = INTEGER
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
     "over": Kind(
         ("Is the sum greater than 10?", "Do the digits add up to more than 10?", "Does the sum exceed 10?"),
         lambda d: "yes" if sum(d) > 10 else "no",
-        AnswerSpec(kind="yes_no"),
+        YES_NO,
     ),
 }
 
@@ -114,7 +117,7 @@ def load(split: str) -> LabelledSet:
 
 
 def plan(split: str) -> tuple[Asked, ...]:
-    """Which rows of `load_digits` each question of `split` shows, and what it asks. Raises ValueError: no such split."""
+    """Which rows of `load_digits` each question of `split` shows, and what it asks. Raises as `load` does."""
     if split not in SPLITS:
         raise ValueError(f"digits has no split {split!r}; take one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([_SEED, SPLITS.index(split), 0])
@@ -146,7 +149,10 @@ def render(rng: np.random.Generator, digits: Sequence[np.ndarray] | np.ndarray) 
 
 
 def habit(text: str) -> Literal["direct", "reasoned", "other"]:
-    r"""How a response came to its answer: `reasoned` if a digit is written before the box, else `direct`; `other`: no box."""
+    """How a response came to its answer: `reasoned` if it writes a digit before its box, else `direct`.
+
+    Without a box it is `other`.
+    """
     before, box, _ = text.partition("\\boxed")
     if not box:
         return "other"
