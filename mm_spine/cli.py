@@ -39,6 +39,7 @@ def adapt(
     allow_labels: Annotated[bool, typer.Option(help="Let the control `oracle` read the labels.")] = False,
 ) -> None:
     """Adapt a model to unlabelled questions; evaluate before and after."""
+    from mm_spine import distributed
     from mm_spine.run import check, load_config, run
 
     config = load_config(target, overrides or (), method, seed)
@@ -53,12 +54,14 @@ def adapt(
     if output is None:
         raise ConfigError("--output is not set: name a folder for this run")
     summary = run(config, output, resume=resume, allow_labels=allow_labels)
+    console.quiet = distributed.rank() > 0
     if summary is None:
         stopped = _stopped_by(output)
-        console.print(f"stopped by {stopped}; go on with: mm-spine adapt {target} ... --output {output} --resume")
+        again = f"mm-spine adapt {target} ... --output {output} --resume"
+        console.print(f"stopped by {stopped}; go on with: {again}", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED[stopped])
     _print_runs([output])
-    console.print(f"written to {output}")
+    console.print(f"written to {output}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -142,7 +145,7 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
-    except (ConfigError, BadQuestion, ValueError) as error:
+    except (ConfigError, BadQuestion, ValueError, OSError) as error:  # OSError: a full disk, a file not to be read
         print(f"mm-spine: {error}", file=sys.stderr)
         sys.exit(2)
 

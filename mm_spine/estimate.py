@@ -38,12 +38,12 @@ def read_sizes(folder: Path) -> Sizes:
 
 
 def count_parameters(folder: Path) -> dict[str, int]:
-    """Parameters of the tower and of the text model, read from the safetensors headers."""
-    counts = {"tower": 0, "text": 0}
+    """Parameters of the tower, its merger and the text model, read from the safetensors headers."""
+    counts = {"tower": 0, "merger": 0, "text": 0}
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                part = "tower" if "visual." in name else "text"
+                part = "merger" if "visual.merger." in name else "tower" if "visual." in name else "text"
                 counts[part] += math.prod(tensors.get_slice(name).get_shape())
     return counts
 
@@ -61,16 +61,16 @@ def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:
     the starting weights, and one of the current ones while it stands in for them.
     """
     counts, sizes = count_parameters(folder), read_sizes(folder)
-    full = config.model.train == "full"
+    full, trains = config.model.train == "full", find(config.method.name).trains
     adapter = 0 if full else count_adapter(sizes, config.model.lora)
-    trains = find(config.method.name).trains
-    trained = (counts["text"] if full else adapter) if trains else 0
-    frozen = counts["tower"] + counts["text"] + adapter - trained
+    merger = counts["merger"] if config.model.train_merger else 0
+    trained = (counts["text"] if full else adapter) + merger if trains else 0
+    frozen = sum(counts.values()) + adapter - trained
     return {
         "parameters_trainable": trained,
         "parameters_frozen": frozen,
-        "parameters_tower": counts["tower"],
-        **_bytes(config, sizes, trained, frozen, counts["text"] + adapter),
+        "parameters_tower_and_merger": counts["tower"] + counts["merger"],
+        **_bytes(config, sizes, trained, frozen, counts["text"] + adapter + merger),
         **_tokens(config, trains),
     }
 
