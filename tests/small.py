@@ -1,0 +1,66 @@
+"""Small real runs: a random model biased towards digits, so that votes are won, and a folder of questions for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import tiny_image, tiny_model, tiny_processor
+
+from mm_spine.config import ModelConfig, RunConfig
+from mm_spine.methods import configure
+from mm_spine.policy.model import Policy
+
+FAVOURED = ("1", "2", "Ġ", "<|im_end|>")
+BASE = {
+    "method": {"name": "spine", "share": 0.5},
+    "sampling": {"votes": 4, "train_rollouts": 4, "max_new_tokens": 6},
+    "optim": {"steps": 3, "questions_per_step": 4, "lr": 0.0005, "schedule": "linear"},
+    "evaluation": {"samples": 2, "max_new_tokens": 6},
+    "threads": 1,
+}
+
+
+def digit_model(seed: int = 0) -> Any:
+    """`tiny_model` whose first embedding column makes 1, 2, a space and the end of the turn likely."""
+    model = tiny_model(seed)
+    ids = tiny_processor().tokenizer.convert_tokens_to_ids(list(FAVOURED))
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight
+        weight[:, 0] = 1.0
+        weight[ids, 0] = 4.0
+    return model
+
+
+def digit_policy(config: ModelConfig | None = None, seed: int = 0, model_seed: int = 0) -> Policy:
+    """A policy of its own around `digit_model`."""
+    with torch.random.fork_rng(devices=[]):
+        return Policy(digit_model(model_seed), tiny_processor(), config, seed)
+
+
+def write_model(folder: Path) -> Path:
+    """`digit_model` and the shipped processor as a model folder."""
+    digit_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def write_data(folder: Path, golds: str = "121212", held_out: str = "12") -> Path:
+    """One question with an image per character of `golds`, which is its gold answer; held-out ones likewise."""
+    folder.mkdir(parents=True)
+    for split, answers in (("questions", golds), ("held_out", held_out)):
+        rows = []
+        for i, gold in enumerate(answers):
+            image = f"{split}{i}.png"
+            tiny_image(i).save(folder / image)
+            rows.append({"image": image, "prompt": f"Which digit is number {i}?", "kind": "integer", "answer": gold})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def small_config(*layers: Mapping[str, Any]) -> RunConfig:
+    """`BASE` and what differs from it."""
+    return configure(BASE, *layers)

@@ -1,0 +1,383 @@
+"""The loop by itself: what it cannot know, what moves the weights, what it refuses, and which draw comes when."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import digit_policy, small_config
+from tiny import tiny_questions
+from torch import Tensor
+
+from mm_spine import adapt as adapt_function
+from mm_spine.adapt import Adapted, Hooks, ParityError, StepRecord, adapt, batch_of, learning_rate
+from mm_spine.config import ConfigError
+from mm_spine.engine import Engine, newest_checkpoint
+from mm_spine.policy.model import FrozenError, Policy
+from mm_spine.sampling.hf import HFSampler
+from mm_spine.types import AnswerSpec, Question, Rollout
+from mm_spine.update import losses
+
+QUESTIONS = tiny_questions(5)
+PLAIN = {"method": {"name": "ttrl", "kl": "none"}}
+
+
+class Altered:
+    """The usual sampler, its rollouts changed on the way."""
+
+    def __init__(self, policy: Policy, config: Any, change: Callable[[Rollout], Rollout]) -> None:
+        self._sampler = HFSampler(policy, config.sampling, config.seed)
+        self._change = change
+
+    def sample(
+        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False
+    ) -> list[list[Rollout]]:
+        drawn = self._sampler.sample(questions, n, step=step, purpose=purpose, greedy=greedy)
+        return [[self._change(rollout) for rollout in group] for group in drawn]
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        pass
+
+
+def with_text(text: str) -> Callable[[Rollout], Rollout]:
+    """Every response reads as `text`, whatever its tokens."""
+    return lambda rollout: replace(rollout, text=text)
+
+
+def run(*layers: Any, change: Any = None, questions: Sequence[Question] = QUESTIONS, **hooks: Any) -> Any:
+    """(policy, its starting weights, the step records, the result) of one adaptation."""
+    config = small_config(*layers)
+    policy = digit_policy(config.model)
+    start, records = policy.weights(), []
+    sampler = None if change is None else Altered(policy, config, change)
+    ended = adapt(questions, policy, sampler, config=config, hooks=Hooks(on_step=records.append, **hooks))
+    return policy, start, records, ended
+
+
+def moved(policy: Policy, start: dict[str, Tensor]) -> bool:
+    """Whether any trainable weight differs from `start` in any bit."""
+    return any(not torch.equal(weight, start[name]) for name, weight in policy.trainable().items())
+
+
+def test_no_parameter_could_carry_a_label() -> None:
+    """The whole signature and every field of what it takes: a new one must be looked at here."""
+    assert adapt_function is adapt
+    assert list(inspect.signature(adapt).parameters) == ["questions", "policy", "sampler", "method", "config", "hooks"]
+    assert set(Question.__dataclass_fields__) == {"id", "images", "prompt", "spec", "benchmark"}
+    assert set(AnswerSpec.__dataclass_fields__) == {"kind", "choices", "precision", "unit", "value_type", "ordered"}
+    assert set(Hooks.__dataclass_fields__) == {"on_step", "should_stop", "checkpoints", "resume"}
+
+
+def test_the_loop_does_not_import_the_code_that_sees_labels() -> None:
+    """Also not through others, nor inside a function."""
+    grimp = pytest.importorskip("grimp", reason="grimp comes with the dev extra")
+    graph = grimp.build_graph("mm_spine", cache_dir=None)
+    assert graph.find_shortest_chain("mm_spine.run", "mm_spine.evaluation") is not None
+    assert graph.find_shortest_chain("mm_spine.adapt", "mm_spine.evaluation") is None
+
+
+def test_the_loss_is_the_sum_of_its_logged_terms_and_falls_with_its_own_weights() -> None:
+    """After the first step the KL anchor, the band and the policy term are all there."""
+    policy, start, records, ended = run({"engine": {"measure_update": True}})
+    assert (ended.steps, ended.stopped_by) == (3, "steps")
+    assert moved(policy, start)
+    first, *later = [record.report for record in records]
+    assert first.loss_kl == pytest.approx(0.0, abs=1e-9)
+    for report in (first, *later):
+        assert report.loss == pytest.approx(report.loss_policy + report.loss_band + report.loss_kl, rel=1e-12)
+        assert report.loss_band > 0 and report.grad_norm > 0 and (report.update_norm or 0) > 0
+        assert report.parity_max < 1e-4
+    assert all(report.loss_kl > 1e-6 for report in later)
+
+
+def test_without_weights_on_band_and_anchor_only_the_policy_term_is_left() -> None:
+    _, _, records, _ = run({"method": {"band_low_weight": 0, "band_high_weight": 0, "kl_weight": 0}})
+    for record in records:
+        assert record.report.loss_band == record.report.loss_kl == 0.0
+        assert record.report.loss == record.report.loss_policy != 0.0
+
+
+def test_the_update_norm_is_the_distance_the_weights_went() -> None:
+    policy, start, records, _ = run(PLAIN, {"optim": {"steps": 1}, "engine": {"measure_update": True}})
+    squares = [float(((policy.trainable()[name] - w).double() ** 2).sum()) for name, w in start.items()]
+    assert records[0].report.update_norm == pytest.approx(math.sqrt(sum(squares)), rel=1e-6)
+
+
+def test_an_unanimous_group_is_skipped() -> None:
+    policy, start, records, _ = run(change=with_text("7"))
+    assert not moved(policy, start)
+    for record in records:
+        report = record.report
+        assert report.unanimous == report.majority_share == 1.0
+        assert report.tokens_trained == 0 and report.loss == report.grad_norm == 0.0
+
+
+def test_an_unanimous_group_can_be_regularised_and_then_only_by_band_and_anchor() -> None:
+    policy, start, records, _ = run({"method": {"unanimous": "regularise"}}, change=with_text("7"))
+    assert moved(policy, start)
+    report = records[0].report
+    assert report.unanimous == 1.0
+    assert report.loss_policy == 0.0 and report.loss_band > 0.0 and report.grad_norm > 0.0
+
+
+def test_an_unanimous_group_cannot_move_a_method_without_regulariser() -> None:
+    policy, start, records, _ = run(PLAIN, {"method": {"unanimous": "regularise"}}, change=with_text("7"))
+    assert not moved(policy, start)
+    assert records[0].report.tokens_trained > 0 and records[0].report.grad_norm == 0.0
+
+
+def test_nothing_parsed_is_no_update() -> None:
+    policy, start, records, _ = run(change=with_text("no number here"))
+    assert not moved(policy, start)
+    for record in records:
+        report = record.report
+        assert report.unparsed == 1.0 and report.majority_share == report.margin == report.unanimous == 0.0
+        assert all(group.vote.answer is None and not group.rewards.any() for group in record.groups)
+
+
+def test_a_bad_image_and_an_empty_question_cost_only_themselves() -> None:
+    bad = [replace(QUESTIONS[0], id="torn", images=(b"no image",)), replace(QUESTIONS[1], id="empty", prompt=" ")]
+    policy, start, records, _ = run(PLAIN, {"optim": {"questions_per_step": 7}}, questions=[*QUESTIONS, *bad])
+    assert set(policy.skipped) == {"torn", "empty"}
+    assert "cannot read image" in policy.skipped["torn"] and "empty" in policy.skipped["empty"]
+    assert moved(policy, start)
+    for record in records:
+        assert {group.question.id for group in record.groups} == {question.id for question in QUESTIONS}
+
+
+def test_a_step_of_bad_questions_alone_is_an_empty_step() -> None:
+    policy, start, records, ended = run(questions=[replace(q, images=(b"no image",)) for q in QUESTIONS])
+    assert ended.steps == 3 and not moved(policy, start)
+    assert set(policy.skipped) == {question.id for question in QUESTIONS}
+    assert all(record.report.tokens_sampled == 0 and not record.groups for record in records)
+
+
+def test_later_epochs_compare_with_the_sampler_and_the_first_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler's log-probs are shifted by 0.1: only the second epoch may see that."""
+    gaps: list[float] = []
+
+    def spying(trained: Any, micro: Any, old_NT: Tensor, *rest: Any) -> Any:
+        chosen = trained.stats.selected_NT
+        gaps.append(float((old_NT - micro.sampled_logp_NT)[chosen].abs().max()))
+        gaps.append(float((old_NT - trained.stats.logp_NT.detach())[chosen].abs().max()))
+        return losses(trained, micro, old_NT, *rest)
+
+    monkeypatch.setattr(sys.modules["mm_spine.adapt"], "losses", spying)
+    shifted = {"optim": {"steps": 1, "epochs": 2, "lr": 0.01}}
+    _, _, records, _ = run(PLAIN, shifted, change=lambda r: replace(r, logp=r.logp - np.float32(0.1)))
+    first_to_sampler, first_to_itself, second_to_sampler, second_to_itself = gaps
+    assert first_to_itself == 0.0 and first_to_sampler == pytest.approx(0.1, abs=1e-4)
+    assert second_to_sampler == 0.0 and second_to_itself > 0.1
+    report = records[0].report
+    assert report.parity_mean == pytest.approx(0.1, abs=1e-4) and report.parity_max == pytest.approx(0.1, abs=1e-3)
+    assert report.ratio_clipped > 0.0
+
+
+def test_one_epoch_is_never_clipped() -> None:
+    assert all(record.report.ratio_clipped == 0.0 for record in run({"optim": {"lr": 0.01}})[2])
+
+
+def test_sampler_and_trainer_that_disagree_end_the_run() -> None:
+    with pytest.raises(ParityError, match=r"step 0: .* differ by 0\.3 nats .*parity_limit=0\.2"):
+        run(PLAIN, {"engine": {"parity_limit": 0.2}}, change=lambda r: replace(r, logp=r.logp + np.float32(0.3)))
+
+
+def test_a_sampler_with_other_weights_is_found_out() -> None:
+    config = small_config(PLAIN)
+    with pytest.raises(ParityError, match="took over the last weights"):
+        adapt(QUESTIONS, digit_policy(), HFSampler(digit_policy(model_seed=1), config.sampling), config=config)
+
+
+def test_a_tower_parameter_unfrozen_behind_the_back_is_refused() -> None:
+    policy = digit_policy()
+    name, parameter = list(policy.tower.named_parameters())[7]
+    parameter.requires_grad_(True)
+    with pytest.raises(FrozenError, match=f"visual.{name} has requires_grad set"):
+        adapt(QUESTIONS, policy, config=small_config(PLAIN))
+
+
+def test_a_tower_parameter_smuggled_into_the_optimizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one whose requires_grad is off when the check of the flags passes."""
+    policy = digit_policy()
+    policy.text.smuggled = next(policy.tower.parameters())
+    policy.text.smuggled.requires_grad_(True)
+    monkeypatch.setattr(Policy, "assert_frozen", lambda self: None)
+    with pytest.raises(FrozenError, match="is in the optimizer"):
+        adapt(QUESTIONS, policy, config=small_config(PLAIN))
+
+
+def test_the_tower_and_the_trainable_count_stay_as_they_were() -> None:
+    policy = digit_policy()
+    checksum, counts = policy.tower_checksum(), policy.count_parameters()
+    frozen = sum(p.numel() for p in policy.tower.parameters())
+    assert counts[1] == frozen and counts[0] == sum(p.numel() for p in policy.trainable().values())
+    adapt(QUESTIONS, policy, config=small_config(PLAIN, {"optim": {"weight_decay": 0.1}}))
+    assert policy.tower_checksum() == checksum and policy.count_parameters() == counts
+
+
+def test_an_anchored_band_keeps_the_bounds_of_the_starting_model() -> None:
+    anchored = run({"method": {"band_anchor": "initial"}, "optim": {"lr": 0.003}})[2]
+    running = run({"optim": {"lr": 0.003}})[2]
+    assert len({(record.report.band_low, record.report.band_high) for record in anchored}) == 1
+    assert len({(record.report.band_low, record.report.band_high) for record in running}) == 3
+
+
+def test_a_method_without_a_band_reports_none() -> None:
+    report = run(PLAIN, {"optim": {"steps": 1}})[2][0].report
+    assert report.band_low is report.band_high is report.share_below is report.share_above is None
+
+
+def test_an_image_is_encoded_once_and_the_step_says_what_that_saved() -> None:
+    """Each question has an image of its own: all its rollouts but one would have encoded it again."""
+    policy, _, records, _ = run(PLAIN)
+    assert policy.images.misses == len(QUESTIONS)
+    for record in records:
+        assert record.report.cache_hits == sum(len(group.rollouts) - 1 for group in record.groups) > 0
+
+
+@pytest.mark.parametrize("count, size", [(6, 2), (4, 4), (3, 8), (9, 3)])
+def test_every_epoch_asks_every_question_once(count: int, size: int) -> None:
+    config = small_config({"optim": {"questions_per_step": size}})
+    questions = tiny_questions(count)
+    per_epoch = max(1, count // size)
+    for epoch in range(3):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        asked = Counter(question.id for step in steps for question in batch_of(questions, config, step))
+        assert asked == Counter(question.id for question in questions)
+
+
+def test_a_batch_across_two_epochs_never_asks_twice() -> None:
+    """Five questions, four a step: each step but the last of the cycle straddles an epoch."""
+    config = small_config({"optim": {"questions_per_step": 4}})
+    batches = [[question.id for question in batch_of(QUESTIONS, config, step)] for step in range(20)]
+    assert all(len(set(batch)) == len(batch) for batch in batches)
+    assert set(batches[0]) | set(batches[1]) == {question.id for question in QUESTIONS}
+    asked = Counter(name for batch in batches for name in batch)
+    assert min(asked.values()) > 16 - 5 and max(asked.values()) <= 16
+
+
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    questions = tiny_questions(9)
+    config = small_config({"optim": {"questions_per_step": 3}})
+    ids = [[q.id for q in batch_of(questions, config, step)] for step in range(6)]
+    assert [[q.id for q in batch_of(questions, config, step)] for step in reversed(range(6))] == ids[::-1]
+    first, second = (sorted(chain(*epoch)) for epoch in (ids[:3], ids[3:]))
+    assert first == second == [f"q{i}" for i in range(9)]
+    assert ids[:3] != ids[3:]
+    other = small_config({"optim": {"questions_per_step": 3}, "seed": 1})
+    assert [[q.id for q in batch_of(questions, other, step)] for step in range(6)] != ids
+
+
+@pytest.mark.parametrize(
+    "schedule, warmup, expected",
+    [
+        ("constant", 0.0, [1, 1, 1, 1]),
+        ("linear", 0.0, [1, 0.75, 0.5, 0.25]),
+        ("cosine", 0.0, [1, 0.8535534, 0.5, 0.1464466]),
+        ("constant", 0.5, [1 / 3, 2 / 3, 1, 1]),
+        ("linear", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
+        ("cosine", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
+    ],
+)
+def test_learning_rate(schedule: str, warmup: float, expected: list[float]) -> None:
+    config = small_config({"optim": {"steps": 4, "lr": 0.2, "schedule": schedule, "warmup": warmup}})
+    assert [learning_rate(config, step) / 0.2 for step in range(4)] == pytest.approx(expected)
+
+
+def test_the_learning_rate_reaches_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    step = Engine.step
+
+    def spying(self: Engine, lr: float) -> Any:
+        result = step(self, lr)
+        seen.extend(group["lr"] for group in self._adamw.param_groups)
+        return result
+
+    monkeypatch.setattr(Engine, "step", spying)
+    records = run(PLAIN, {"optim": {"lr": 0.0004}})[2]
+    assert seen == [record.report.lr for record in records] == pytest.approx([0.0004, 0.0008 / 3, 0.0004 / 3])
+
+
+def test_questions_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'q0' occurs twice"):
+        adapt([QUESTIONS[0], QUESTIONS[0]], digit_policy(), config=small_config())
+    with pytest.raises(ConfigError, match="no questions"):
+        adapt([], digit_policy(), config=small_config())
+
+
+def test_votes_are_over_all_rollouts_and_training_over_the_first() -> None:
+    _, _, records, _ = run(PLAIN, {"sampling": {"votes": 6, "train_rollouts": 3}, "optim": {"steps": 1}})
+    for group in records[0].groups:
+        assert [rollout.index for rollout in group.rollouts] == [0, 1, 2]
+        assert len(group.rewards) == len(group.advantages) == 3
+        assert group.vote.n_parsed <= 6 and sum(group.vote.counts.values()) == group.vote.n_parsed
+    sampled = records[0].report.tokens_sampled
+    assert sampled > sum(len(r.token_ids) for group in records[0].groups for r in group.rollouts)
+
+
+def stopping_after(steps: int) -> Callable[[], str | None]:
+    """A signal that arrives during step number `steps`."""
+    asked = iter(range(1, 1000))
+    return lambda: "SIGTERM" if next(asked) == steps else None
+
+
+def test_a_stop_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    _, _, records, ended = run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(2))
+    assert ended == Adapted(2, "SIGTERM") and len(records) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
+
+
+def test_another_thread_count_or_token_budget_is_said_on_resuming(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
+    with caplog.at_level(logging.WARNING, "mm_spine.adapt"):
+        run(PLAIN, checkpoints=tmp_path, resume=True, should_stop=stopping_after(1))
+        assert not caplog.messages
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+        run(PLAIN, {"engine": {"token_budget": 77}}, checkpoints=tmp_path, resume=True)
+    assert any("threads=64" in message for message in caplog.messages)
+    assert any("token_budget=77, written with 8192" in message for message in caplog.messages)
+
+
+def test_checkpoints_are_kept_to_the_last_two_and_a_torn_one_is_not_seen(tmp_path: Path) -> None:
+    run(PLAIN, {"checkpoint": {"every": 1, "keep": 2}}, checkpoints=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
+    torn = tmp_path / "writing"
+    (torn / "engine").mkdir(parents=True)
+    (torn / "state.json").write_text("{")
+    (tmp_path / "step_000009").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_000003"
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
+        run(PLAIN, checkpoints=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
+    run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
+    state = tmp_path / "step_000001" / "state.json"
+    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    with pytest.raises(ConfigError, match="written by 2 processes, resumed with 1"):
+        run(PLAIN, checkpoints=tmp_path, resume=True)
+
+
+def test_a_step_is_told_after_its_weights_are_there() -> None:
+    """on_step sees the step's own record, in order, once."""
+    seen: list[StepRecord] = run(PLAIN)[2]
+    assert [record.report.step for record in seen] == [0, 1, 2]
+    for record in seen:
+        assert set(record.seconds) == {"sample", "update"}
+        assert [len(masks) for masks in record.tokens] == [len(group.rollouts) for group in record.groups]
