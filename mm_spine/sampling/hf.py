@@ -57,7 +57,7 @@ class HFSampler:
         return torch.from_numpy(np.stack(rows)).to(self.policy.device)
 
     def _rollout(self, name: str, index: int, ids: Tensor, logp: Tensor, entropy: Tensor) -> Rollout:
-        ended = torch.isin(ids, self._eos).nonzero()[:, 0].tolist()
+        ended = torch.isin(ids, self._eos.cpu()).nonzero()[:, 0].tolist()
         length = ended[0] + 1 if ended else len(ids)
         tokens = tuple(ids[:length].tolist())
         text = self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -96,8 +96,10 @@ def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingCo
     if decoding.top_p < 1.0:
         probs = _nucleus(probs, decoding.top_p)
     cumulative = probs.cumsum(-1)
-    token = torch.searchsorted(cumulative, uniform_R[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return token.clamp(max=probs.shape[-1] - 1)
+    total = cumulative[:, -1:].contiguous()
+    token = torch.searchsorted(cumulative, uniform_R[:, None] * total, right=True)
+    # Rounding can reach the total: then the last token of positive probability, never a banned one behind it.
+    return token.minimum(torch.searchsorted(cumulative, total))[:, 0]
 
 
 def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
