@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,20 +35,33 @@ class Encoded:
 def encode(question: Question, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None) -> Encoded:
     """Render the chat template and run the model's processor, one question at a time.
 
-    Raises BadQuestion for an empty prompt or an image that cannot be read.
+    Raises BadQuestion for an empty prompt, one with a special token, or an image that cannot be read.
     """
-    if not question.prompt.strip():
-        raise BadQuestion(f"{question.id}: the question is empty")
+    _check_prompt(question, processor.tokenizer.all_special_tokens)
     images = [open_image(image, question.id) for image in question.images]
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question.prompt}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    budget = {k: v for k, v in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if v is not None}
-    features = processor(text=[text], images=images or None, return_tensors="pt", **budget)
+    size = _size(processor, min_pixels, max_pixels)
+    features = processor(text=[text], images=images or None, return_tensors="pt", images_kwargs={"size": size})
     ids_L = features["input_ids"][0]
     types_L = features.get("mm_token_type_ids", torch.zeros(1, len(ids_L), dtype=torch.long))[0]
     return Encoded(ids_L, types_L, _split_images(features))
+
+
+def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
+    """A special token in the text would stand for an image that is not there, or end the user's turn."""
+    if not question.prompt.strip():
+        raise BadQuestion(f"{question.id}: the question is empty")
+    for token in special_tokens:
+        if token in question.prompt:
+            raise BadQuestion(f"{question.id}: the question contains the special token {token}; take it out")
+
+
+def _size(processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, int]:
+    own = processor.image_processor.size
+    return {"shortest_edge": min_pixels or own["shortest_edge"], "longest_edge": max_pixels or own["longest_edge"]}
 
 
 def _split_images(features: Any) -> tuple[EncodedImage, ...]:

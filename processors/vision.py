@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from mm_spine.types import ImageLike
 
@@ -18,7 +19,7 @@ class BadQuestion(ValueError):
 
 
 def open_image(image: ImageLike, question_id: str, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
-    """Decode `image` to RGB, upright by its EXIF tag, first frame of an animation.
+    """Decode `image` to RGB: upright by its EXIF tag, first frame, 16-bit greys scaled, transparency laid on white.
 
     Raises BadQuestion if the file is missing, empty, truncated, no image, or larger than `pixel_limit` pixels.
     """
@@ -26,10 +27,24 @@ def open_image(image: ImageLike, question_id: str, pixel_limit: int = PIXEL_LIMI
         opened = image if isinstance(image, Image.Image) else Image.open(_source(image))
         _check_size(opened, question_id, pixel_limit)
         opened.load()
-        return ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return _to_rgb(ImageOps.exif_transpose(opened))
+    except BadQuestion:
+        raise
+    except Exception as error:  # decoders raise anything on damaged bytes
         name = image if isinstance(image, str | Path) else type(image).__name__
         raise BadQuestion(f"{question_id}: cannot read image {name}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """As on screen. PIL alone would cut 16-bit greys off at 255 and show the colours behind transparency."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        scaled = (values + 128) // 257 if values.max() > 255 or image.mode != "I" else values
+        image = Image.fromarray(scaled.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _source(image: Path | str | bytes) -> Path | str | io.BytesIO:
