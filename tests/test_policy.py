@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model, tiny_policy, tiny_processor, tiny_questions
+from tiny import (
+    BANNED,
+    END,
+    TEMPERATURE,
+    entropy,
+    inputs,
+    plain_log_probs,
+    tiny_model,
+    tiny_policy,
+    tiny_processor,
+    tiny_questions,
+)
 from torch import Tensor
 
 from mm_spine.benchmarks.digits import MODEL_DIR
@@ -38,10 +49,7 @@ from mm_spine.update import (
 )
 
 TOLERANCE = 1e-5
-TEMPERATURE = 0.7
 LORA = ModelConfig(train="lora", lora=LoraConfig(rank=4, alpha=8.0))
-END = 415
-BANNED = (418, 419, 420, 421, 422)
 
 Mask = Callable[[int], list[int]]
 """(response length) -> the positions that are selected."""
@@ -52,31 +60,6 @@ MASKS: dict[str, Mask] = {
     "last": lambda length: [length - 1],
     "few": lambda length: list(range(1, length, 3)),
 }
-
-
-def inputs(question: Question, tokens: Sequence[int]) -> dict[str, Tensor]:
-    """What transformers' own processor makes of the chat, followed by the response."""
-    content = [{"type": "image", "image": image} for image in question.images]
-    chat = [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt}]}]
-    made = tiny_processor().apply_chat_template(
-        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    response = torch.tensor([list(tokens)], dtype=torch.long)
-    ids = torch.cat([made["input_ids"], response], dim=1)
-    types = torch.cat([made["mm_token_type_ids"], torch.zeros_like(response)], dim=1)
-    return {**made, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
-
-
-def plain_log_probs(model: Any, question: Question, tokens: Sequence[int], temperature: float = TEMPERATURE) -> Tensor:
-    """log pi (T, V) of one (prompt, response) row by the plain forward: no packing, no cache, no selection."""
-    logits = model(**inputs(question, tokens)).logits[0, -len(tokens) - 1 : -1] / temperature
-    return logits.index_fill(-1, torch.tensor(BANNED), -torch.inf).log_softmax(-1)
-
-
-def entropy(log_probs: Tensor) -> Tensor:
-    """-sum p log p, the banned tokens left out."""
-    finite = log_probs[..., [v for v in range(log_probs.shape[-1]) if v not in BANNED]]
-    return -(finite.exp() * finite).sum(-1)
 
 
 def responses(lengths: Sequence[int], seed: int) -> list[tuple[int, ...]]:

@@ -1,19 +1,23 @@
-"""Tiny random Qwen2.5-VL policies around the shipped tokenizer and processor, and small questions to ask them."""
+"""Tiny random Qwen2.5-VL policies around the shipped tokenizer and processor, questions, and the plain forward."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import ModelConfig
 from mm_spine.policy.model import Policy
 from mm_spine.types import AnswerSpec, Question
 
+END, BANNED = 415, (418, 419, 420, 421, 422)
+TEMPERATURE = 0.7
 WORDS = ("Which digit?", "Read the two digits from left to right.", "Is it even? Answer yes or no.", "Add them.")
 
 
@@ -74,3 +78,28 @@ def tiny_questions(n: int, images: int = 1) -> list[Question]:
         Question(f"q{i}", tuple(tiny_image(100 * i + j) for j in range(images)), f"{WORDS[i % len(WORDS)]} ({i})", spec)
         for i in range(n)
     ]
+
+
+def inputs(question: Question, tokens: Sequence[int]) -> dict[str, Tensor]:
+    """What transformers' own processor makes of the chat, followed by the response."""
+    content = [{"type": "image", "image": image} for image in question.images]
+    chat = [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt}]}]
+    made = tiny_processor().apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    response = torch.tensor([list(tokens)], dtype=torch.long)
+    ids = torch.cat([made["input_ids"], response], dim=1)
+    types = torch.cat([made["mm_token_type_ids"], torch.zeros_like(response)], dim=1)
+    return {**made, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
+
+
+def plain_log_probs(model: Any, question: Question, tokens: Sequence[int], temperature: float = TEMPERATURE) -> Tensor:
+    """log pi (T, V) of one (prompt, response) row by the plain forward: no packing, no cache, no selection."""
+    logits = model(**inputs(question, tokens)).logits[0, -len(tokens) - 1 : -1] / temperature
+    return logits.index_fill(-1, torch.tensor(BANNED), -torch.inf).log_softmax(-1)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """-sum p log p, the banned tokens left out."""
+    finite = log_probs[..., [v for v in range(log_probs.shape[-1]) if v not in BANNED]]
+    return -(finite.exp() * finite).sum(-1)
