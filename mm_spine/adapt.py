@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mm_spine import distributed
+from mm_spine import distributed, measure
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.draws import generator
 from mm_spine.engine import Engine
 from mm_spine.methods import Method, configure, find
-from mm_spine.objective import clipped_share
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.reference import Reference
@@ -155,7 +153,7 @@ class _Loop:
         with self._timed("update"):
             report = self._update(step, trained_rows(groups, tokens, options), denominators(tokens, options))
         self.sampler.sync(self.policy.trainable().items())
-        _describe(report, voted, groups, tokens)
+        measure.describe(report, voted, groups, tokens)
         report.cache_hits = self._encodes_saved(groups)
         return StepRecord(report, groups, tokens, self.seconds)
 
@@ -173,7 +171,7 @@ class _Loop:
                 micro = collate(self.policy, micros[i] if not spare else [rows[0]])
                 totals.append(self._backward(micro, over, epoch, scale=0.0 if spare else 1.0, last=i == rounds - 1))
             report.grad_norm, report.update_norm = self.engine.step(report.lr)
-            _total(report, distributed.gather(totals), epoch == 0)
+            measure.add_up(report, distributed.gather(totals), first_epoch=epoch == 0)
         self._check_parity(report)
         return report
 
@@ -189,9 +187,7 @@ class _Loop:
         old_NT = logp_NT if epoch == 0 else micro.sampled_logp_NT
         parts = losses(trained, micro, old_NT, self.options, over)
         self.engine.backward(scale * (parts.policy + parts.band + parts.kl), last)
-        return {
-            name: scale * value for name, value in _measure(micro, trained.stats, parts, old_NT, self.options).items()
-        }
+        return {name: scale * x for name, x in measure.sums(micro, trained, parts, old_NT, self.options).items()}
 
     def _encodes_saved(self, groups: Sequence[Group]) -> int:
         """Image encodes that a tower run per rollout would have added: a figure of the step alone."""
@@ -292,68 +288,3 @@ def _check(questions: Sequence[Question]) -> None:
         if question.id in seen:
             raise ConfigError(f"question id {question.id!r} occurs twice: ids must be unique, draws depend on them")
         seen.add(question.id)
-
-
-def _measure(micro: MicroBatch, stats: Any, parts: Any, old_NT: Tensor, options: Any) -> dict[str, float]:
-    """Sums over this micro-batch's tokens, to be added over micro-batches and ranks."""
-    mask, weight = stats.selected_NT, micro.weight_N[:, None]
-    gap = (micro.sampled_logp_NT - stats.logp_NT.detach())[mask]
-    clipped = clipped_share(stats.logp_NT, old_NT, micro.advantage_N1, options.clip_low, options.clip_high)
-    return {
-        "policy": float(parts.policy.detach()),
-        "band": float(parts.band.detach()),
-        "kl": float(parts.kl.detach()),
-        "tokens": float(mask.sum()),
-        "gap": float(gap.abs().sum()),
-        "gap_max": float(gap.abs().max()) if len(gap) else 0.0,
-        "gap_kl": float((torch.expm1(-gap) + gap).sum()),
-        "clipped": float((clipped & micro.policy_NT).float().mul(weight).sum()),
-        "chosen": float(micro.policy_NT.float().mul(weight).sum()),
-    }
-
-
-def _total(report: StepReport, parts: Sequence[dict[str, float]], first_epoch: bool) -> None:
-    total = {key: sum(part[key] for part in parts) for key in parts[0]}
-    report.loss_policy, report.loss_band, report.loss_kl = total["policy"], total["band"], total["kl"]
-    report.loss = total["policy"] + total["band"] + total["kl"]
-    report.ratio_clipped = total["clipped"] / max(total["chosen"], 1)
-    report.tokens_trained = int(total["tokens"])
-    if first_epoch:
-        tokens = max(total["tokens"], 1)
-        report.parity_mean, report.parity_kl = total["gap"] / tokens, total["gap_kl"] / tokens
-        report.parity_max = max(part["gap_max"] for part in parts)
-
-
-def _describe(
-    report: StepReport, voted: Sequence[Group], groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]]
-) -> None:
-    """Fill in what the rollouts say: votes over all of them, masks and entropies over the kept ones."""
-    if not voted:
-        return
-    everyone = [rollout for group in voted for rollout in group.rollouts]
-    entropy = np.concatenate([r.entropy for group in groups for r in group.rollouts])
-    flat = [chosen for group in tokens for chosen in group]
-    selected = torch.cat([t.policy_T for t in flat]).numpy()
-    report.majority_share = float(np.mean([group.vote.share for group in voted]))
-    report.margin = float(np.mean([group.vote.margin for group in voted]))
-    report.unparsed = float(np.mean([answer is None for group in voted for answer in group.answers]))
-    report.unanimous = float(np.mean([group.vote.share == 1.0 for group in voted]))
-    report.length_mean = float(np.mean([len(r.token_ids) for r in everyone]))
-    report.entropy_mean = float(entropy.mean())
-    report.entropy_forks = float(entropy[selected].mean())
-    report.selected_share = float(selected.mean())
-    report.tokens_sampled = sum(len(r.token_ids) for r in everyone)
-    _describe_band(report, entropy, flat)
-
-
-def _describe_band(report: StepReport, entropy: np.ndarray, flat: Sequence[Tokens]) -> None:
-    if not flat or flat[0].bounds is None:
-        return
-    forks = torch.cat([t.band_T for t in flat]).numpy()
-    low, high = (
-        np.concatenate([np.full(len(t.band_T), float(t.bounds[side])) for t in flat if t.bounds is not None])
-        for side in (0, 1)
-    )
-    report.band_low, report.band_high = float(low[forks].mean()), float(high[forks].mean())
-    report.share_below = float((entropy[forks] < low[forks]).mean())
-    report.share_above = float((entropy[forks] > high[forks]).mean())

@@ -1,0 +1,84 @@
+"""What a step was like: the figures of its line in steps.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm_spine.config import MethodConfig
+from mm_spine.objective import clipped_share
+from mm_spine.policy.model import Trained
+from mm_spine.types import Group, StepReport
+from mm_spine.update import Losses, MicroBatch, Tokens
+
+
+def sums(
+    micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig
+) -> dict[str, float]:
+    """Sums over this micro-batch's tokens, to be added over micro-batches and ranks."""
+    stats = trained.stats
+    mask, weight = stats.selected_NT, micro.weight_N[:, None]
+    gap = (micro.sampled_logp_NT - stats.logp_NT.detach())[mask]
+    clipped = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high)
+    return {
+        "policy": float(parts.policy.detach()),
+        "band": float(parts.band.detach()),
+        "kl": float(parts.kl.detach()),
+        "tokens": float(mask.sum()),
+        "gap": float(gap.abs().sum()),
+        "gap_max": float(gap.abs().max()) if len(gap) else 0.0,
+        "gap_kl": float((torch.expm1(-gap) + gap).sum()),
+        "clipped": float((clipped & micro.policy_NT).float().mul(weight).sum()),
+        "chosen": float(micro.policy_NT.float().mul(weight).sum()),
+    }
+
+
+def add_up(report: StepReport, parts: Sequence[dict[str, float]], first_epoch: bool) -> None:
+    """Fill in losses, clipping and parity from all micro-batches and ranks; parity is of the first epoch."""
+    total = {key: sum(part[key] for part in parts) for key in parts[0]}
+    report.loss_policy, report.loss_band, report.loss_kl = total["policy"], total["band"], total["kl"]
+    report.loss = total["policy"] + total["band"] + total["kl"]
+    report.ratio_clipped = total["clipped"] / max(total["chosen"], 1)
+    report.tokens_trained = int(total["tokens"])
+    if first_epoch:
+        tokens = max(total["tokens"], 1)
+        report.parity_mean, report.parity_kl = total["gap"] / tokens, total["gap_kl"] / tokens
+        report.parity_max = max(part["gap_max"] for part in parts)
+
+
+def describe(
+    report: StepReport, voted: Sequence[Group], groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]]
+) -> None:
+    """Fill in what the rollouts say: votes over all of them, masks and entropies over the kept ones."""
+    if not voted:
+        return
+    everyone = [rollout for group in voted for rollout in group.rollouts]
+    entropy = np.concatenate([r.entropy for group in groups for r in group.rollouts])
+    flat = [chosen for group in tokens for chosen in group]
+    selected = torch.cat([t.policy_T for t in flat]).numpy()
+    report.majority_share = float(np.mean([group.vote.share for group in voted]))
+    report.margin = float(np.mean([group.vote.margin for group in voted]))
+    report.unparsed = float(np.mean([answer is None for group in voted for answer in group.answers]))
+    report.unanimous = float(np.mean([group.vote.share == 1.0 for group in voted]))
+    report.length_mean = float(np.mean([len(r.token_ids) for r in everyone]))
+    report.entropy_mean = float(entropy.mean())
+    report.entropy_forks = float(entropy[selected].mean())
+    report.selected_share = float(selected.mean())
+    report.tokens_sampled = sum(len(r.token_ids) for r in everyone)
+    _describe_band(report, entropy, flat)
+
+
+def _describe_band(report: StepReport, entropy: np.ndarray, flat: Sequence[Tokens]) -> None:
+    if not flat or flat[0].bounds is None:
+        return
+    forks = torch.cat([t.band_T for t in flat]).numpy()
+    low, high = (
+        np.concatenate([np.full(len(t.band_T), float(t.bounds[side])) for t in flat if t.bounds is not None])
+        for side in (0, 1)
+    )
+    report.band_low, report.band_high = float(low[forks].mean()), float(high[forks].mean())
+    report.share_below = float((entropy[forks] < low[forks]).mean())
+    report.share_above = float((entropy[forks] > high[forks]).mean())
