@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mm_spine.config import ConfigError, MethodConfig
@@ -87,7 +88,7 @@ def methods() -> None:
     table = Table("method", "what it does", "source", "own defaults")
     for name, row in METHODS.items():
         own = ", ".join(f"{key}={value}" for key, value in row.options.items())
-        table.add_row(name, row.summary + ("" if row.label_free else " [reads labels]"), row.source, own)
+        table.add_row(name, row.summary + ("" if row.label_free else " (reads labels)"), row.source, own)
     console.print(table)
     common = ", ".join(f"{key}={value}" for key, value in MethodConfig().model_dump().items() if key != "name")
     console.print(f"options (method.KEY=VALUE) and their common defaults: {common}", markup=False)
@@ -109,7 +110,8 @@ def doctor() -> None:
     table = Table("check", "", "found", "what to do")
     results = checks()
     for result in results:
-        table.add_row(result.name, "ok" if result.ok else "no", result.detail, result.advice)
+        found, advice = escape(result.detail), escape(result.advice)  # `pip install "mm-spine[eval]"` is no markup
+        table.add_row(result.name, "ok" if result.ok else "no", found, advice)
     console.print(table)
 
 
@@ -120,9 +122,9 @@ def _print_runs(runs: list[Path]) -> None:
 
 
 def _print_mapping(title: str, values: dict[str, Any]) -> None:
-    table = Table("", "", title=title, title_justify="left", show_header=False)
+    table = Table("", "", title=escape(title), title_justify="left", show_header=False)
     for name, value in values.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else _short(value))
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else escape(_short(value)))
     console.print(table)
 
 

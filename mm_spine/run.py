@@ -115,13 +115,14 @@ class Run:
         """Evaluate, adapt, evaluate; write everything of the output folder."""
         self._check_folder()
         adapted_set, held_out = self._load_questions()
-        self._claim_folder()
         policy = Policy.load(self.plan.model, self.config.model, self.config.seed)
         trainable, frozen = policy.count_parameters()
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         tower = policy.tower_checksum()
         fingerprint = self._fingerprint(policy, adapted_set, held_out)
-        before = self._before(policy, adapted_set, held_out, fingerprint)
+        self._check_shared_before(fingerprint)
+        self._claim_folder()
+        before = self._before(policy, adapted_set, held_out)
         if self.config.scope == "question":
             ended, after = self._adapt_each(policy, adapted_set)
         else:
@@ -186,19 +187,17 @@ class Run:
         self.seconds["evaluate"] += time.perf_counter() - started
         return items
 
-    def _before(
-        self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None, fingerprint: str
-    ) -> list[evaluation.Item]:
+    def _check_shared_before(self, fingerprint: str) -> None:
+        source = self.config.evaluation.before
+        if source is not None and records.read_json(source / "summary.json")["fingerprint"] != fingerprint:
+            raise ConfigError(f"evaluation.before={source}: that run started from another model, data or evaluation")
+
+    def _before(self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None) -> list[evaluation.Item]:
         path = self.output / "evaluation" / "before.jsonl"
         source = self.config.evaluation.before
         if self.resume and path.is_file():
             return _read_items(path)
         if source is not None:
-            summary = records.read_json(source / "summary.json")
-            if summary["fingerprint"] != fingerprint:
-                raise ConfigError(
-                    f"evaluation.before={source}: that run started from another model, data or evaluation"
-                )
             items = _read_items(source / "evaluation" / "before.jsonl")
         else:
             log.info("evaluating the starting model")
