@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import resource
 import shutil
@@ -149,17 +150,15 @@ class Run:
                 raise ConfigError(f"{self.output}: that run is finished; choose another --output")
         elif saved.exists():
             raise ConfigError(f"{self.output}: already holds a run; choose another --output, or --resume to go on")
+        place = next(path for path in (self.output, *self.output.absolute().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise ConfigError(f"--output {self.output}: {place} is no folder to write to; choose another")
         distributed.barrier()  # every rank has looked before the first one writes
 
     def _claim_folder(self) -> None:
         if not self.main:
             return
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"{self.output}: cannot be made a folder ({error.strerror}); choose another --output"
-            ) from error
+        self.output.mkdir(parents=True, exist_ok=True)
         config = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         (self.output / "config.yaml").write_text(config)
         (self.output / "stopped.json").unlink(missing_ok=True)
