@@ -1,0 +1,488 @@
+"""The commands as a user meets them: exit codes, one message for what is wrong, and then nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import save_file
+
+from mm_spine import cli, doctor
+from mm_spine.benchmarks.digits import MODEL_DIR
+from mm_spine.config import LoraConfig, ModelConfig
+from mm_spine.estimate import Sizes, count_adapter, count_parameters, estimate, read_sizes
+from mm_spine.methods import METHODS, configure
+from mm_spine.policy.model import Policy
+from mm_spine.run import load_config, signals
+
+TINY = (
+    "limit=2",
+    "threads=1",
+    "optim.questions_per_step=2",
+    "sampling.votes=2",
+    "sampling.train_rollouts=2",
+    "evaluation.samples=2",
+    "evaluation.limit=2",
+)
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`mm-spine` with these arguments, in this process."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mm-spine", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Policy, "load", load)
+
+
+def refused(ended: Ended, *expected: str) -> None:
+    assert ended.code == 2, ended
+    assert ended.err.startswith("mm-spine: "), ended
+    assert "Traceback" not in ended.err
+    for text in expected:
+        assert text in ended.err, ended.err
+
+
+# Bad input stops before the model loads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["digits", "--method", "spien"], ["method='spien'", "did you mean 'spine'"]),
+        (["digits", "method=ttlr"], ["method='ttlr'", "did you mean 'ttrl'"]),
+        (["digts"], ["'digts' is neither a benchmark nor a folder", "'digits'"]),
+        (["absent.yaml"], ["absent.yaml", "No such file"]),
+        (["digits", "split=adopt"], ["split='adopt'", "did you mean 'adapt'"]),
+        (["digits", "sampling.vots=4"], ["sampling.vots", "did you mean 'votes'"]),
+        (["digits", "optim.lr=fast"], ["optim.lr='fast'", "valid number"]),
+        (["digits", "optim.lr"], ["'optim.lr'", "key=value"]),
+        (["digits", "optim.lr=[1"], ["'optim.lr=[1'", "YAML"]),
+        (["digits", "method.share=0"], ["method.share=0", "greater than 0"]),
+        (["digits", "method.share=1.5"], ["method.share=1.5", "less than or equal to 1"]),
+        (["digits", "sampling.votes=1"], ["sampling.votes=1", "greater than or equal to 2"]),
+        (["digits", "sampling.train_rollouts=17"], ["train_rollouts=17 is more than votes=16"]),
+        (["digits", "sampling.top_p=0.9"], ["top_p=0.9", "evaluation.top_p"]),
+        (["digits", "--method", "oracle"], ["--allow-labels"]),
+        (["digits", "evaluation.before=nowhere"], ["evaluation.before=nowhere", "no finished run"]),
+        (["digits", "model.path=./nowhere"], ["model=./nowhere", "neither a folder nor a hub id"]),
+    ],
+    ids=lambda value: " ".join(value) if value and "digits" in value[0] else "",
+)
+def test_bad_input_is_one_message_before_anything_loads(
+    arguments: list[str], expected: list[str], command: Command, nothing_loads: None, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    refused(command("adapt", *arguments, "--output", str(output)), *expected)
+    assert not output.exists(), "nothing may be left behind, or the mended command would find the folder in use"
+
+
+def test_an_output_folder_must_be_named(command: Command, nothing_loads: None) -> None:
+    refused(command("adapt", "digits"), "--output is not set")
+
+
+def test_an_output_folder_in_use_is_left_as_it_was(command: Command, nothing_loads: None, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine")
+    refused(command("adapt", "digits", "--output", str(tmp_path)), str(tmp_path), "already holds a run", "--resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def test_an_output_that_cannot_be_a_folder_is_named(command: Command, nothing_loads: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for output in ("file", "file/run"):
+        refused(command("adapt", "digits", "--output", str(tmp_path / output)), str(tmp_path / output))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_resuming_wants_the_same_unfinished_run(command: Command, nothing_loads: None, tmp_path: Path) -> None:
+    resume = ("adapt", "digits", "--resume", "--output", str(tmp_path))
+    refused(command(*resume), "nothing to resume")
+    config = load_config("digits").model_dump(mode="json")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    refused(command(*resume, "optim.steps=99"), "optim.steps was 12, now 99", "resume with the same")
+    (tmp_path / "summary.json").write_text("{}")
+    refused(command(*resume), "that run is finished")
+
+
+def test_a_folder_without_usable_questions_leaves_no_output(
+    command: Command, nothing_loads: None, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "questions.jsonl").write_text("{broken\n")
+    arguments = ("adapt", str(tmp_path / "data"), f"model.path={MODEL_DIR}", "--output", str(tmp_path / "run"))
+    refused(command(*arguments), "questions.jsonl", "no usable question")
+    assert not (tmp_path / "run").exists()
+    refused(command("adapt", str(tmp_path / "data"), "--output", str(tmp_path / "run")), "model.path is not set")
+
+
+def _without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _of_another_kind(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
+
+
+def _truncated(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def _overwritten(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"<!DOCTYPE html>" * 100)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (_without_weights, ["no *.safetensors weights"]),
+        (_pickled, ["no *.safetensors weights", "pickled weights are not read"]),
+        (_without_config, ["no config.json there"]),
+        (_of_another_kind, ["model_type is 'llava'", "supported: qwen2_5_vl"]),
+        (_truncated, ["model.safetensors: corrupt or truncated"]),
+        (_overwritten, ["model.safetensors: corrupt or truncated"]),
+    ],
+)
+def test_a_model_folder_that_cannot_be_used_is_named(
+    damage: Callable[[Path], None], expected: list[str], command: Command, nothing_loads: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL_DIR, folder)
+    damage(folder)
+    for arguments in (
+        ("adapt", "digits", f"model.path={folder}", "--output", str(tmp_path / "run")),
+        ("adapt", "digits", f"model.path={folder}", "--dry-run"),
+        ("evaluate", str(folder), "digits"),
+    ):
+        refused(command(*arguments), str(folder), *expected)
+    assert not (tmp_path / "run").exists()
+
+
+# The dry run
+
+
+def test_the_dry_run_prints_the_configuration_and_the_arithmetic(command: Command, nothing_loads: None) -> None:
+    ended = command("adapt", "digits", "--dry-run", "--method", "ttrl", "--seed", "3", "optim.lr=1e-5")
+    assert ended.code == 0, ended
+    printed, table = ended.out.split("By arithmetic")
+    config = load_config("digits", ["optim.lr=1e-5"], "ttrl", 3)
+    assert yaml.safe_load(printed) == config.model_dump(mode="json")
+    rows = {name: int(value.replace(",", "")) for name, value in re.findall(r"(\w+) +│ +([\d,]+)", table)}
+    assert rows == estimate(config, MODEL_DIR)
+
+
+def test_the_dry_run_prints_a_configuration_that_can_be_run(
+    command: Command, nothing_loads: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("a folder [red] with a name longer than any line " * 3)
+    shutil.copytree(MODEL_DIR, folder)
+    ended = command("adapt", "digits", "--dry-run", f"model.path={json.dumps(str(folder))}")
+    assert yaml.safe_load(ended.out.split("By arithmetic")[0])["model"]["path"] == str(folder)
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    """100 text, 20 tower and 6 merger parameters; sizes worked with by hand below."""
+    text = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 10}
+    sizes = {**text, "num_hidden_layers": 3, "vocab_size": 20}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "text_config": sizes}))
+    save_file({"model.w": torch.zeros(10, 9), "visual.w": torch.zeros(4, 5)}, tmp_path / "a.safetensors")
+    save_file({"model.b": torch.zeros(10), "visual.merger.w": torch.zeros(2, 3)}, tmp_path / "b.safetensors")
+    return tmp_path
+
+
+SMALL_STEP: dict[str, Any] = {
+    "sampling": {"votes": 4, "train_rollouts": 2, "max_new_tokens": 5},
+    "optim": {"questions_per_step": 3, "steps": 7},
+}
+
+
+def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
+    config = configure({**SMALL_STEP, "model": {"dtype": "bfloat16"}, "method": {"name": "spine"}})
+    assert estimate(config, small_model) == {
+        "parameters_trainable": 100,
+        "parameters_frozen": 26,
+        "parameters_tower_and_merger": 26,
+        "bytes_weights": 126 * 2,
+        "bytes_zero3_copy": 0,
+        "bytes_gradients": 100 * 2,
+        "bytes_optimizer": 100 * (4 + 4 + 4),  # two fp32 moments and the fp32 copy of bf16 weights
+        "bytes_reference": (100 + 100 + 20 * 8) * 2,  # start, current while it stands in, head
+        "bytes_cache_of_responses": 3 * 4 * 5 * (3 * 2 * 4) * 2,  # tokens x (layers x k and v x key width)
+        "steps": 7,
+        "rollouts_per_step": 12,
+        "tokens_sampled_per_step_at_most": 60,
+        "response_tokens_trained_per_step_at_most": 30,
+    }
+
+
+@pytest.mark.parametrize(("stage", "state", "copy"), [(0, 800, 0), (1, 1200, 0), (2, 1200, 0), (3, 1200, 400)])
+def test_bytes_of_fp32_by_zero_stage(small_model: Path, stage: int, state: int, copy: int) -> None:
+    config = configure({**SMALL_STEP, "engine": {"zero_stage": stage}, "method": {"name": "rent"}})
+    found = estimate(config, small_model)
+    assert (found["bytes_weights"], found["bytes_gradients"]) == (126 * 4, 400)
+    assert (found["bytes_optimizer"], found["bytes_zero3_copy"], found["bytes_reference"]) == (state, copy, 0)
+
+
+def test_bytes_of_lora_by_hand(small_model: Path) -> None:
+    model = {"dtype": "bfloat16", "train": "lora", "lora": {"rank": 2}}
+    found = estimate(configure({**SMALL_STEP, "model": model}), small_model)
+    # q, o: 8 to 8; k, v: 8 to 4; gate, up, down: between 8 and 10
+    adapter = 2 * 3 * (2 * 16 + 2 * 12 + 3 * 18)
+    assert adapter == 660
+    assert (found["parameters_trainable"], found["parameters_frozen"]) == (660, 126)
+    assert (found["bytes_weights"], found["bytes_gradients"], found["bytes_optimizer"]) == (786 * 2, 1320, 660 * 12)
+    assert found["bytes_reference"] == 2 * 660 * 2, "the head does not train"
+
+
+def test_few_rows_at_a_time_bound_the_cache_and_no_method_takes_nothing(small_model: Path) -> None:
+    sampling = {**SMALL_STEP["sampling"], "batch_rows": 9}
+    found = estimate(configure({**SMALL_STEP, "sampling": sampling}), small_model)
+    assert found["bytes_cache_of_responses"] == 2 * 4 * 5 * 24 * 4, "two whole questions fit into 9 rows"
+    idle = estimate(configure({**SMALL_STEP, "method": {"name": "none"}}), small_model)
+    kept = {"parameters_frozen": 126, "parameters_tower_and_merger": 26, "bytes_weights": 126 * 4}
+    assert idle == dict.fromkeys(idle, 0) | kept
+
+
+def test_sizes_of_an_older_config_stand_on_top(small_model: Path) -> None:
+    nested = read_sizes(small_model)
+    assert nested == Sizes(layers=3, hidden=8, queries=8, keys=4, ffn=10, vocabulary=20)
+    text = json.loads((small_model / "config.json").read_text())["text_config"]
+    (small_model / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", **text}))
+    assert read_sizes(small_model) == nested
+
+
+@pytest.mark.parametrize("model", [{}, {"train_merger": True}, {"train": "lora", "lora": {"rank": 3}}])
+def test_the_arithmetic_counts_what_the_loaded_model_has(model: dict[str, Any]) -> None:
+    config = configure({"model": model})
+    found = estimate(config, MODEL_DIR)
+    policy = Policy.load(MODEL_DIR, ModelConfig(**model))
+    assert (found["parameters_trainable"], found["parameters_frozen"]) == policy.count_parameters()
+    assert found["parameters_tower_and_merger"] == sum(p.numel() for p in policy.tower.parameters())
+    assert sum(count_parameters(MODEL_DIR).values()) == found["parameters_trainable"] + found["parameters_frozen"] - (
+        count_adapter(read_sizes(MODEL_DIR), LoraConfig(rank=3)) if model.get("train") == "lora" else 0
+    )
+
+
+# The other commands
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "console", Console(width=300))
+
+
+def test_methods_lists_every_row_with_its_own_defaults(command: Command, wide: None) -> None:
+    ended = command("methods")
+    assert ended.code == 0
+    lines = {line.split("│")[1].strip(): line for line in ended.out.splitlines() if line.count("│") > 2}
+    assert lines.keys() == METHODS.keys()
+    for name, row in METHODS.items():
+        assert row.source in lines[name]
+        assert all(f"{key}={value}" in lines[name] for key, value in row.options.items())
+        assert ("(reads labels)" in lines[name]) is not row.label_free
+    assert "band_quantiles=(0.1, 0.5)" in ended.out and "clip_high=0.2" in ended.out
+
+
+def test_doctor_looks_without_loading_a_model(command: Command, wide: None, nothing_loads: None) -> None:
+    ended = command("doctor")
+    assert ended.code == 0
+    for name in ("python", "torch", "deepspeed", "sampler hf", "sampler vllm", "memory", "embedded model", "telemetry"):
+        assert re.search(rf"│ {name} +│ (ok|no)", ended.out), name
+
+
+def test_brackets_in_advice_are_printed(command: Command, wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = doctor.Check("gradio", False, "not in [here]", 'pip install "mm-spine[demo]"')
+    monkeypatch.setattr(doctor, "checks", lambda: [row])
+    ended = command("doctor")
+    assert row.detail in ended.out and row.advice in ended.out
+
+
+def test_evaluate_prints_the_metrics_and_writes_the_verdicts(command: Command, tmp_path: Path, wide: None) -> None:
+    output = tmp_path / "verdicts.jsonl"
+    few = ("limit=3", "evaluation.samples=2", "split=tune", "threads=1")
+    ended = command("evaluate", str(MODEL_DIR), "digits", *few, "--output", str(output))
+    assert ended.code == 0, ended
+    for name in ("greedy", "greedy_ci95", "pass_at_1", "pass_at_1_ci95", "maj_at_n", "pass_at_n", "unparsed"):
+        assert re.search(rf"│ {name} +│ [\[\d]", ended.out), name
+    items = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(item["split"], len(item["verdicts"])) for item in items] == [("tune", 2)] * 3
+
+
+def test_evaluate_takes_a_model_whose_name_yaml_would_read_otherwise(
+    command: Command, nothing_loads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(command("evaluate", "007", "digits"), "model=007")
+
+
+def test_adapt_then_compare(command: Command, tmp_path: Path, wide: None) -> None:
+    none, ttrl = tmp_path / "none", tmp_path / "ttrl"
+    assert command("adapt", "digits", *TINY, "--method", "none", "--output", str(none)).code == 0
+    shared = ("optim.steps=1", f"evaluation.before={none}")
+    ended = command("adapt", "digits", *TINY, *shared, "--method", "ttrl", "--output", str(ttrl))
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, f"written to {ttrl}")
+    ended = command("compare", str(none), str(ttrl))
+    assert ended.code == 0
+    for name in ("none", "ttrl"):
+        assert re.search(rf"(?m)^\W*{name}\b", ended.out), ended.out
+    summary = json.loads((ttrl / "summary.json").read_text())
+    config = load_config("digits", [*TINY, *shared], "ttrl")
+    found = estimate(config, MODEL_DIR)
+    assert (summary["trainable_parameters"], summary["frozen_parameters"]) == (
+        found["parameters_trainable"],
+        found["parameters_frozen"],
+    )
+    refused(command("adapt", "digits", *TINY, "--method", "ttrl", "--output", str(ttrl)), "already holds a run")
+    ended = command("adapt", "digits", *TINY, "seed=1", *shared, "--output", str(tmp_path / "other"))
+    assert ended.code == 2 and f"evaluation.before={none}: that run started from another" in ended.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_help_names_every_command(command: Command) -> None:
+    ended = command("--help")
+    assert ended.code == 0
+    for name in ("adapt", "evaluate", "methods", "compare", "doctor"):
+        assert re.search(rf"\b{name}\b", ended.out)
+
+
+# In a shell, and signals
+
+SHELL = [sys.executable, "-m", "mm_spine.cli"]
+
+
+def alone() -> dict[str, str]:
+    """The environment without what a run in this process left there for its own rank."""
+    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    return {name: value for name, value in os.environ.items() if name not in ranks}
+
+
+def test_the_shell_sees_code_2_and_no_traceback() -> None:
+    arguments = ["adapt", "digits", "optim.rl=1", "--output", "nowhere"]
+    done = subprocess.run([*SHELL, *arguments], capture_output=True, text=True, timeout=120, check=False, env=alone())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("mm-spine: optim.rl: no such key; did you mean 'lr'?")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], Path]]]:
+    """Start `mm-spine` with these arguments; its process, and the file that its log goes to. Ended with the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
+        log = tmp_path / f"{len(processes)}.log"
+        with log.open("wb") as file:
+            processes.append(subprocess.Popen([*SHELL, *arguments], stdout=file, stderr=subprocess.STDOUT, env=alone()))
+        return processes[-1], log
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait(30)
+
+
+def first_step(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Wait for the first step line; the number it gives."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if found := re.search(r"step (\d+)/", log.read_text()):
+            return int(found[1])
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"no step in 120 s:\n{log.read_text()}")
+
+
+def stopped_at(output: Path, by: str) -> int:
+    """The step that the run says it stopped at, its checkpoint and its lines agreeing."""
+    stopped = json.loads((output / "stopped.json").read_text())
+    newest = output / "checkpoints" / f"step_{stopped['steps']:06d}"
+    assert stopped["stopped_by"] == by
+    assert json.loads((newest / "state.json").read_text())["step"] == stopped["steps"]
+    assert list((newest / "engine").iterdir()), "the engine's state is in it"
+    assert not (output / "checkpoints" / "writing").exists()
+    steps = [json.loads(line)["step"] for line in (output / "steps.jsonl").read_text().splitlines()]
+    assert steps == list(range(stopped["steps"]))
+    assert not (output / "summary.json").exists() and not (output / "adapted").exists()
+    return int(stopped["steps"])
+
+
+def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(
+    started: Callable[..., tuple[subprocess.Popen[bytes], Path]], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    few = ("evaluation.held_out=false", "sampling.max_new_tokens=8", "evaluation.max_new_tokens=8")
+    arguments = ("adapt", "digits", *TINY, *few, "optim.steps=200", "--output", str(output))
+
+    process, log = started(*arguments)
+    assert first_step(process, log) == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143, log.read_text()
+    done = stopped_at(output, "SIGTERM")
+    assert "SIGTERM: finishing this step" in log.read_text() and "--resume" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+    process, log = started(*arguments, "--resume")
+    assert first_step(process, log) == done + 1
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+    assert stopped_at(output, "SIGINT") > done
+
+
+def test_the_first_signal_is_noted_and_the_second_acts() -> None:
+    usual = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with signals() as received:
+            assert received == []
+            signal.raise_signal(signal.SIGINT)
+            assert received == ["SIGINT"]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is usual[0]
+    finally:
+        signal.signal(signal.SIGINT, usual[1])
