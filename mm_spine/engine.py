@@ -145,6 +145,9 @@ def deepspeed_settings(policy: Policy, optim: OptimConfig, config: EngineConfig)
     settings: dict[str, Any] = json.loads(config.deepspeed.read_text()) if config.deepspeed else {}
     zero = settings.setdefault("zero_optimization", {})
     zero.update(stage=config.zero_stage)
+    # DeepSpeed allocates its bucket anew in every step; its default of 2 GB is for models of that size.
+    size = sum(parameter.numel() for parameter in policy.trainable().values())
+    zero.setdefault("reduce_bucket_size", min(size, 500_000_000))
     settings |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
