@@ -36,6 +36,9 @@ from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
 
+ROUNDING_ONLY = {"threads", "engine.token_budget"}
+"""Keys that a resumed run may change: the loop warns, because sums are then rounded in another order."""
+
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -143,6 +146,8 @@ class Run:
     def _check_folder(self) -> None:
         saved = self.output / "config.yaml"
         if self.resume:
+            if self.config.scope == "question":
+                raise ConfigError("scope=question keeps no checkpoints: start again in a new folder")
             if not saved.is_file():
                 raise ConfigError(f"{self.output}: no config.yaml there, nothing to resume; start without --resume")
             _same_config(read_yaml(saved), self.config.model_dump(mode="json"), saved)
@@ -222,7 +227,7 @@ class Run:
             hooks = Hooks(
                 on_step=lambda record: self._record(record, offset),
                 should_stop=lambda: received[-1] if received else None,
-                checkpoints=self.output / "checkpoints",
+                checkpoints=self.output / "checkpoints" if self.config.scope == "dataset" else None,
                 resume=self.resume and newest_checkpoint(self.output / "checkpoints") is not None,
             )
             self._drop_steps_after_checkpoint(hooks)
@@ -230,12 +235,12 @@ class Run:
 
     def _adapt_each(self, policy: Policy, labelled: LabelledSet) -> tuple[Adapted, list[evaluation.Item]]:
         """Each question from the same start, answered with the weights adapted to it alone."""
-        if self.resume:
-            raise ConfigError("scope=question keeps no checkpoints: start again in a new folder")
         start, items, ended = policy.weights(), [], Adapted()
         for i, question in enumerate(labelled.questions):
             alone = LabelledSet((question,), labelled.key)
-            ended = self._adapt(policy, alone, offset=i * self.config.optim.steps)
+            before = ended.steps
+            ended = self._adapt(policy, alone, offset=before)
+            ended.steps += before
             if ended.stopped_by != "steps":
                 break
             items += self._evaluate(policy, alone, None)
@@ -253,12 +258,10 @@ class Run:
 
     def _record(self, record: StepRecord, offset: int) -> None:
         report = replace(record.report, step=record.report.step + offset)
-        for phase, seconds in record.seconds.items():
-            self.seconds[phase] += seconds
         selected = [[chosen.policy_T.numpy() for chosen in group] for group in record.tokens]
-        self.tokens["sampled"] += report.tokens_sampled
-        self.tokens["trained"] += report.tokens_trained
-        self.tokens["selected"] += sum(int(mask.sum()) for group in selected for mask in group)
+        count = sum(int(mask.sum()) for group in selected for mask in group)
+        timing = {"step": report.step, **record.seconds, "selected": count, "peak_memory_bytes": peak_memory()}
+        self._count(vars(report), timing)
         log.info(_line(report, self.config.optim.steps))
         if not self.main:
             return
@@ -266,8 +269,15 @@ class Run:
             name = f"step_{report.step:06d}.parquet"
             records.write_rollouts(self.output / "rollouts" / name, record.groups, report.step, selected)
         records.JsonLines(self.output / "steps.jsonl").append(report)
-        timing = {"step": report.step, **record.seconds, "peak_memory_bytes": peak_memory()}
         records.JsonLines(self.output / "timings.jsonl").append(timing)
+
+    def _count(self, report: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        """Add one step's tokens and seconds to the run's."""
+        for phase in ("sample", "update"):
+            self.seconds[phase] += timing[phase]
+        self.tokens["sampled"] += report["tokens_sampled"]
+        self.tokens["trained"] += report["tokens_trained"]
+        self.tokens["selected"] += timing["selected"]
 
     def _drop_steps_after_checkpoint(self, hooks: Hooks) -> None:
         if not self.resume or not self.main or hooks.checkpoints is None:
@@ -279,6 +289,11 @@ class Run:
         for path in (self.output / "rollouts").glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) >= done:
                 path.unlink()
+        if done:
+            kept = (records.read_json_lines(self.output / name) for name in ("steps.jsonl", "timings.jsonl"))
+            for report, timing in zip(*kept, strict=True):
+                self._count(report, timing)
+            self._started -= self.seconds["sample"] + self.seconds["update"]
 
     def _step_accuracy(self, labelled: LabelledSet) -> None:
         """What the votes and rewards were worth, from the saved rollouts, after the training is over."""
@@ -328,7 +343,7 @@ class Run:
             "tokens": self.tokens,
             "peak_memory_bytes": peak_memory(),
             "stopped_by": ended.stopped_by,
-            "skipped": policy.skipped,
+            "skipped": {name: why for skipped in distributed.gather([policy.skipped]) for name, why in skipped.items()},
             "fingerprint": fingerprint,
         }
 
@@ -447,7 +462,7 @@ def _read_items(path: Path) -> list[evaluation.Item]:
 
 def _same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
     old, new = dict(_flat(saved)), dict(_flat(given))
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted((old.keys() | new.keys()) - ROUNDING_ONLY):
         if old.get(key) != new.get(key):
             raise ConfigError(f"{path}: {key} was {old.get(key)!r}, now {new.get(key)!r}; resume with the same")
 
