@@ -30,8 +30,9 @@ def digit_model(seed: int = 0) -> Any:
     ids = tiny_processor().tokenizer.convert_tokens_to_ids(list(FAVOURED))
     with torch.no_grad():
         weight = model.get_input_embeddings().weight
-        weight[:, 0] = 1.0
-        weight[ids, 0] = 4.0
+        weight[:, 0] = 2.0
+        weight[ids, 0] = 5.0
+        model.model.language_model.norm.weight[0] = 2.0
     return model
 
 
@@ -48,15 +49,21 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
+def golds_of(digit: str) -> list[str]:
+    """The gold answers that `digit` stands for."""
+    return [digit * length for length in range(1, 7)]
+
+
 def write_data(folder: Path, golds: str = "121212", held_out: str = "12") -> Path:
-    """One question with an image per character of `golds`, which is its gold answer; held-out ones likewise."""
+    """One question with an image for each digit of `golds`, which is right however often repeated; held-out likewise."""
     folder.mkdir(parents=True)
     for split, answers in (("questions", golds), ("held_out", held_out)):
         rows = []
         for i, gold in enumerate(answers):
             image = f"{split}{i}.png"
             tiny_image(i).save(folder / image)
-            rows.append({"image": image, "prompt": f"Which digit is number {i}?", "kind": "integer", "answer": gold})
+            row = {"image": image, "prompt": f"Which digit is number {i}?", "kind": "integer"}
+            rows.append({**row, "answer": golds_of(gold)})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
