@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -140,7 +141,9 @@ def missing(cell: Cell, output: Path) -> str | None:
     folder = output / cell.name
     if not (folder / "summary.json").is_file():
         failed = folder / "failed.txt"
-        return f"failed: {failed.read_text().strip()}" if failed.is_file() else "not run to its end"
+        # The whole message may name paths of this machine, which have no place in a report.
+        kind = failed.read_text().partition(":")[0] if failed.is_file() else ""
+        return f"failed with {kind}, see failed.txt in its folder" if kind else "not run to its end"
     try:
         # Built anew, so that an option that came later counts as its default.
         saved = build(read_yaml(folder / "config.yaml")).model_dump(mode="json")
@@ -873,7 +876,7 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
             for r in everything
         ),
         "versions": versions,
-        "commit": _listed(str(r.environment["commit"]) for r in everything),
+        "commit": _commits(everything),
         "questions": _listed(
             ", ".join(f"{len(r.run.after[split][GREEDY])} {split.replace('_', '-')}" for split in r.run.after)
             for r in everything
@@ -889,10 +892,19 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
             rows.append([f"{name}/{label}", str(len(cells)), number(mean(seconds), ".0f")])
     described = "\n".join(f"- `{name}`: {group.says}, {group.seeds} seeds" for name, group in groups().items())
     return (
-        f"## Set-up\n\nCommand: `scripts/study_digits.sh --jobs 2`. Groups of cells:\n\n{described}\n\n{lines}\n\n"
+        f"## Set-up\n\nCommand: `scripts/study_digits.sh`. Groups of cells:\n\n{described}\n\nFrom the finished cells:\n\n{lines}\n\n"
         "A cell takes its seed's evaluation of the starting model over from `none`. Seconds per cell, mean:\n\n"
         f"{grid(['cells', 'finished', 'seconds'], rows)}"
     )
+
+
+def _commits(everything: Sequence[Result]) -> str:
+    """The commits that the cells were made at; several are worth a look at what changed between them."""
+    found = Counter(str(r.environment["commit"]) for r in everything)
+    if len(found) == 1:
+        return next(iter(found))
+    listed = ", ".join(f"{commit} (cells: {count})" for commit, count in found.items())
+    return f"{len(found)} different ones, comparable only if what changed between them changes no figure: {listed}"
 
 
 def _listed(values: Iterable[str]) -> str:

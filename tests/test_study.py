@@ -136,7 +136,8 @@ def test_a_failing_cell_says_why(tmp_path: Path) -> None:
     cell = Cell("main", "spine", 0)
     assert study.missing(cell, tmp_path) == "not run to its end"
     assert study.perform(Task(cell.name, (), cell), tmp_path, runner) == "ValueError: no weights"
-    assert study.missing(cell, tmp_path) == "failed: ValueError: no weights"
+    assert (tmp_path / cell.name / "failed.txt").read_text() == "ValueError: no weights\n"
+    assert study.missing(cell, tmp_path) == "failed with ValueError, see failed.txt in its folder"
     assert study.perform(Task(cell.name, (), cell), tmp_path, lambda *_, **__: None) == "stopped by a signal"
 
 
@@ -256,6 +257,7 @@ def test_the_report_computes_what_it_says(output: Path) -> None:
     assert "| spine | 50.0 → 70.0 | 60.0 → 40.0 | – → – | 20.0 → 18.0 | 1.000 → 1.000 | 0.0 → 0.0 |" in text
     assert "| spine | 37.5 | 25.0 |" in text
     assert "| main/spine | 2 | 60 |" in text
+    assert "- commit: abc\n" in text
     assert not re.search(r"\b(nan|inf|None)\b", text)
     assert re.findall(r"\]\((.*?\.png)\)", text) == ["digits_main.png"]
     assert (output / "results" / "digits_main.png").stat().st_size > 1000
@@ -266,7 +268,10 @@ def test_a_complete_study_compares_methods_by_seed(output: Path) -> None:
     for seed, after in enumerate(([1, 0, 0, 1], [0, 0, 0, 1])):
         fabricate(output, Cell("main", "ttrl", seed), [0, 0, 0, 1], after, [0.8, 0.1])
     study.cells().extend(Cell("main", "ttrl", seed) for seed in (0, 1))
+    path = output / "main/ttrl/seed_0" / "environment.json"
+    path.write_text(path.read_text().replace('"abc"', '"def"'))
     text = study.write_report(output, output / "results").read_text()
+    assert "abc (cells: 4), def (cells: 1)" in text
     assert "Study incomplete" not in text
     assert "from 5 finished cells; none is missing" in text
     # after: spine 75, 50 against ttrl 50, 25; no spread, so no interval includes 0
