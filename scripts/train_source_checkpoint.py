@@ -302,7 +302,7 @@ def _build_tokenizer(config: Config) -> Any:
         merges=[tuple(pair) for pair in model["merges"]],  # type: ignore[misc]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]
         extra_special_tokens=list(SPECIALS),
         model_max_length=512,
     )
