@@ -892,7 +892,8 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
             rows.append([f"{name}/{label}", str(len(cells)), number(mean(seconds), ".0f")])
     described = "\n".join(f"- `{name}`: {group.says}, {group.seeds} seeds" for name, group in groups().items())
     return (
-        f"## Set-up\n\nCommand: `scripts/study_digits.sh`. Groups of cells:\n\n{described}\n\nFrom the finished cells:\n\n{lines}\n\n"
+        f"## Set-up\n\nCommand: `scripts/study_digits.sh`. Groups of cells:\n\n{described}\n\n"
+        f"From the finished cells:\n\n{lines}\n\n"
         "A cell takes its seed's evaluation of the starting model over from `none`. Seconds per cell, mean:\n\n"
         f"{grid(['cells', 'finished', 'seconds'], rows)}"
     )
