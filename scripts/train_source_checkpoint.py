@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -146,17 +147,25 @@ class Printed(NamedTuple):
 
 def font_files(per_package: int) -> list[Path]:
     """At most `per_package` font files of each package, evenly spread. Exits naming the packages to install."""
+    if shutil.which("dpkg-query") is None:
+        raise SystemExit("the fonts come from Debian packages, and dpkg-query is not here; run on Debian or Ubuntu")
     files: list[Path] = []
     missing = []
     for package in FONT_PACKAGES:
-        listing = subprocess.run(["dpkg-query", "-L", package], capture_output=True, text=True, check=False)
-        found = sorted(Path(line) for line in listing.stdout.splitlines() if line.lower().endswith((".ttf", ".otf")))
+        found = sorted(
+            Path(line) for line in _dpkg("-L", package).splitlines() if line.lower().endswith((".ttf", ".otf"))
+        )
         found = [path for path in found if path.is_file() and not path.is_symlink() and _has_digits(path)]
         missing += [] if found else [package]
         files += found[:: -(-len(found) // per_package)] if found else []
     if missing:
         raise SystemExit(f"fonts are missing; run: apt-get install -y --no-install-recommends {' '.join(missing)}")
     return files
+
+
+def _dpkg(*query: str) -> str:
+    """What Debian's package database answers; empty for a package that is not installed."""
+    return subprocess.run(["dpkg-query", *query], capture_output=True, text=True, check=False).stdout
 
 
 def _has_digits(path: Path) -> bool:
@@ -571,7 +580,9 @@ def _majority(answers: Sequence[str | None]) -> str | None:
 
 def write_card(folder: Path, config: Config, stages: Mapping[str, float], figures: Figures, seconds: float) -> None:
     """The model card, README.md: every figure in it is of the run that wrote it."""
-    fonts = "\n".join(f"| {package} | {licence} |" for package, licence in FONT_PACKAGES.items())
+    fonts = "\n".join(
+        f"| {name} | {_dpkg('-W', '-f=${Version}', name)} | {FONT_PACKAGES[name]} |" for name in FONT_PACKAGES
+    )
     recipe = f"python scripts/train_source_checkpoint.py --seed {config.seed} --recipe {config.recipe} --output DIR"
     filled = {"recipe": recipe, "minutes": seconds / 60, "fonts": fonts, "config": config, "stages": stages}
     (folder / "README.md").write_text(_CARD.format(**filled, f=figures))
@@ -592,7 +603,8 @@ Intended use: a start for test-time adaptation that fits a demonstration and tes
 nothing but the question kinds of `digits`, and is weak on purpose (below); use it for nothing else.
 
 ## How it was made
-`{recipe}`, {minutes:.0f} minutes on two CPU cores, in three stages:
+`{recipe}`
+({minutes:.0f} minutes on two CPU cores), in three stages:
 
 1. vision, {config.vision.steps} steps: the tower reads printed digits under an auxiliary linear head, which is dropped
    (printed digits read: {stages[vision]:.3f}); then the tower is frozen;
@@ -601,15 +613,15 @@ nothing but the question kinds of `digits`, and is weak on purpose (below); use 
 3. habits, {config.habits.steps} steps, {config.habits.direct:.0%} of the targets direct: `The answer is \\boxed{{r}}.`
 
 Answering directly is undertrained deliberately. Instruction-tuned vision-language models have several such habits,
-and which one to take is what agreement among a model's own samples can teach. A start that only reasons step by step
-misreads an image the same way every time and gains nothing beyond its vote.
+and which one to take is what agreement among a model's own samples can teach.
 
 Training data: digits in the Debian fonts below with random rotation, shear, width, elastic displacement and stroke
 width, scanned as the handwriting was (32 x 32 bits, counted in blocks of 4 x 4). No handwritten pixel or label is
 trained on.
 
 ## How it was chosen
-Recipe and steps were chosen on the `tune` split of `digits` (handwriting, disjoint from `adapt` and `held_out`).
+Recipe and steps were chosen on the `tune` split of `digits` (handwriting, disjoint from `adapt` and `held_out`) with
+seed 0, which was not chosen among others.
 Figures of this run there, {f.questions} questions, {f.samples} samples at temperature 1:
 
 | | |
@@ -624,8 +636,10 @@ Figures of this run there, {f.questions} questions, {f.samples} samples at tempe
 | without a boxed answer | {f.unparsed:.3f} |
 
 ## Fonts
-| Debian package | licence of its fonts |
-|---|---|
+At most {config.files_per_package} files of each package.
+
+| Debian package | version | licence of its fonts |
+|---|---|---|
 {fonts}
 """
 
