@@ -19,6 +19,9 @@ from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
 from mm_spine.selection import Bounds, band_bounds, select
 from mm_spine.types import Group, Question, Rollout
 
+ON_THE_BOUND = 1e-4
+"""Nats within which an entropy equals a bound: far above the rounding of fp32, far below what a step moves."""
+
 
 class Tokens(NamedTuple):
     """One response of T tokens: where the policy term and the band act (T,), and the band's bounds in nats."""
@@ -223,12 +226,18 @@ def losses(
         stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high
     )
     below_NT, above_NT = objective.hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
-    hinges_NT = options.band_low_weight * below_NT + options.band_high_weight * above_NT
+    hinges_NT = options.band_low_weight * _beyond(below_NT) + options.band_high_weight * _beyond(above_NT)
     return Losses(
         -mean(gain_NT, micro.policy_NT, over.policy),
         mean(hinges_NT, micro.band_NT, over.band),
         options.kl_weight * mean(trained.kl_NT, micro.policy_NT, over.kl),
     )
+
+
+def _beyond(hinge_NT: Tensor) -> Tensor:
+    """0 for a token on its bound up to rounding. A quantile is often some token's own entropy, and the last bit of
+    another batch or rank would otherwise decide whether that token gets the hinge's whole slope or none."""
+    return hinge_NT.where(hinge_NT > ON_THE_BOUND, 0.0)
 
 
 def _drawn_k3(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:

@@ -177,6 +177,18 @@ def test_losses_by_hand() -> None:
     assert float(parts.kl) == pytest.approx(0.5 * (0.7 + 2 * 0.9) / 4, rel=1e-5)
 
 
+@pytest.mark.parametrize("noise, slope", [(-2e-6, 0.0), (2e-6, 0.0), (-1e-2, -0.25), (1e-2, 1.0)])
+def test_a_token_on_its_bound_is_not_pushed_by_rounding(noise: float, slope: float) -> None:
+    """Both bounds are at 1.5; the hinge of weight 1 (low) or 4 (high) over 4 tokens has its slope only beyond them."""
+    one = torch.ones(1, 1)
+    micro = MicroBatch(None, one, one[0], one * 0, one > 0, one > 0, one * 1.5, one * 1.5)  # type: ignore[arg-type]
+    entropy_NT = torch.tensor([[1.5 + noise]], requires_grad=True)
+    own = options("spine", band_low_weight=1, band_high_weight=4)
+    trained = Trained(TokenStats(one * 0, entropy_NT, one > 0), one * 0)
+    losses(trained, micro, one * 0, own, Denominators(4, 4, 4)).band.backward()
+    assert entropy_NT.grad is not None and float(entropy_NT.grad) == pytest.approx(slope)
+
+
 @cache
 def policy() -> Policy:
     return digit_policy()
