@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -124,7 +125,7 @@ class Engine:
 
     def _distance(self, before: dict[str, Tensor]) -> float:
         after = self.policy.trainable()
-        return float(sum(((after[n] - w).double() ** 2).sum() for n, w in before.items()) ** 0.5)
+        return math.sqrt(sum(float(((after[n].detach() - w).double() ** 2).sum()) for n, w in before.items()))
 
     def _assert_tower_absent(self, optimizer: torch.optim.Optimizer) -> None:
         tower = {id(p): name for name, p in self.policy.frozen_tower().items()}

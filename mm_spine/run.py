@@ -236,7 +236,7 @@ class Run:
     def _adapt_each(self, policy: Policy, labelled: LabelledSet) -> tuple[Adapted, list[evaluation.Item]]:
         """Each question from the same start, answered with the weights adapted to it alone."""
         start, items, ended = policy.weights(), [], Adapted()
-        for i, question in enumerate(labelled.questions):
+        for question in labelled.questions:
             alone = LabelledSet((question,), labelled.key)
             before = ended.steps
             ended = self._adapt(policy, alone, offset=before)

@@ -55,7 +55,7 @@ def golds_of(digit: str) -> list[str]:
 
 
 def write_data(folder: Path, golds: str = "121212", held_out: str = "12") -> Path:
-    """One question with an image for each digit of `golds`, which is right however often repeated; held-out likewise."""
+    """A question with an image for each digit of `golds`, right however often repeated; held-out ones likewise."""
     folder.mkdir(parents=True)
     for split, answers in (("questions", golds), ("held_out", held_out)):
         rows = []

@@ -1,0 +1,196 @@
+"""One process and two gloo processes are the same step: gradients, weights, reports, and a whole run's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import CASES, STAGES, main, save_rollouts
+from small import small_config, write_data, write_model
+
+from mm_spine import distributed, records
+from mm_spine.config import ConfigError
+from mm_spine.run import check, run
+
+TIMEOUT = 170
+COUNTED = ("step", "tokens_sampled", "tokens_trained", "cache_hits")
+ROUNDED = {
+    "lr", "loss", "loss_policy", "loss_band", "loss_kl", "grad_norm", "majority_share", "margin", "unparsed",
+    "unanimous", "length_mean", "entropy_mean", "entropy_forks", "band_low", "band_high", "share_below", "share_above",
+    "selected_share", "ratio_clipped",
+}  # fmt: skip
+
+
+def launch(folder: Path, processes: int) -> None:
+    """The worker under torchrun; a hang is a failure that says how far it came."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    usual = {k: v for k, v in os.environ.items() if k not in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"}}
+    worker = Path(__file__).with_name("ranks.py")
+    with (folder / "log").open("w") as log:
+        try:
+            done = subprocess.run(
+                [sys.executable, *launcher, str(worker), str(folder)],
+                env={**usual, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[1])},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{processes} processes hang after {sorted(path.name for path in folder.glob('*.pt'))}")
+    assert done.returncode == 0, (folder / "log").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Number of processes -> the folder of what they did with the same rollouts; one process is this one."""
+    folders = {n: tmp_path_factory.mktemp(f"ranks{n}") for n in (1, 2)}
+    save_rollouts(folders[1] / "rollouts.pt")
+    (folders[2] / "rollouts.pt").write_bytes((folders[1] / "rollouts.pt").read_bytes())
+    shared = tmp_path_factory.mktemp("inputs")
+    layers = {
+        "benchmark": str(write_data(shared / "data")),
+        "model": {"path": str(write_model(shared / "model"))},
+        "engine": {"zero_stage": 3, "token_budget": 200},
+        "optim": {"questions_per_step": 3, "steps": 2},
+        "checkpoint": {"every": 2},
+    }
+    (shared / "data" / "questions5.png").write_bytes(b"no image")
+    (folders[2] / "run.json").write_text(json.dumps(layers))
+    main(folders[1])
+    run(small_config(layers), folders[1] / "run")
+    launch(folders[2], 2)
+    return folders
+
+
+def load(outcomes: dict[int, Path], processes: int, case: str, stage: int) -> dict[str, Any]:
+    return torch.load(outcomes[processes] / f"{case}_{stage}.pt", weights_only=False)
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """||a - b|| <= 1e-5 ||b|| for every tensor, and none silently zero."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        norm = float(tensor.norm())
+        assert norm > 0, f"{name} is zero"
+        assert float((found[name] - tensor).norm()) <= 1e-5 * norm, name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_gradients_and_weights_are_those_of_one_process_without_zero(
+    outcomes: dict[int, Path], processes: int, case: str, stage: int
+) -> None:
+    expected, found = load(outcomes, 1, case, 0), load(outcomes, processes, case, stage)
+    assert len(found["gradients"]) == len(expected["gradients"]) == (2 if case == "epochs" else 1)
+    assert_close(found["gradients"][0], expected["gradients"][0])
+    assert_close(found["weights"], expected["weights"])
+
+
+def test_the_step_is_large_enough_to_show(outcomes: dict[int, Path]) -> None:
+    """The update is far above the tolerance of the comparison of weights."""
+    from small import digit_policy
+
+    start, after = digit_policy().weights(), load(outcomes, 1, "uneven", 0)["weights"]
+    assert all(float((after[name] - start[name]).norm()) > 1e-4 * float(start[name].norm()) for name in start)
+
+
+def test_the_micro_batches_do_not_change_the_step(outcomes: dict[int, Path]) -> None:
+    """Seven groups alone, four on one rank and three on the other, or all at once: one gradient."""
+    together = torch.load(outcomes[1] / "epochs_0.pt", weights_only=False)["gradients"][0]
+    apart = torch.load(outcomes[2] / "uneven_3.pt", weights_only=False)["gradients"][0]
+    assert_close(apart, together)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("case", CASES)
+def test_reports_agree(outcomes: dict[int, Path], case: str, stage: int) -> None:
+    """Spare micro-steps count for nothing."""
+    assert_reports_agree(load(outcomes, 2, case, stage)["report"], load(outcomes, 1, case, 0)["report"])
+
+
+def assert_reports_agree(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Counts equal, figures up to rounding."""
+    assert {name: found[name] for name in COUNTED} == {name: expected[name] for name in COUNTED}
+    for name in ROUNDED:
+        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+    assert found["parity_max"] < 1e-4
+
+
+def test_a_whole_run_of_two_processes_writes_one_set_of_files(outcomes: dict[int, Path]) -> None:
+    one, two = (outcomes[n] / "run" for n in (1, 2))
+    names = [
+        {str(path.relative_to(run)) for path in run.rglob("*") if "checkpoints" not in path.parts} for run in (one, two)
+    ]
+    assert names[0] == names[1]
+    assert (two / "checkpoints" / "step_000002" / "state.json").is_file()
+    assert not list(two.rglob("*.writing")) and not list(two.rglob("*.tmp"))
+
+
+def test_a_whole_run_of_two_processes_takes_the_same_steps(outcomes: dict[int, Path]) -> None:
+    one, two = (records.read_json_lines(outcomes[n] / "run" / "steps.jsonl") for n in (1, 2))
+    assert len(two) == len(one) == 2
+    for found, expected in zip(two, one, strict=True):
+        assert_reports_agree(found, expected)
+    tables = [
+        records.read_rollout_table(outcomes[n] / "run" / "rollouts" / "step_000001.parquet").to_pylist() for n in (1, 2)
+    ]
+    drawn = [{(row["question_id"], row["index"]): row["token_ids"] for row in rows} for rows in tables]
+    assert drawn[0] == drawn[1]
+
+
+def test_a_whole_run_of_two_processes_says_the_same(outcomes: dict[int, Path]) -> None:
+    one, two = (json.loads((outcomes[n] / "run" / "summary.json").read_text()) for n in (1, 2))
+    for name in ("n_questions", "steps", "tokens", "skipped", "trainable_parameters", "fingerprint"):
+        assert two[name] == one[name], name
+    for name in ("greedy", "pass_at_1", "maj_at_n", "mean_length", "unparsed", "mean_entropy"):
+        assert two["before"][name] == pytest.approx(one["before"][name], rel=1e-4), name
+    assert list(two["skipped"]) == ["questions-6"] and two["tower_checksum_unchanged"]
+    items = [records.read_json_lines(outcomes[n] / "run" / "evaluation" / "after.jsonl") for n in (1, 2)]
+    asked = [[(item["split"], item["id"]) for item in each] for each in items]
+    assert asked[0] == asked[1] and len(asked[0]) == 5 + 2
+
+
+def test_a_whole_run_of_two_processes_saves_whole_weights(outcomes: dict[int, Path]) -> None:
+    from safetensors.torch import load_file
+
+    one, two = (load_file(outcomes[n] / "run" / "adapted" / "model.safetensors") for n in (1, 2))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert two[name].shape == weight.shape
+        assert float((two[name] - weight).norm()) <= 1e-2 * float(weight.norm()), name
+
+
+def test_shares_are_put_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = list("abcdefg")
+    for size in (1, 2, 3, 8):
+        shares = []
+        monkeypatch.setattr(distributed, "world_size", lambda size=size: size)
+        for rank in range(size):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            shares.append(distributed.mine(items))
+
+        def fill(into: list[Any], share: Any, shares: Any = shares) -> None:
+            into[:] = shares
+
+        monkeypatch.setattr(distributed.dist, "all_gather_object", fill)
+        assert distributed.gather(shares[0]) == items
+
+
+def test_one_question_at_a_time_runs_on_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="scope=question runs on one process"):
+        check(small_config({"benchmark": "digits", "scope": "question"}))
+
+
+def test_alone_every_collective_is_the_identity() -> None:
+    assert distributed.world_size() == 1 and distributed.rank() == 0
+    assert distributed.mine([1, 2, 3]) == distributed.gather([1, 2, 3]) == [1, 2, 3]
+    assert distributed.same_on_all("x") == "x"
+    distributed.barrier()
