@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import deepspeed  # noqa: F401  # before AdamW is replaced: it derives classes from it
 import torch
 from small import digit_policy, small_config
 from tiny import tiny_questions
@@ -80,8 +81,23 @@ def one_step(stage: int, case: str, rollouts: Mapping[str, list[Rollout]]) -> di
     return {"gradients": gradients, "weights": policy.weights(), "report": vars(records[0].report)}
 
 
+def stopped_and_resumed(stage: int, checkpoints: Path) -> dict[str, Any]:
+    """The weights after three steps without a break, and of a run stopped after the second and resumed."""
+    config = small_config({"engine": {"zero_stage": stage}, "optim": {"epochs": 2}})
+    stops = iter([None, "SIGTERM"])
+
+    def weights(hooks: Hooks) -> dict[str, Tensor]:
+        policy = digit_policy()
+        adapt(QUESTIONS, policy, config=config, hooks=hooks)
+        return policy.weights()
+
+    whole = weights(Hooks())
+    stopped = weights(Hooks(should_stop=lambda: next(stops), checkpoints=checkpoints))
+    return {"whole": whole, "stopped": stopped, "resumed": weights(Hooks(checkpoints=checkpoints, resume=True))}
+
+
 def main(folder: Path) -> None:
-    """Every case under every stage, then a whole run if its configuration is there."""
+    """Every case under every stage, a resumed run, then a whole run if its configuration is there."""
     torch.set_num_threads(1)
     distributed.initialise()
     rollouts = torch.load(folder / "rollouts.pt", weights_only=False)
@@ -90,6 +106,10 @@ def main(folder: Path) -> None:
             result = one_step(stage, case, rollouts)
             if distributed.rank() == 0:
                 torch.save(result, folder / f"{case}_{stage}.pt")
+    for stage in STAGES[1:]:
+        result = stopped_and_resumed(stage, folder / f"checkpoints{stage}")
+        if distributed.rank() == 0:
+            torch.save(result, folder / f"resume_{stage}.pt")
     if (folder / "run.json").exists():
         run(small_config(json.loads((folder / "run.json").read_text())), folder / "run")
     if distributed.rank() == 0:

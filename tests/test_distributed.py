@@ -18,7 +18,7 @@ from mm_spine import distributed, records
 from mm_spine.config import ConfigError
 from mm_spine.run import check, run
 
-TIMEOUT = 170
+TIMEOUT = 300
 COUNTED = ("step", "tokens_sampled", "tokens_trained", "cache_hits")
 ROUNDED = {
     "lr", "loss", "loss_policy", "loss_band", "loss_kl", "grad_norm", "majority_share", "margin", "unparsed",
@@ -121,6 +121,13 @@ def assert_reports_agree(found: dict[str, Any], expected: dict[str, Any]) -> Non
     for name in ROUNDED:
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
     assert found["parity_max"] < 1e-4
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_two_processes_resume_to_the_bit(outcomes: dict[int, Path], stage: int) -> None:
+    found = torch.load(outcomes[2] / f"resume_{stage}.pt", weights_only=False)
+    assert all(torch.equal(found["resumed"][name], weight) for name, weight in found["whole"].items())
+    assert not all(torch.equal(found["stopped"][name], weight) for name, weight in found["whole"].items())
 
 
 def test_a_whole_run_of_two_processes_writes_one_set_of_files(outcomes: dict[int, Path]) -> None:
