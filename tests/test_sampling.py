@@ -285,6 +285,18 @@ def test_first_tokens_are_drawn_with_the_probabilities_of_pi(temperature: float)
     assert abs(statistic - freedom) < 5 * (2 * freedom) ** 0.5, (statistic, freedom)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_evenly_spaced_draws_give_each_token_its_share(top_p: float) -> None:
+    """The inverse of the cumulative distribution, exactly: counts over a grid of uniforms are N pi to within one."""
+    grid = (torch.arange(20_000).double() + 0.5) / 20_000
+    log_probs = (2 * torch.randn(30, generator=torch.Generator().manual_seed(0)).double()).log_softmax(-1)
+    ranked, order = log_probs.exp().sort(descending=True)
+    size = int((ranked.cumsum(-1) < top_p).sum()) + 1 if top_p < 1 else 30
+    pi = torch.zeros(30).double().scatter(0, order[:size], ranked[:size] / ranked[:size].sum())
+    token = _choose(log_probs.expand(20_000, -1), grid, DecodingConfig(top_p=top_p))
+    assert (torch.bincount(token, minlength=30) - 20_000 * pi).abs().max() <= 1 + 1e-6
+
+
 @pytest.mark.parametrize("top_p", [0.3, 0.8])
 def test_top_p_never_leaves_the_nucleus_and_reaches_all_of_it(top_p: float) -> None:
     policy, question = tiny_policy(), mixed(2)[1]
