@@ -41,6 +41,7 @@ from mm_spine.update import (
     collate,
     denominators,
     losses,
+    score,
     share_identical,
     trained_rows,
     whole_groups,
@@ -147,7 +148,7 @@ class _Loop:
             rollouts = self.sampler.sample(asked, sampling.votes, step=step, purpose="train")
             groups = distributed.gather([make_group(q, r) for q, r in zip(asked, rollouts, strict=True) if r])
         voted = groups
-        groups = [share_identical(subsample(group, sampling.train_rollouts)) for group in groups]
+        groups = self._scored([share_identical(subsample(group, sampling.train_rollouts)) for group in groups])
         groups = assign_credit(groups, self.method, options)
         tokens = choose_tokens(groups, self.method, options, self.config.seed, step, self.anchored)
         with self._timed("update"):
@@ -156,6 +157,14 @@ class _Loop:
         measure.describe(report, voted, groups, tokens)
         report.cache_hits = self._encodes_saved(groups)
         return StepRecord(report, groups, tokens, self.seconds)
+
+    def _scored(self, groups: Sequence[Group]) -> list[Group]:
+        """Entropies by a pass of our own, only where the sampler gave none."""
+        if all(rollout.entropy is not None for group in groups for rollout in group.rollouts):
+            return list(groups)
+        with self._timed("update"):
+            share = distributed.mine(groups)
+            return distributed.gather(score(self.policy, share, self.distribution, self.config.engine.token_budget))
 
     def _update(self, step: int, rows: Sequence[Row], over: Denominators) -> StepReport:
         report = StepReport(step, lr=learning_rate(self.config, step))
@@ -210,9 +219,9 @@ class _Loop:
     def _measure_anchor(self) -> Bounds:
         """The band of the starting model: one rollout pass over the first batch."""
         questions = batch_of(self.questions, self.config, 0)
-        n = self.config.sampling.train_rollouts
-        rollouts = self.sampler.sample(questions, n, step=0, purpose="anchor")
-        entropies = [torch.from_numpy(r.entropy) for group in rollouts for r in group if r.entropy is not None]
+        rollouts = self.sampler.sample(questions, self.config.sampling.train_rollouts, step=0, purpose="anchor")
+        groups = self._scored([make_group(q, r) for q, r in zip(questions, rollouts, strict=True) if r])
+        entropies = [torch.from_numpy(rollout.entropy) for group in groups for rollout in group.rollouts]
         masks = select(entropies, self.method.band_mask(self.options), self.options.mask_scope)
         if self.method.bounds is None:
             raise ConfigError("method.band_anchor=initial: this method has no band")
@@ -253,7 +262,7 @@ class _Loop:
     def _timed(self, phase: str) -> Any:
         started = time.perf_counter()
         yield
-        self.seconds[phase] = time.perf_counter() - started
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
 def batch_of(questions: Sequence[Question], config: RunConfig, step: int) -> list[Question]:

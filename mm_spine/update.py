@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mm_spine import credit, objective
 from mm_spine.config import MethodConfig
 from mm_spine.methods import Method
+from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import Divergence
 from mm_spine.policy.model import Policy, Trained
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
@@ -84,6 +86,28 @@ def share_identical(group: Group) -> Group:
     same = [first[r.token_ids] for r in group.rollouts]
     pairs = zip(group.rollouts, same, strict=True)
     return replace(group, rollouts=tuple(replace(r, logp=f.logp, entropy=f.entropy) for r, f in pairs))
+
+
+@torch.no_grad()
+def score(policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int) -> list[Group]:
+    """Exact entropies (nats) of every token, for samplers that give none: packed forwards without gradient."""
+    rows = [_whole_row(group) for group in groups]
+    entropies: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+    for batch in whole_groups(policy, rows, token_budget):
+        entropy_NT = policy.text(collate(policy, batch).packed, distribution).stats.entropy_NT.cpu().numpy()
+        leaves = ((row.question.id, leaf.rollout.token_ids) for row in batch for leaf in row.leaves)
+        entropies |= {name: values[: len(name[1])].copy() for name, values in zip(leaves, entropy_NT, strict=True)}
+    return [
+        replace(g, rollouts=tuple(replace(r, entropy=entropies[g.question.id, r.token_ids]) for r in g.rollouts))
+        for g in groups
+    ]
+
+
+def _whole_row(group: Group) -> Row:
+    """All tokens of each distinct response, without credit."""
+    masks = [torch.ones(len(rollout.token_ids), dtype=torch.bool) for rollout in group.rollouts]
+    tokens = [Tokens(mask_T, ~mask_T, None) for mask_T in masks]
+    return make_row(replace(group, advantages=torch.zeros(len(group.rollouts))), tokens)
 
 
 def assign_credit(groups: Sequence[Group], method: Method, options: MethodConfig) -> list[Group]:

@@ -1,0 +1,76 @@
+"""A sampler without entropies: the loop scores the rollouts itself, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from mm_spine.adapt import Hooks, StepRecord, adapt
+from mm_spine.config import RunConfig
+from mm_spine.methods import configure
+from mm_spine.policy.distribution import Distribution
+from mm_spine.sampling.hf import HFSampler
+from mm_spine.types import Question, Rollout
+from mm_spine.update import score
+from mm_spine.voting import make_group
+from tests.tiny import tiny_policy, tiny_questions
+
+
+class Silent:
+    """HFSampler with its entropies withheld, as a backend that has none."""
+
+    def __init__(self, sampler: HFSampler) -> None:
+        self.sampler = sampler
+
+    def sample(
+        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False
+    ) -> list[list[Rollout]]:
+        rollouts = self.sampler.sample(questions, n, step=step, purpose=purpose, greedy=greedy)
+        return [[replace(r, entropy=None) for r in group] for group in rollouts]
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self.sampler.sync(weights)
+
+
+def _config(**method: object) -> RunConfig:
+    return configure(
+        {
+            "method": {"name": "spine", "kl": "none", "advantage": "batch", **method},
+            "sampling": {"votes": 4, "train_rollouts": 4, "max_new_tokens": 10, "temperature": 0.8},
+            "optim": {"steps": 1, "questions_per_step": 3, "lr": 1e-4},
+        }
+    )
+
+
+def test_scored_entropies_are_the_samplers() -> None:
+    policy, questions, config = tiny_policy(), tiny_questions(3), _config()
+    rollouts = HFSampler(policy, config.sampling).sample(questions, 4, step=0, purpose="train")
+    groups = [make_group(q, [replace(r, entropy=None) for r in rs]) for q, rs in zip(questions, rollouts, strict=True)]
+    for budget in (1, 10_000):
+        scored = score(policy, groups, Distribution(0.8, policy.banned), budget)
+        for group, given in zip(scored, rollouts, strict=True):
+            for mine, its in zip(group.rollouts, given, strict=True):
+                assert its.entropy is not None and mine.entropy is not None
+                np.testing.assert_allclose(mine.entropy, its.entropy, atol=1e-5)
+
+
+def test_a_sampler_without_entropies_selects_the_same_tokens() -> None:
+    records: list[list[StepRecord]] = []
+    for silent in (False, True):
+        policy, config = tiny_policy(), _config(band_anchor="initial")
+        sampler = HFSampler(policy, config.sampling)
+        seen: list[StepRecord] = []
+        adapt(
+            tiny_questions(3), policy, Silent(sampler) if silent else sampler, config=config, hooks=Hooks(seen.append)
+        )
+        records.append(seen)
+    (given,), (scored,) = records
+    masks = [[t.policy_T.tolist() for group in record.tokens for t in group] for record in (given, scored)]
+    assert masks[0] == masks[1]
+    assert scored.report.band_low is not None and given.report.band_low is not None
+    np.testing.assert_allclose(scored.report.band_low, given.report.band_low, atol=1e-5)
+    np.testing.assert_allclose(scored.report.grad_norm, given.report.grad_norm, rtol=1e-4)
+    assert scored.report.grad_norm > 0
