@@ -55,19 +55,6 @@ def lowest(entropy_T: Tensor, share: float) -> Tensor:
     return top_quantile(-entropy_T, share)
 
 
-def random_share(entropy_T: Tensor, share: float, uniform_T: Tensor) -> Tensor:
-    """As many tokens as `top_k` takes, those with the largest of the given draws; (T,), (T,) -> (T,) bool.
-
-    Deterministic given `uniform_T`. Raises ValueError when its shape is not the entropies'.
-    """
-    if uniform_T.shape != entropy_T.shape:
-        raise ValueError(
-            f"random_share: {tuple(uniform_T.shape)} draws for entropies of shape {tuple(entropy_T.shape)}; "
-            "give one uniform number per token"
-        )
-    return top_k(uniform_T, share)
-
-
 def everything(entropy_T: Tensor) -> Tensor:
     """All tokens (TTRL); (T,) -> (T,) bool."""
     return torch.ones_like(entropy_T, dtype=torch.bool)

@@ -22,24 +22,16 @@ from mm_spine.selection import (
     otsu,
     otsu_threshold,
     quantile_bounds,
-    random_share,
     select,
     top_k,
     top_quantile,
 )
-
-
-def halved(entropy_T: Tensor) -> Tensor:
-    """Draws that rank the tokens in reverse, so that `random_share` can stand among the rules."""
-    return random_share(entropy_T, 0.5, -torch.arange(len(entropy_T), dtype=torch.float64))
-
 
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "top_quantile": partial(top_quantile, share=0.2),
     "top_k": partial(top_k, share=0.2),
     "lowest": partial(lowest, share=0.8),
     "otsu": otsu,
-    "random": halved,
     "everything": everything,
 }
 TIES_ALL_IN = ("top_quantile", "lowest", "otsu", "everything")
@@ -153,29 +145,6 @@ class TestLowest:
         assert int(mask.sum()) >= math.floor(share * len(entropy) + 1e-9)
         if not mask.all():
             assert entropy[mask].max() < entropy[~mask].min()
-
-
-class TestRandomShare:
-    def test_takes_the_largest_draws(self) -> None:
-        draws = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.2])
-        assert chosen(random_share(torch.zeros(5), 0.4, draws)) == [1, 3]
-
-    def test_takes_as_many_as_top_k_whatever_the_entropies(self) -> None:
-        for length in range(12):
-            draws = torch.rand(length, generator=torch.Generator().manual_seed(length))
-            mask = random_share(torch.arange(length, dtype=torch.float32), 0.2, draws)
-            assert int(mask.sum()) == math.ceil(length / 5)
-            assert mask.equal(random_share(torch.zeros(length), 0.2, draws))
-
-    def test_every_position_is_as_likely(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        hits = sum(random_share(torch.arange(10.0), 0.2, torch.rand(10, generator=generator)) for _ in range(2000))
-        # 2000 draws of 0.2: mean 400, standard deviation 18.
-        assert ((hits - 400).abs() < 90).all()
-
-    def test_wants_one_draw_per_token(self) -> None:
-        with pytest.raises(ValueError, match=r"\(2,\) draws for entropies of shape \(3,\)"):
-            random_share(torch.zeros(3), 0.2, torch.zeros(2))
 
 
 def otsu_bin_by_definition(values: np.ndarray, bins: int) -> int:
