@@ -14,7 +14,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, pack
 from mm_spine.processors.chat import encode
 from mm_spine.types import AnswerSpec, Question
-from tests.tiny import tiny_policy
+from tiny import tiny_policy
 
 RESPONSES = ([70, 81, 95, 60], [90, 72])
 

@@ -16,7 +16,7 @@ from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import Question, Rollout
 from mm_spine.update import score
 from mm_spine.voting import make_group
-from tests.tiny import tiny_policy, tiny_questions
+from tiny import tiny_policy, tiny_questions
 
 
 class Silent:

@@ -25,14 +25,18 @@ from mm_spine.types import Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # spawned workers inherit it
 
+import study_cells
 import study_digits as study
-from study_digits import Cell, Interval, Schedule, Task
+import study_report
+from study_cells import Cell
+from study_digits import Schedule, Task
+from study_report import Interval
 
 # --- The table ----------------------------------------------------------------------------------------------------
 
 
 def test_the_table_is_seed_major_with_the_base_first() -> None:
-    names = [cell.name for cell in study.cells()]
+    names = [cell.name for cell in study_cells.cells()]
     assert len(names) == len(set(names)) == 8 * 12 + 2 * 2 + 2 * 3 + 2 * 2
     assert names[:3] == ["main/none/seed_0", "main/ttrl/seed_0", "main/spine/seed_0"]
     assert names[11:13] == ["main/oracle/seed_0", "main/none/seed_1"]
@@ -42,8 +46,8 @@ def test_the_table_is_seed_major_with_the_base_first() -> None:
 
 
 def test_every_cell_has_the_settings_it_is_named_for(tmp_path: Path) -> None:
-    default = study.load_config("digits")
-    configs = {cell.name: cell.config(tmp_path) for cell in study.cells()}
+    default = study_cells.load_config("digits")
+    configs = {cell.name: cell.config(tmp_path) for cell in study_cells.cells()}
     for name, config in configs.items():
         assert (config.threads, config.engine.measure_update, config.reporting.images) == (1, True, False), name
         assert name.endswith(f"seed_{config.seed}")
@@ -57,7 +61,7 @@ def test_every_cell_has_the_settings_it_is_named_for(tmp_path: Path) -> None:
 
 
 def test_before_is_taken_over_from_the_base_of_the_same_start_once_it_is_finished(tmp_path: Path) -> None:
-    table = {cell.name: cell for cell in study.cells()}
+    table = {cell.name: cell for cell in study_cells.cells()}
     assert table["main/none/seed_2"].before is None
     assert table["main/rent/seed_2"].before == table["long/spine/seed_1"].before.replace("_1", "_2")  # type: ignore[union-attr]
     assert table["direct-heavy/spine/seed_1"].before == "direct-heavy/none/seed_1"
@@ -68,7 +72,7 @@ def test_before_is_taken_over_from_the_base_of_the_same_start_once_it_is_finishe
 
 
 def test_cells_are_chosen_by_name() -> None:
-    table = study.cells()
+    table = study_cells.cells()
     assert [c.name for c in study.choose(table, ["long/*/seed_1", "*/rent/seed_7"])] == [
         "main/rent/seed_7", "long/ttrl/seed_1", "long/spine/seed_1",
     ]  # fmt: skip
@@ -90,7 +94,7 @@ def test_a_trial_may_not_write_over_the_study(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_finished_cells_are_skipped_and_the_second_model_is_built_once(tmp_path: Path) -> None:
-    table = study.cells()
+    table = study_cells.cells()
     write_json(tmp_path / table[1].name / "summary.json", {})
     (tmp_path / table[2].name).mkdir(parents=True)  # half-written
     names = [task.name for task in study.tasks(table, tmp_path)]
@@ -134,10 +138,10 @@ def test_a_failing_cell_says_why(tmp_path: Path) -> None:
         raise ValueError("no\nweights")
 
     cell = Cell("main", "spine", 0)
-    assert study.missing(cell, tmp_path) == "not run to its end"
+    assert study_cells.missing(cell, tmp_path) == "not run to its end"
     assert study.perform(Task(cell.name, (), cell), tmp_path, runner) == "ValueError: no weights"
     assert (tmp_path / cell.name / "failed.txt").read_text() == "ValueError: no weights\n"
-    assert study.missing(cell, tmp_path) == "failed with ValueError, see failed.txt in its folder"
+    assert study_cells.missing(cell, tmp_path) == "failed with ValueError, see failed.txt in its folder"
     assert study.perform(Task(cell.name, (), cell), tmp_path, lambda *_, **__: None) == "stopped by a signal"
 
 
@@ -174,27 +178,28 @@ def test_a_worker_that_fails_or_dies_costs_one_cell_and_an_interrupt_ends_them_a
 
 
 def test_intervals_by_hand() -> None:
-    mean, low, high = study.over_seeds([0.5, 0.25])  # t(0.975, 1) = 12.706, standard error 0.125
+    mean, low, high = study_report.over_seeds([0.5, 0.25])  # t(0.975, 1) = 12.706, standard error 0.125
     assert (mean, low, high) == pytest.approx((0.375, 0.375 - 1.58827, 0.375 + 1.58827), abs=1e-4)
-    assert study.over_seeds([0.3]) == Interval(0.3, None, None)
-    assert study.detectable([0.5, 0.25]) == pytest.approx((12.7062 + 1.3764) * 0.125, abs=1e-4)
-    assert study.detectable([0.5]) is None
+    assert study_report.over_seeds([0.3]) == Interval(0.3, None, None)
+    assert study_report.detectable([0.5, 0.25]) == pytest.approx((12.7062 + 1.3764) * 0.125, abs=1e-4)
+    assert study_report.detectable([0.5]) is None
 
 
 def test_claims_rest_on_the_wider_interval() -> None:
     narrow, wide = Interval(0.1, 0.05, 0.15), Interval(0.1, -0.1, 0.3)
-    assert study.Difference(narrow, wide).claimed == study.Difference(wide, narrow).claimed == wide
-    assert study.Difference(Interval(0.1, None, None), narrow).claimed.low is None
-    assert [study.verdict(i) for i in (narrow, wide, Interval(-0.1, -0.2, -0.01), Interval(0.1, None, None))] == [
+    assert study_report.Difference(narrow, wide).claimed == study_report.Difference(wide, narrow).claimed == wide
+    assert study_report.Difference(Interval(0.1, None, None), narrow).claimed.low is None
+    shown = (narrow, wide, Interval(-0.1, -0.2, -0.01), Interval(0.1, None, None))
+    assert [study_report.verdict(interval) for interval in shown] == [
         "excludes 0, higher", "includes 0", "excludes 0, lower", "one seed, no interval",
     ]  # fmt: skip
 
 
 def test_nothing_is_written_as_a_missing_number() -> None:
-    assert [study.number(value) for value in (None, float("nan"), float("inf"), 0.25)] == ["–", "–", "–", "0.2"]
-    assert study.points(Interval(-0.0001, None, None)) == "+0.0"
-    assert study.mean([None, float("nan")]) is None
-    assert study.arrow([0.25, None], scale=100) == "25.0 → –"
+    assert [study_report.number(value) for value in (None, float("nan"), float("inf"), 0.25)] == ["–", "–", "–", "0.2"]
+    assert study_report.points(Interval(-0.0001, None, None)) == "+0.0"
+    assert study_report.mean([None, float("nan")]) is None
+    assert study_report.arrow([0.25, None], scale=100) == "25.0 → –"
 
 
 def item(name: str, split: str, greedy: float, samples: Sequence[float], voted: float) -> Item:
@@ -216,7 +221,7 @@ def fabricate(
         "seconds": {"total": 60.0 + cell.seed}, "peak_memory_bytes": 10**9,
     }  # fmt: skip
     for when, scores in (("before", before), ("after", after)):
-        rows = [item(f"q{i}", split, g, (g, 0.0), 1.0) for split in study.SPLITS for i, g in enumerate(scores)]
+        rows = [item(f"q{i}", split, g, (g, 0.0), 1.0) for split in study_report.SPLITS for i, g in enumerate(scores)]
         write_json_lines(folder / "evaluation" / f"{when}.jsonl", map(evaluation.to_json, rows))
     write_json_lines(folder / "steps.jsonl", [
         {"step": s, "update_norm": 0.1 * (s + 1), "grad_norm": 2.0, "selected_share": 0.2,
@@ -237,14 +242,14 @@ def fabricate(
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Two finished cells and a missing one."""
     table = [Cell("main", "spine", seed) for seed in (0, 1)] + [Cell("long", "ttrl", 0)]
-    monkeypatch.setattr(study, "cells", lambda extra=(): table)
+    monkeypatch.setattr(study_report, "cells", lambda extra=(): table)
     fabricate(tmp_path, table[0], [0, 0, 0, 1], [1, 1, 0, 1], [0.8, 0.5, 0.3])
     fabricate(tmp_path, table[1], [0, 0, 0, 1], [1, 0, 0, 1], [0.8, 0.3, 0.2])
     yield tmp_path
 
 
 def test_the_report_computes_what_it_says(output: Path) -> None:
-    path = study.write_report(output, output / "results")
+    path = study_report.write_report(output, output / "results")
     text = path.read_text()
     assert "**Study incomplete: 2 of 3 cells are finished.**" in text
     assert "- long/ttrl, seed 0: not run to its end" in text
@@ -267,10 +272,10 @@ def test_a_complete_study_compares_methods_by_seed(output: Path) -> None:
     fabricate(output, Cell("long", "ttrl", 0), [0, 0, 0, 1], [0, 0, 0, 0], [0.8, 0.9])
     for seed, after in enumerate(([1, 0, 0, 1], [0, 0, 0, 1])):
         fabricate(output, Cell("main", "ttrl", seed), [0, 0, 0, 1], after, [0.8, 0.1])
-    study.cells().extend(Cell("main", "ttrl", seed) for seed in (0, 1))
+    study_report.cells().extend(Cell("main", "ttrl", seed) for seed in (0, 1))
     path = output / "main/ttrl/seed_0" / "environment.json"
     path.write_text(path.read_text().replace('"abc"', '"def"'))
-    text = study.write_report(output, output / "results").read_text()
+    text = study_report.write_report(output, output / "results").read_text()
     assert "abc (cells: 4), def (cells: 1)" in text
     assert "Study incomplete" not in text
     assert "from 5 finished cells; none is missing" in text
@@ -288,8 +293,8 @@ def test_a_complete_study_compares_methods_by_seed(output: Path) -> None:
 def test_without_a_finished_cell_the_report_names_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "cells", lambda extra=(): [Cell("main", "spine", 0)])
-    text = study.write_report(tmp_path, tmp_path / "results").read_text()
+    monkeypatch.setattr(study_report, "cells", lambda extra=(): [Cell("main", "spine", 0)])
+    text = study_report.write_report(tmp_path, tmp_path / "results").read_text()
     assert "0 of 1 cells are finished" in text
     assert "##" not in text
 
@@ -300,12 +305,12 @@ def test_a_cell_made_with_other_settings_stays_out_of_the_report(output: Path) -
     config["evaluation"]["before"] = "elsewhere"
     del config["checkpoint"]  # an option younger than the cell
     path.write_text(yaml.safe_dump(config))
-    assert study.missing(Cell("main", "spine", 1), output) is None
+    assert study_cells.missing(Cell("main", "spine", 1), output) is None
     config["optim"]["lr"] = 1.0
     path.write_text(yaml.safe_dump(config))
     assert (
         "- main/spine, seed 1: made with other settings of optim: remove"
-        in study.write_report(output, output / "results").read_text()
+        in study_report.write_report(output, output / "results").read_text()
     )
 
 
@@ -315,5 +320,5 @@ def test_entropy_at_forks_is_of_the_same_tokens_for_every_method(tmp_path: Path)
     # quantile 0.8 of 1..5 is 4.2: one token; five equal ones are all kept
     entropy = pa.array([[1, 2, 3, 4, 5], [0.5] * 5, []], type=pa.list_(pa.float16()))
     pq.write_table(pa.table({"entropy": entropy}), path)
-    assert study._entropy_at_forks(tmp_path, 2) == pytest.approx((5 + 5 * 0.5) / 6)
-    assert study._entropy_at_forks(tmp_path, 3) is None
+    assert study_report._entropy_at_forks(tmp_path, 2) == pytest.approx((5 + 5 * 0.5) / 6)
+    assert study_report._entropy_at_forks(tmp_path, 3) is None

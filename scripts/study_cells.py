@@ -1,0 +1,125 @@
+"""The table of the study: which runs it is made of, and which of them are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm_spine.config import ConfigError, RunConfig, build, read_yaml
+from mm_spine.run import load_config
+
+BASE = "none"
+MAIN = (
+    BASE, "ttrl", "spine", "random-mask", "spine-v2", "forks-only", "band-only", "low-entropy-mask",
+    "ttrl-ear", "ttrl-ear-clip", "rent", "oracle",
+)  # fmt: skip
+VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "ttrl-ear": ("ttrl-ear", ("method.ear=adv_res",)),
+    "ttrl-ear-clip": ("ttrl-ear", ("method.ear=adv_clip",)),
+}
+"""A cell's method where it is not the method's plain name: (name, overrides)."""
+
+COMMON = ("threads=1", "engine.measure_update=true", "reporting.images=false")
+HEAVY = "direct_heavy_model"
+FACTOR = 10
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that differ from the default configuration in the same way; `model` names a checkpoint to build first."""
+
+    labels: tuple[str, ...]
+    seeds: int
+    says: str
+    overrides: tuple[str, ...] = ()
+    model: str | None = None
+
+
+def groups() -> Mapping[str, Group]:
+    """The groups in the order in which they are run."""
+    default = load_config("digits").optim
+    pair = ("ttrl", "spine")
+    steps, lr = FACTOR * default.steps, FACTOR * default.lr
+    return {
+        "main": Group(MAIN, 8, "the default configuration"),
+        "high-lr": Group(
+            pair, 2, f"a learning rate of {lr:g}, {FACTOR} times the default", (f"optim.lr={lr:g}",)
+        ),
+        "direct-heavy": Group(
+            (BASE, *pair), 2, "the second source checkpoint, in which answering directly is the stronger habit",
+            model=HEAVY,
+        ),
+        "long": Group(pair, 2, f"{steps} steps, {FACTOR} times the default", (f"optim.steps={steps}",)),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the study. `before` names the cell whose evaluation of the same start it takes over."""
+
+    group: str
+    label: str
+    seed: int
+    overrides: tuple[str, ...] = ()
+    before: str | None = None
+    model: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}/{self.label}/seed_{self.seed}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.before, self.model) if name is not None)
+
+    def config(self, output: Path) -> RunConfig:
+        """The resolved configuration; "before" is taken over only where that cell is finished."""
+        method, variant = VARIANTS.get(self.label, (self.label, ()))
+        model = [] if self.model is None else [f"model.path={output / self.model}"]
+        shared = self.before is not None and (output / self.before / "summary.json").is_file()
+        before = [f"evaluation.before={output / str(self.before)}"] if shared else []
+        return load_config("digits", [*COMMON, *variant, *model, *self.overrides, *before], method, self.seed)
+
+
+def cells(extra: Sequence[str] = ()) -> list[Cell]:
+    """The table: group by group, seed by seed, `none` first, so that after any time all methods have the same seeds."""
+    return [
+        _cell(name, group, label, seed, extra)
+        for name, group in groups().items()
+        for seed in range(group.seeds)
+        for label in group.labels
+    ]
+
+
+def _cell(name: str, group: Group, label: str, seed: int, extra: Sequence[str]) -> Cell:
+    # Another number of steps or another rate changes nothing of the start: its "before" is that of `main`.
+    start = Cell(name if BASE in group.labels else "main", BASE, seed).name
+    before = None if label == BASE else start
+    return Cell(name, label, seed, (*group.overrides, *extra), before, group.model)
+
+
+def missing(cell: Cell, output: Path) -> str | None:
+    """Why the cell is not finished, None when it is. One made with other settings counts as not finished."""
+    folder = output / cell.name
+    if not (folder / "summary.json").is_file():
+        failed = folder / "failed.txt"
+        # The whole message may name paths of this machine, which have no place in a report.
+        kind = failed.read_text().partition(":")[0] if failed.is_file() else ""
+        return f"failed with {kind}, see failed.txt in its folder" if kind else "not run to its end"
+    try:
+        # Built anew, so that an option that came later counts as its default.
+        saved = build(read_yaml(folder / "config.yaml")).model_dump(mode="json")
+    except ConfigError as error:
+        return f"made by another version ({' '.join(str(error).split())}): remove its folder to redo it"
+    wanted = cell.config(output).model_dump(mode="json")
+    odd = sorted(key for key in wanted if _part(saved, key) != _part(wanted, key))
+    return f"made with other settings of {', '.join(odd)}: remove its folder to redo it" if odd else None
+
+
+def _part(config: Mapping[str, Any], key: str) -> Any:
+    """A section of a configuration without what only says where its inputs lie."""
+    section = config.get(key)
+    places = {("evaluation", "before"), ("model", "path")}
+    return section if not isinstance(section, Mapping) else {k: v for k, v in section.items() if (key, k) not in places}
