@@ -123,11 +123,15 @@ def test_an_output_folder_in_use_is_left_as_it_was(command: Command, nothing_loa
     assert (tmp_path / "config.yaml").read_text() == "mine"
 
 
-def test_an_output_that_cannot_be_a_folder_is_named(command: Command, nothing_loads: None, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_a_folder_is_named(
+    command: Command, nothing_loads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("mine")
     for output in ("file", "file/run"):
         refused(command("adapt", "digits", "--output", str(tmp_path / output)), str(tmp_path / output))
     assert (tmp_path / "file").read_text() == "mine"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused(command("adapt", "digits", "--output", str(tmp_path / "run")), f"{tmp_path} is no folder to write to")
 
 
 def test_resuming_wants_the_same_unfinished_run(command: Command, nothing_loads: None, tmp_path: Path) -> None:
@@ -218,7 +222,7 @@ def test_the_dry_run_prints_the_configuration_and_the_arithmetic(command: Comman
 def test_the_dry_run_prints_a_configuration_that_can_be_run(
     command: Command, nothing_loads: None, tmp_path: Path
 ) -> None:
-    folder = tmp_path / ("a folder [red] with a name longer than any line " * 3)
+    folder = tmp_path / f"a folder [red] with a word longer than any line {'x' * 100} and more"
     shutil.copytree(MODEL_DIR, folder)
     ended = command("adapt", "digits", "--dry-run", f"model.path={json.dumps(str(folder))}")
     assert yaml.safe_load(ended.out.split("By arithmetic")[0])["model"]["path"] == str(folder)
