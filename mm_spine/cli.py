@@ -58,8 +58,10 @@ def adapt(
     console.quiet = distributed.rank() > 0
     if summary is None:
         stopped = _stopped_by(output)
-        again = f"mm-spine adapt {target} ... --output {output} --resume"
-        console.print(f"stopped by {stopped}; go on with: {again}", markup=False, soft_wrap=True)
+        again = "start again in a new folder"  # what scope=question adapts is gone with each question
+        if config.scope == "dataset":
+            again = f"go on with: mm-spine adapt {target} ... --output {output} --resume"
+        console.print(f"stopped by {stopped}; {again}", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED[stopped])
     _print_runs([output])
     console.print(f"written to {output}", markup=False, soft_wrap=True)
