@@ -45,6 +45,12 @@ class ModelConfig(_Section):
     min_pixels: Count | None = None
     max_pixels: Count | None = None
 
+    @model_validator(mode="after")
+    def _budget(self) -> ModelConfig:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}: swap them")
+        return self
+
 
 class DecodingConfig(_Section):
     """How tokens are drawn. `batch_rows` bounds the rollouts decoded together."""

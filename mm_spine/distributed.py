@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -22,15 +23,25 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def prepare_environment() -> None:
-    """Give a plain `python` start the variables a launcher would set; DeepSpeed looks for MPI otherwise."""
+@contextmanager
+def launch_variables() -> Iterator[None]:
+    """The variables a launcher would set, while a plain `python` start initialises; DeepSpeed looks for MPI otherwise.
+
+    They go again afterwards, or a process started from this one would take itself for the same rank.
+    """
     if "RANK" in os.environ:
+        yield
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in alone.items()})
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(alone)
+    try:
+        yield
+    finally:
+        for name in alone:
+            os.environ.pop(name, None)
 
 
 def mine(items: Sequence[Item]) -> list[Item]:

@@ -29,7 +29,6 @@ class Engine:
     def __init__(self, policy: Policy, optim: OptimConfig, config: EngineConfig) -> None:
         import deepspeed
 
-        distributed.prepare_environment()
         # Skips a minute of compiling a CPU collective that one machine with gloo does not need.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -43,7 +42,10 @@ class Engine:
         self._adamw = torch.optim.AdamW(trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self._assert_tower_absent(self._adamw)
         settings = deepspeed_settings(policy, optim, config)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=self._adamw, config=settings)
+        with distributed.launch_variables():
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=module, optimizer=self._adamw, config=settings
+            )
         self._measure = config.measure_update
 
     def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None) -> Trained:

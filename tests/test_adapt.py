@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -381,3 +382,9 @@ def test_a_step_is_told_after_its_weights_are_there() -> None:
     for record in seen:
         assert set(record.seconds) == {"sample", "update"}
         assert [len(masks) for masks in record.tokens] == [len(group.rollouts) for group in record.groups]
+
+
+def test_a_run_leaves_no_rank_behind_for_processes_started_later() -> None:
+    engine = Engine(digit_policy(), small_config().optim, small_config().engine)
+    engine.close()
+    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"} & set(os.environ)

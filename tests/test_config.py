@@ -164,6 +164,7 @@ def test_every_wrong_key_has_its_line() -> None:
         ("method.share=1.01", "method.share=1.01: Input should be less than or equal to 1"),
         ("sampling.votes=1", "sampling.votes=1: Input should be greater than or equal to 2"),
         ("sampling.train_rollouts=0", "sampling.train_rollouts=0: Input should be greater than or equal to 1"),
+        ("model={min_pixels: 9, max_pixels: 4}", "min_pixels=9 is more than max_pixels=4"),
         ("method.band_quantiles=[0.5, 0.5]", "band_quantiles=[0.5, 0.5]: the first must be below the second"),
         ("method.band_quantiles=[0.5, 0.1]", "band_quantiles=[0.5, 0.1]: the first must be below the second"),
         ("method.band_quantiles=[0.1, 1.5]", "method.band_quantiles.1=1.5: Input should be less than or equal to 1"),

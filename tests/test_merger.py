@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_policy
 from torch import Tensor
 
 from mm_spine.config import ModelConfig
@@ -14,7 +15,6 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, pack
 from mm_spine.processors.chat import encode
 from mm_spine.types import AnswerSpec, Question
-from tiny import tiny_policy
 
 RESPONSES = ([70, 81, 95, 60], [90, 72])
 

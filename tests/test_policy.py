@@ -618,6 +618,12 @@ def test_shipped_model_folder_is_accepted(folder: Path) -> None:
     assert resolve_model(str(folder)) == folder
 
 
+def index(folder: Path, *shards: str) -> None:
+    """An index that lists `shards`."""
+    text = json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(shards)}})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -631,6 +637,7 @@ def test_shipped_model_folder_is_accepted(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").write_bytes(b""), r"model\.safetensors.*corrupt"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 4096), r"model\.safetensors.*corrupt"),
         (lambda f: truncate(f / "model.safetensors"), r"model\.safetensors.*truncated"),
+        (lambda f: index(f, "model-2-of-2.safetensors"), r"model-2-of-2\.safetensors is missing"),
     ],
 )
 def test_unusable_model_folders_are_refused_by_name(folder: Path, damage: Callable[[Path], Any], words: str) -> None:

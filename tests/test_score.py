@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from tiny import tiny_policy, tiny_questions
 from torch import Tensor
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
@@ -16,7 +17,6 @@ from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import Question, Rollout
 from mm_spine.update import score
 from mm_spine.voting import make_group
-from tiny import tiny_policy, tiny_questions
 
 
 class Silent:

@@ -239,6 +239,8 @@ def check_model_folder(folder: Path) -> None:
     if kind not in SUPPORTED:
         raise ModelError(f"model={folder}: model_type is {kind!r}; supported: {', '.join(SUPPORTED)}")
     shards = sorted(folder.glob("*.safetensors"))
+    if absent := _listed_shards(folder) - {shard.name for shard in shards}:
+        raise ModelError(f"model={folder}: {min(absent)} is missing, its index lists it; fetch it again")
     if not shards:
         raise ModelError(f"model={folder}: no *.safetensors weights there (pickled weights are not read)")
     for shard in shards:
@@ -247,6 +249,11 @@ def check_model_folder(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{shard}: corrupt or truncated safetensors ({error}); fetch it again") from error
+
+
+def _listed_shards(folder: Path) -> set[str]:
+    index = folder / "model.safetensors.index.json"
+    return set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
 
 
 def _rope_positions(model: Any, ids_L: Tensor, types_L: Tensor, grids: Tensor | None) -> Tensor:
