@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 ROUNDING_ONLY = {"threads", "engine.token_budget"}
 """Keys that a resumed run may change: the loop warns, because sums are then rounded in another order."""
 
+AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -397,7 +398,9 @@ def signals() -> Iterator[list[str]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
-        signal.signal(number, usual[signal.Signals(number)])
+        handler = usual[signal.Signals(number)]
+        # A shell that starts a job in the background has it ignore SIGINT; the second one must still stop it.
+        signal.signal(number, AT_ONCE[number] if handler is signal.SIG_IGN else handler)
         log.warning("%s: finishing this step, then a checkpoint (again to stop at once)", received[-1])
 
     for number in usual:
