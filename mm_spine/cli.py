@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mm_spine.compat import quiet_logs
 from mm_spine.config import ConfigError, MethodConfig
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -145,8 +146,7 @@ def main() -> None:
     from mm_spine.processors.vision import BadQuestion
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("DeepSpeed", "transformers", "httpx", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet_logs()
     try:
         app()
     except (ConfigError, BadQuestion, ValueError, OSError) as error:  # OSError: a full disk, a file not to be read

@@ -71,3 +71,14 @@ def quiet_environment() -> None:
     """Set what `QUIET` names, for this process and its children. Call before torch, vLLM or gradio load."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def quiet_logs() -> None:
+    """For the commands: other libraries' progress bars and notices would drown our lines. Errors still show."""
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for noisy in ("DeepSpeed", "transformers", "httpx", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mm_spine.compat import quiet_logs
+
 METHODS = ("none", "ttrl", "spine", "random-mask")
 
 
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="configuration, e.g. optim.steps=4")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    quiet_logs()
     started = time.perf_counter()
     folders = [run_method(name, arguments.output, arguments.seed, arguments.overrides) for name in METHODS]
     report(folders, time.perf_counter() - started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -27,6 +28,8 @@ class Engine:
     """Owns the optimiser. Under ZeRO-3 it trains a partitioned copy and `publish` refreshes the whole weights."""
 
     def __init__(self, policy: Policy, optim: OptimConfig, config: EngineConfig) -> None:
+        if policy.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
         import deepspeed
 
         # Skips a minute of compiling a CPU collective that one machine with gloo does not need.

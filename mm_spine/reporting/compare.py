@@ -139,7 +139,7 @@ def compare(runs: Sequence[Path]) -> Table:
     """`rows(runs)` as a text table, in percent; raises what `rows` raises."""
     lines = rows(runs)
     compared = [row for row in lines if row.split]
-    table = Table(title=_title(compared), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=_title(compared), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.caption, table.caption_justify = escape(_caption(lines)), "left"
     table.add_column("method", overflow="fold")
     for name in ("seed", "greedy", "pass@1", _maj_header(compared)):
@@ -148,7 +148,7 @@ def compare(runs: Sequence[Path]) -> Table:
         table.add_column(f"pass@1 against\n{escape(compared[0].method)}", justify="right", no_wrap=True)
     for split in dict.fromkeys(row.split for row in compared):
         section = [row for row in compared if row.split == split]
-        table.add_row(f"[bold]{split}[/bold]", f"n = {section[0].questions}")
+        table.add_row(f"[bold]{split}[/bold]", f"n={section[0].questions}")
         for row in section:
             table.add_row(*map(escape, _cells(row)[: len(table.columns)]))
         table.add_section()
