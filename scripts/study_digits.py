@@ -29,6 +29,7 @@ from study_cells import Cell, cells
 from study_report import write_report
 from transformers.utils.logging import disable_progress_bar
 
+from mm_spine.records import read_json, write_json
 from mm_spine.run import run
 
 log = logging.getLogger("study")
@@ -109,6 +110,21 @@ def _build_model(folder: Path) -> None:
     script = SCRIPTS / "train_source_checkpoint.py"
     subprocess.run([sys.executable, str(script), "--recipe", "direct-heavy", "--output", str(aside)], check=True)
     aside.rename(folder)
+
+
+REPEATED = ("steps.jsonl", "evaluation/after.jsonl")
+
+
+def repeat(cell: Cell, output: Path, runner: Runner = run) -> bool:
+    """Run a finished cell once more, aside. Whether `REPEATED` came out the same to the byte; kept in repeated.json."""
+    folder, aside = output / cell.name, output / "repeated" / cell.name
+    shutil.rmtree(aside, ignore_errors=True)
+    runner(cell.config(output), aside, allow_labels=cell.label == "oracle")
+    files = [(folder / name, aside / name) for name in REPEATED if (folder / name).is_file()]
+    same = all(there.is_file() and here.read_bytes() == there.read_bytes() for here, there in files)
+    commit = read_json(aside / "environment.json")["commit"]
+    write_json(folder / "repeated.json", {"commit": commit, "identical": same})
+    return same
 
 
 Work = Callable[[Task, Path], str | None]
@@ -218,6 +234,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/study_digits.sh", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each (default: %(default)s)")
     parser.add_argument("--only", action="append", metavar="GLOB", help="cells by name, e.g. 'main/spine/*'")
+    parser.add_argument("--repeat", metavar="GLOB", help="run finished cells again, aside, and compare to the byte")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the report")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the cells (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report (default: %(default)s)")
@@ -242,7 +259,10 @@ def main() -> int:
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
-    if not options.report_only:
+    if options.repeat is not None:
+        for cell in choose(cells(), [options.repeat]):
+            log.info("%s again: %s", cell.name, "the same" if repeat(cell, options.output) else "NOT the same")
+    elif not options.report_only:
         todo = tasks(choose(cells(options.overrides), options.only), options.output)
         log.info("%d tasks to do", len(todo))
         try:

@@ -5,7 +5,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
 
 usage() {
     cat <<'EOT'
-usage: scripts/study_digits.sh [--jobs 2] [--only GLOB]... [--report-only] [--output runs/study] [--results DIR] [KEY=VALUE...]
+usage: scripts/study_digits.sh [--jobs 2] [--only GLOB]... [--repeat GLOB] [--report-only] [--output runs/study] [--results DIR] [KEY=VALUE...]
 
 Runs every cell (group/method/seed) that has no summary.json yet, then writes docs/results/digits.md from
 the finished ones. Interrupt it at any time and call it again to go on: hours on two cores.

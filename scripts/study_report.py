@@ -30,6 +30,7 @@ class Result:
     run: comparing.Run
     steps: Sequence[Mapping[str, Any]]
     environment: Mapping[str, Any]
+    repeated: Mapping[str, Any] | None = None
 
     def trace(self, key: str) -> np.ndarray:
         """One figure per step, nan where a step has none."""
@@ -60,7 +61,9 @@ def load(cell: Cell, output: Path) -> Result | str:
     loaded = comparing.load(folder)
     if not isinstance(loaded, comparing.Run):
         return loaded.note
-    return Result(cell, loaded, _steps(folder), read_json(folder / "environment.json"))
+    again = folder / "repeated.json"
+    repeated = read_json(again) if again.is_file() else None
+    return Result(cell, loaded, _steps(folder), read_json(folder / "environment.json"), repeated)
 
 
 def _steps(folder: Path) -> list[dict[str, Any]]:
@@ -563,6 +566,7 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
         ),
         "versions": versions,
         "commit": _commits(everything),
+        "run again": _repeats(everything),
         "questions": _listed(
             ", ".join(f"{len(r.run.after[split][GREEDY])} {split.replace('_', '-')}" for split in r.run.after)
             for r in everything
@@ -592,6 +596,19 @@ def _commits(everything: Sequence[Result]) -> str:
         return next(iter(found))
     listed = ", ".join(f"{commit} (cells: {count})" for commit, count in found.items())
     return f"{len(found)} different ones, comparable only if what changed between them changes no figure: {listed}"
+
+
+def _repeats(everything: Sequence[Result]) -> str:
+    """What `--repeat` found: cells run once more, whatever commit they were first made at."""
+    found = [(r.cell.name, r.repeated) for r in everything if r.repeated is not None]
+    if not found:
+        return "no cell"
+    same = [name for name, repeated in found if repeated["identical"]]
+    commits = _listed(str(repeated["commit"]) for _, repeated in found)
+    return (
+        f"{len(found)} cells at commit {commits}, steps.jsonl and every verdict the same to the byte in {len(same)}: "
+        f"{', '.join(name for name, _ in found)}"
+    )
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,23 @@ def test_entropy_at_forks_is_of_the_same_tokens_for_every_method(tmp_path: Path)
     pq.write_table(pa.table({"entropy": entropy}), path)
     assert study_report._entropy_at_forks(tmp_path, 2) == pytest.approx((5 + 5 * 0.5) / 6)
     assert study_report._entropy_at_forks(tmp_path, 3) is None
+
+
+def test_a_repeated_cell_is_compared_to_the_byte(output: Path) -> None:
+    cell = Cell("main", "spine", 0)
+    fabricate(output, cell, [0, 0, 0, 1], [1, 1, 0, 1], [0.8, 0.1])
+
+    def again(change: str) -> Callable[..., dict[str, Any]]:
+        def runner(config: RunConfig, folder: Path, *, allow_labels: bool) -> dict[str, Any]:
+            shutil.copytree(output / cell.name, folder)
+            with (folder / "steps.jsonl").open("a") as file:
+                file.write(change)
+            return {}
+
+        return runner
+
+    assert study.repeat(cell, output, again(""))
+    text = study_report.write_report(output, output / "results").read_text()
+    assert "- run again: 1 cells at commit abc, steps.jsonl and every verdict the same to the byte in 1: " in text
+    assert not study.repeat(cell, output, again(" "))
+    assert "to the byte in 0: " in study_report.write_report(output, output / "results").read_text()
