@@ -27,7 +27,8 @@ def world_size() -> int:
 def launch_variables() -> Iterator[None]:
     """The variables a launcher would set, while a plain `python` start initialises; DeepSpeed looks for MPI otherwise.
 
-    They go again afterwards, or a process started from this one would take itself for the same rank.
+    They go again afterwards, or a process started from this one would take itself for the same rank; LOCAL_RANK
+    stays, because ZeRO-3 reads it in every forward.
     """
     if "RANK" in os.environ:
         yield
@@ -35,8 +36,8 @@ def launch_variables() -> Iterator[None]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(alone)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(alone, LOCAL_RANK="0")
     try:
         yield
     finally:
