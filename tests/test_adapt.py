@@ -388,3 +388,16 @@ def test_a_run_leaves_no_rank_behind_for_processes_started_later() -> None:
     engine = Engine(digit_policy(), small_config().optim, small_config().engine)
     engine.close()
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_moves_the_weights_as_fp32_does_under_every_zero_stage(stage: int) -> None:
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        policy = digit_policy()
+        policy.model.to(dtype)
+        start = {name: weight.float() for name, weight in policy.weights().items()}
+        layers = {"engine": {"zero_stage": stage}, "optim": {"steps": 2, "lr": 3e-3, "schedule": "constant"}}
+        adapt(QUESTIONS, policy, config=small_config(PLAIN, layers))
+        moved[dtype] = math.sqrt(sum(float(((w.float() - start[n]) ** 2).sum()) for n, w in policy.weights().items()))
+    assert moved[torch.bfloat16] == pytest.approx(moved[torch.float32], rel=0.05)

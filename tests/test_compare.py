@@ -77,7 +77,7 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     assert row.against_first is None
     shown = text([tmp_path / "run"])
     for cell in (
-        "n = 2",
+        "n=2",
         "50.0 → 100.0",
         "37.5 → 87.5",
         "[+25.0, +75.0]",
