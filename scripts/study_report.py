@@ -584,7 +584,8 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
     return (
         f"## Set-up\n\nCommand: `scripts/study_digits.sh`. Groups of cells:\n\n{described}\n\n"
         f"From the finished cells:\n\n{lines}\n\n"
-        "A cell takes its seed's evaluation of the starting model over from `none`. Seconds per cell, mean:\n\n"
+        "A cell takes its seed's evaluation of the starting model over from `none`. Wall seconds per cell, mean, "
+        "whatever else the machine was doing:\n\n"
         f"{grid(['cells', 'finished', 'seconds'], rows)}"
     )
 
