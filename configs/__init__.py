@@ -1,1 +1,1 @@
-"""Configurations as package data: one YAML per benchmark, and DeepSpeed's JSON."""
+"""Configurations as package data: one YAML per benchmark."""
