@@ -27,7 +27,7 @@ from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.reference import Reference
 from mm_spine.sampling import Sampler
-from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling.backends import make_sampler
 from mm_spine.selection import Bounds, band_bounds, select
 from mm_spine.types import Group, Question, StepReport
 from mm_spine.update import (
@@ -94,7 +94,7 @@ def adapt(
     """Adapt `policy` in place to unlabelled `questions`.
 
     `config` (see `methods.configure`) defaults to the method's own options, `method` to `config.method.name`,
-    `sampler` to transformers with `config.sampling`. Raises ConfigError, FrozenError, ParityError.
+    `sampler` to `config.sampling`'s. Raises ConfigError, FrozenError, ParityError.
     """
     config = config or configure({"method": {"name": method}} if isinstance(method, str) else {})
     row = method if isinstance(method, Method) else find(method or config.method.name)
@@ -102,7 +102,7 @@ def adapt(
     _check(questions)
     if not row.trains or config.optim.steps == 0:
         return Adapted()
-    loop = _Loop(questions, policy, sampler or HFSampler(policy, config.sampling, config.seed), row, config)
+    loop = _Loop(questions, policy, sampler or make_sampler(policy, config), row, config)
     try:
         return loop.run(hooks)
     finally:

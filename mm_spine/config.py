@@ -81,7 +81,7 @@ class SamplingConfig(DecodingConfig):
 
 
 class MethodConfig(_Section):
-    """The method's options; None means the method's own default (`mm-spine methods` prints them)."""
+    """The method's options; a method's own row replaces these defaults (`mm-spine methods` prints both)."""
 
     name: str = "spine"
     share: Share = 0.2
@@ -154,7 +154,7 @@ class CheckpointConfig(_Section):
 
 
 class ReportingConfig(_Section):
-    """What a run writes beyond its figures. Images are never written where `images` is false."""
+    """What a run writes beyond its figures. No file of a run holds an image so far; `images: false` keeps it so."""
 
     images: bool = True
     rollouts: bool = True

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from scipy import stats
 from torch import Tensor
 
+from mm_spine.intervals import bootstrap_ci
 from mm_spine.processors.answers import grade, parse
 from mm_spine.sampling import Sampler
 from mm_spine.types import Answer, AnswerKey, AnswerSpec, Group, Question, Reward, Rollout, Verdict
@@ -248,27 +248,6 @@ def label_free_metrics(items: Sequence[Item]) -> dict[str, Any]:
         "unparsed": float(np.mean([flag for item in items for flag in item.unparsed])),
         "n": len(items),
     }
-
-
-def bootstrap_ci(values_Q: Sequence[float] | np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of (Q,) values, resampling questions (Efron 1979).
-
-    It takes questions as independent: where many share an image it is too narrow. Raises ValueError without values.
-    """
-    values = np.asarray(values_Q, dtype=np.float64)
-    if values.size == 0:
-        raise ValueError("no values to resample")
-    if values.size == 1:
-        return float(values[0]), float(values[0])
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=draws,
-        batch=max(1, 4_000_000 // values.size),  # at most 32 MB of indices at a time
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def paired_values(before: Sequence[Item], after: Sequence[Item], measure: str | Measure) -> np.ndarray:

@@ -31,7 +31,7 @@ from mm_spine.config import ConfigError, RunConfig, merge, nearest, parse_overri
 from mm_spine.engine import newest_checkpoint
 from mm_spine.methods import Method, configure, find
 from mm_spine.policy.model import FrozenError, Policy, checksum, resolve_model
-from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling.backends import make_sampler
 from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class Run:
     def _evaluate(self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None) -> list[evaluation.Item]:
         started = time.perf_counter()
         settings = self.config.evaluation
-        sampler = HFSampler(policy, settings, self.config.seed)
+        sampler = make_sampler(policy, self.config, settings)
         items = []
         for split, labelled in (("adapted", _first(adapted, settings.limit)), ("held_out", held_out)):
             if labelled is not None:
@@ -223,7 +223,7 @@ class Run:
 
     def _adapt(self, policy: Policy, labelled: LabelledSet, offset: int = 0) -> Adapted:
         method = self._method(labelled.key)
-        sampler = HFSampler(policy, self.config.sampling, self.config.seed)
+        sampler = make_sampler(policy, self.config)
         with signals() as received:
             hooks = Hooks(
                 on_step=lambda record: self._record(record, offset),
@@ -381,7 +381,7 @@ def evaluate_model(config: RunConfig, output: Path | None = None) -> dict[str, A
     name = config.split or plan.benchmark.adapt_split
     labelled = _first(plan.benchmark.load(name), config.limit)
     policy = Policy.load(plan.model, config.model, config.seed)
-    sampler = HFSampler(policy, config.evaluation, config.seed)
+    sampler = make_sampler(policy, config, config.evaluation)
     items = evaluation.evaluate(
         labelled.questions, labelled.key, sampler, samples=config.evaluation.samples, split=name
     )

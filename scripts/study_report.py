@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from scipy import stats
 from study_cells import BASE, COMMON, Cell, cells, groups, missing
 
-from mm_spine.evaluation import bootstrap_ci
+from mm_spine.intervals import Interval, bootstrap_ci, over_seeds
 from mm_spine.records import read_json, read_json_lines
 from mm_spine.reporting import compare as comparing
-from mm_spine.reporting.compare import GREEDY, MAJ_AT_N, PASS_AT_1, SPLITS, Interval
+from mm_spine.reporting.compare import GREEDY, MAJ_AT_N, PASS_AT_1, SPLITS
 
 # --- What a finished cell says ------------------------------------------------------------------------------------
 
@@ -108,15 +108,6 @@ class Difference:
         if self.seeds.low is None or self.seeds.high is None:
             return self.seeds
         return max(self.seeds, self.questions, key=lambda i: (i.high or 0.0) - (i.low or 0.0))
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean and Student's t interval over the seeds' differences, n - 1 degrees of freedom; no bounds for one seed."""
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return Interval(mean, None, None)
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return Interval(mean, mean - half, mean + half)
 
 
 def detectable(values: Sequence[float], power: float = 0.8) -> float | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
 
+from mm_spine.intervals import Interval, bootstrap_ci, over_seeds
 from mm_spine.records import read_json, read_json_lines
 
 SPLITS = ("adapted", "held_out")
@@ -27,14 +27,6 @@ Pair = tuple[float | None, float | None]
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """Measure -> question id -> score in [0, 1], None without a gold answer; one split of one evaluation file."""
-
-
-class Interval(NamedTuple):
-    """An estimate and its 95 % interval, as shares; the bounds are None where there is one value only."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 def _greedy(item: Mapping[str, Any]) -> float | None:
@@ -241,13 +233,8 @@ def _paired(before: Mapping[str, float | None], after: Mapping[str, float | None
     values = np.array([new - old for old, new in pairs if old is not None and new is not None])
     if values.size == 0:
         return None
-    if values.size == 1:
-        return Interval(float(values[0]), None, None)
-    low, high = stats.bootstrap(
-        (values,), np.mean, n_resamples=2000, batch=max(1, 4_000_000 // values.size), method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return Interval(float(values.mean()), float(low), float(high))
+    bounds = (None, None) if values.size == 1 else bootstrap_ci(values)
+    return Interval(float(values.mean()), *bounds)
 
 
 def _told_apart(single: Sequence[Row]) -> Iterator[Row]:
@@ -288,14 +275,8 @@ def _over_seeds(intervals: Sequence[Interval | None]) -> Interval | None:
 
     It says what another seed would do on the same questions; a run's own interval says what other questions would.
     """
-    values = np.array([interval.value for interval in intervals if interval is not None])
-    if values.size == 0:
-        return None
-    mean = float(values.mean())
-    if values.size == 1:
-        return Interval(mean, None, None)
-    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
-    return Interval(mean, mean - half, mean + half)
+    values = [interval.value for interval in intervals if interval is not None]
+    return over_seeds(values) if values else None
 
 
 def _mean_pair(pairs: Sequence[Pair]) -> Pair:
