@@ -559,7 +559,7 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
         "commit": _commits(everything),
         "run again": _repeats(everything),
         "questions": _listed(
-            ", ".join(f"{len(r.run.after[split][GREEDY])} {split.replace('_', '-')}" for split in r.run.after)
+            ", ".join(f"{len(r.run.after[split][GREEDY])} {split.replace('_', '-')}" for split in SPLITS if split in r.run.after)
             for r in everything
         ),
         "configuration": " ".join([f"`configs/digits.yaml`, {' '.join(COMMON)}", *extra]),
