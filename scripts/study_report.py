@@ -558,10 +558,7 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
         "versions": versions,
         "commit": _commits(everything),
         "run again": _repeats(everything),
-        "questions": _listed(
-            ", ".join(f"{len(r.run.after[split][GREEDY])} {split.replace('_', '-')}" for split in SPLITS if split in r.run.after)
-            for r in everything
-        ),
+        "questions": _listed(_questions(r) for r in everything),
         "configuration": " ".join([f"`configs/digits.yaml`, {' '.join(COMMON)}", *extra]),
         "peak memory of a worker": f"{max(r.run.summary['peak_memory_bytes'] for r in everything) / 1e9:.1f} GB",
     }  # fmt: skip
@@ -579,6 +576,12 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
         "whatever else the machine was doing:\n\n"
         f"{grid(['cells', 'finished', 'seconds'], rows)}"
     )
+
+
+def _questions(result: Result) -> str:
+    """How many questions each split has, in the order of `SPLITS`."""
+    after = result.run.after
+    return ", ".join(f"{len(after[split][GREEDY])} {split.replace('_', '-')}" for split in SPLITS if split in after)
 
 
 def _commits(everything: Sequence[Result]) -> str:
