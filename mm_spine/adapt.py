@@ -32,6 +32,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.reference import Reference
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.selection import Bounds, band_bounds, select
 from mm_spine.types import Group, Question, StepReport
 from mm_spine.update import (
@@ -174,8 +175,9 @@ class _Loop:
         self.seconds = {}
         with self._timed("sample"):
             asked = distributed.mine(batch_of(self.questions, self.config, step))
-            rollouts = self.sampler.sample(asked, sampling.votes, step=step, purpose="train")
-            groups = self._everyones([make_group(q, r) for q, r in zip(asked, rollouts, strict=True) if r])
+            least = sampling.train_rollouts
+            voted = vote_in_rounds(self.sampler, asked, sampling.votes, least, step=step, purpose="train")
+            groups = self._everyones(voted)
         voted = groups
         groups = self._scored([share_identical(subsample(group, sampling.train_rollouts)) for group in groups])
         groups = assign_credit(groups, self.method, options)

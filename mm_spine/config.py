@@ -25,6 +25,12 @@ def _number_or_auto(value: Any) -> Any:
     raise ValueError("a number of tokens, 1 or more, or auto")
 
 
+def _votes_spelled_out(section: Any) -> Any:
+    """`votes: 64` -> `votes: {max: 64}`, so that layers merge key by key."""
+    votes = section.get("votes") if isinstance(section, Mapping) else None
+    return {**section, "votes": {"max": votes}} if votes is not None and not isinstance(votes, Mapping) else section
+
+
 Budget = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
 
 
@@ -66,25 +72,71 @@ class ModelConfig(_Section):
 
 
 class DecodingConfig(_Section):
-    """How tokens are drawn. `batch_rows` bounds the rollouts decoded together."""
+    """How tokens are drawn. `batch_rows` bounds the rollouts decoded together, `kv_cache_gb` (10^9 bytes) the keys and
+    values held for them."""
 
     temperature: Positive = 1.0
     top_p: Share = 1.0
     max_new_tokens: Count = 64
     batch_rows: Count = 512
+    kv_cache_gb: Positive = 4.0
+
+
+class VotesConfig(_Section):
+    """At most `max` rollouts vote on a question; `votes: 64` is short for `votes: {max: 64}`.
+
+    `stop: decided` ends a question once no outcome of the remaining rollouts can change its winner, `confident` once
+    the posterior that the leader is the mode exceeds `level`. Both look after `round` further rollouts each.
+    """
+
+    max: Votes = 16
+    stop: Literal["never", "decided", "confident"] = "never"
+    level: BelowOne = 0.95
+    round: Count = 4
+
+
+class TreeConfig(_Section):
+    """ETMR's tree rollouts (arXiv 2508.11356): each root forks at `forks` of its tokens, `branches` times at each.
+
+    The votes are the leaves: 1 + branches x forks a tree, the rest of the votes flat. `rank_by` says what a fork token
+    has most of: surprisal -log pi (Algorithm 1) or entropy. `distinct` draws other tokens at a fork than those there.
+    """
+
+    forks: Count = 2
+    branches: Count = 2
+    rank_by: Literal["surprisal", "entropy"] = "surprisal"
+    distinct: bool = False
+
+
+class VLLMConfig(_Section):
+    """The vLLM engine. `tensor_parallel` GPUs share one; `memory_share` is what it may take of a card, weights
+    included, `kv_cache_gb` (2^30 bytes) its keys and values on a CPU."""
+
+    tensor_parallel: Count = 1
+    memory_share: Share = 0.45
+    kv_cache_gb: Count = 1
+    max_rows: Count = 256
+    enforce_eager: bool = False
 
 
 class SamplingConfig(DecodingConfig):
     """Rollouts for training: vote with `votes`, train on the first `train_rollouts` of them."""
 
-    backend: Literal["hf"] = "hf"
-    votes: Votes = 16
+    backend: Literal["hf", "vllm"] = "hf"
+    votes: VotesConfig = VotesConfig()
     train_rollouts: Count = 16
+    tree: TreeConfig | None = None
+    vllm: VLLMConfig = VLLMConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, section: Any) -> Any:
+        return _votes_spelled_out(section)
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
-        if self.train_rollouts > self.votes:
-            raise ValueError(f"train_rollouts={self.train_rollouts} is more than votes={self.votes}: lower it")
+        if self.train_rollouts > self.votes.max:
+            raise ValueError(f"train_rollouts={self.train_rollouts} is more than votes={self.votes.max}: lower it")
         if self.top_p < 1.0:
             raise ValueError(
                 f"top_p={self.top_p}: training samples with top_p 1, a nucleus biases the importance ratio "
@@ -208,6 +260,16 @@ class RunConfig(_Section):
     threads: Count | None = None
 
 
+def spelled_out(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer with its short forms written out: `method: ttrl`, `sampling: {votes: 64}`."""
+    found = dict(layer)
+    if isinstance(layer.get("method"), str):
+        found["method"] = {"name": layer["method"]}
+    if "sampling" in layer:
+        found["sampling"] = _votes_spelled_out(layer["sampling"])
+    return found
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings, the second winning."""
     merged = dict(base)
@@ -251,7 +313,7 @@ def build(*layers: Mapping[str, Any]) -> RunConfig:
     """Validate the layers, later ones winning. Raises ConfigError with one line per wrong key."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = merge(merged, layer)
+        merged = merge(merged, spelled_out(layer))
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:

@@ -89,8 +89,8 @@ def _bytes(config: RunConfig, sizes: Sizes, trained: int, frozen: int, text: int
     # DeepSpeed keeps the fp32 copy for bf16 weights, and for any weights where a ZeRO stage flattens them.
     master = _MASTER if size == 2 or stage > 0 else 0
     anchored = trained and config.method.kl != "none"
-    questions = max(1, min(config.optim.questions_per_step, config.sampling.batch_rows // config.sampling.votes))
-    cached = questions * config.sampling.votes * config.sampling.max_new_tokens
+    questions = max(1, min(config.optim.questions_per_step, config.sampling.batch_rows // config.sampling.votes.max))
+    cached = questions * config.sampling.votes.max * config.sampling.max_new_tokens
     return {
         "bytes_weights": (trained + frozen) * size,
         "bytes_zero3_copy": text * size if trained and stage == 3 else 0,
@@ -119,7 +119,7 @@ def activation_bytes(sizes: Sizes, size: int, recomputed: bool) -> int:
 def _tokens(config: RunConfig, trains: bool) -> dict[str, int]:
     optim, sampling = config.optim, config.sampling
     steps = optim.steps if trains else 0
-    rollouts = optim.questions_per_step * sampling.votes if trains else 0
+    rollouts = optim.questions_per_step * sampling.votes.max if trains else 0
     kept = optim.questions_per_step * sampling.train_rollouts if trains else 0
     return {
         "steps": steps,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mm_spine import credit, selection
-from mm_spine.config import ConfigError, MethodConfig, RunConfig, build, merge, nearest
+from mm_spine.config import ConfigError, MethodConfig, RunConfig, build, merge, nearest, spelled_out
 from mm_spine.draws import uniforms
 from mm_spine.selection import BoundsRule, MaskRule
 from mm_spine.types import Reward, Rollout
@@ -101,7 +101,8 @@ def entropy_shaped(options: MethodConfig) -> Shape:
 
 @dataclass(frozen=True)
 class Method:
-    """One method. Each choice is a function of the options; `options` are this method's defaults of them."""
+    """One method. Each choice is a function of the options; `options` are this method's defaults of them, `sampling`
+    those of that section."""
 
     summary: str
     source: str
@@ -112,6 +113,7 @@ class Method:
     band_mask: Callable[[MethodConfig], MaskRule] = top_share
     bounds: Callable[[MethodConfig], BoundsRule] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
     label_free: bool = True
 
@@ -129,6 +131,13 @@ METHODS: Mapping[str, Method] = {
         "arXiv 2508.11356",
         shape=entropy_shaped,
         options={**_TTRL, "std": "population"},
+    ),
+    "ettrl": Method(
+        "tree rollouts (ETMR) with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
+        "arXiv 2508.11356",
+        shape=entropy_shaped,
+        options={**_TTRL, "std": "population"},
+        sampling={"tree": {}},
     ),
     "rent": Method("reward of low entropy instead of a vote", "RENT", reward=negative_entropy),
     "spine": Method(
@@ -184,8 +193,8 @@ def configure(*layers: Mapping[str, Any]) -> RunConfig:
     """The layers over the method's own options, validated; later layers win. Raises ConfigError."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        named = isinstance(layer.get("method"), str)  # `method=ttrl` is short for `method.name=ttrl`
-        merged = merge(merged, {**layer, "method": {"name": layer["method"]}} if named else layer)
+        merged = merge(merged, spelled_out(layer))
     section = merged.get("method")
     name = section.get("name", "spine") if isinstance(section, Mapping) else "spine"
-    return build({"method": dict(find(str(name)).options)}, merged)
+    row = find(str(name))
+    return build({"method": dict(row.options), "sampling": dict(row.sampling)}, merged)

@@ -33,7 +33,7 @@ from mm_spine.methods import Method, configure, find
 from mm_spine.policy.attention import backend_name
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import FrozenError, Policy, check_model_folder, checksum, resolve_model
-from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.backends import check_sampler, make_sampler
 from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ def check(config: RunConfig, allow_labels: bool = False) -> Plan:
         raise ConfigError(f"method.band_anchor=initial: method {config.method.name!r} has no band")
     if config.scope == "question" and distributed.launched_processes() > 1:
         raise ConfigError("scope=question runs on one process: start one run per GPU, each with its own questions")
+    check_sampler(config.sampling.backend)
     model = config.model.path or benchmark.default_model
     if model is None:
         raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
@@ -354,7 +355,7 @@ class Run:
             "seed": config.seed,
             "label_free": self.plan.method.label_free,
             "n_questions": len({item.id for item in before if item.split == "adapted"}),
-            "votes": config.sampling.votes,
+            "votes": config.sampling.votes.max,
             "train_rollouts": config.sampling.train_rollouts,
             "steps": ended.steps,
             "before": blocks["adapted"][0],

@@ -108,22 +108,40 @@ class Policy:
             raise BadQuestion(self.skipped[question.id])
         return prompt
 
-    def can_ask(self, question: Question) -> bool:
-        """Whether `question` can be encoded. If not, the reason is logged once and kept in `skipped`, by its id."""
+    def can_ask(self, question: Question, new_tokens: int = 0) -> bool:
+        """Whether `question` can be encoded and its prompt leaves room in the context for `new_tokens`.
+
+        If not, the reason is logged once and kept in `skipped`, by its id.
+        """
         try:
-            self.prompt(question)
+            length = len(self.prompt(question).ids_L)
         except BadQuestion:
             return False
+        if length + new_tokens > self.context:
+            self._skip(
+                question,
+                f"{question.id}: its prompt of {length} tokens and {new_tokens} new ones do not fit in the model's "
+                f"context of {self.context}; lower model.max_pixels or max_new_tokens",
+            )
+            return False
         return True
+
+    @property
+    def context(self) -> int:
+        """Tokens that the text model has positions for, prompt and response together."""
+        return int(self.text.language_model.config.max_position_embeddings)
 
     def _encode_or_skip(self, question: Question) -> Prompt | None:
         try:
             return self._encode(question)
         except BadQuestion as error:
-            if self.skipped.get(question.id) != str(error):
-                log.warning("question skipped: %s", error)
-            self.skipped[question.id] = str(error)
+            self._skip(question, str(error))
         return None
+
+    def _skip(self, question: Question, why: str) -> None:
+        if self.skipped.get(question.id) != why:
+            log.warning("question skipped: %s", why)
+        self.skipped[question.id] = why
 
     def _encode(self, question: Question) -> Prompt:
         encoded = self._read(question)

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from mm_spine.config import DecodingConfig, RunConfig
+from mm_spine.config import ConfigError, DecodingConfig, RunConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
+from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling.tree import TreeSampler
 
-SAMPLERS: Mapping[str, Callable[[Policy, DecodingConfig, int], Sampler]] = {"hf": HFSampler}
+
+class Row(NamedTuple):
+    """How a backend is made, and in one sentence why it cannot run here; "" where it can."""
+
+    make: Callable[[Policy, DecodingConfig, RunConfig], Backend]
+    why_not: Callable[[], str] = lambda: ""
+
+
+def _hf(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backend:
+    return HFSampler(policy, decoding, config.seed)
+
+
+SAMPLERS: Mapping[str, Row] = {"hf": Row(_hf)}
+
+
+def check_sampler(name: str) -> None:
+    """Raise ConfigError, saying why and what to do, where this machine cannot run the backend `name`."""
+    why_not = SAMPLERS[name].why_not()
+    if why_not:
+        raise ConfigError(f"sampling.backend={name}: {why_not}")
 
 
 def make_sampler(policy: Policy, config: RunConfig, decoding: DecodingConfig | None = None) -> Sampler:
-    """The backend of `config.sampling`, decoding as it says or, for an evaluation, as `decoding` does."""
-    return SAMPLERS[config.sampling.backend](policy, decoding or config.sampling, config.seed)
+    """The sampler of `config.sampling`; for an evaluation its backend alone, decoding as `decoding` says."""
+    backend = SAMPLERS[config.sampling.backend].make(policy, decoding or config.sampling, config)
+    tree = config.sampling.tree
+    return backend if decoding is not None or tree is None else TreeSampler(backend, tree)

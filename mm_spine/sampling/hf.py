@@ -13,38 +13,41 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from mm_spine.config import DecodingConfig
 from mm_spine.draws import uniforms
 from mm_spine.objective import entropy_of
-from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
+from mm_spine.sampling import Completion, Request
+from mm_spine.sampling.backend import Backend
 from mm_spine.types import Question, Rollout
 
 
-class HFSampler:
+class HFSampler(Backend):
     """Samples from `policy.text` as it stands; nothing to sync. Log-probs and entropies are exact."""
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
-        self.policy = policy
-        self.decoding = decoding
-        self.seed = seed
-        self.distribution = Distribution(decoding.temperature, policy.banned)
+        super().__init__(policy, decoding, seed)
         eos = policy.model.generation_config.eos_token_id
         self._eos = torch.tensor([eos] if isinstance(eos, int) else list(eos or []), device=policy.device)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the sampler reads the policy's own weights."""
 
+    def complete(
+        self, requests: Sequence[Request], *, step: int, purpose: str, greedy: bool = False
+    ) -> list[Completion]:
+        raise NotImplementedError
+
     @torch.no_grad()
     def sample(
-        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False
+        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
     ) -> list[list[Rollout]]:
         """n rollouts per question, none where it cannot be asked; similar prompt lengths are decoded together."""
-        prompts = {i: self.policy.prompt(q) for i, q in enumerate(questions) if self.policy.can_ask(q)}
+        prompts = {i: self.policy.prompt(q) for i, q in enumerate(questions) if self.can_ask(q)}
         order = sorted(prompts, key=lambda i: len(prompts[i].ids_L))
         per_batch = max(1, self.decoding.batch_rows // n)
         rollouts: list[list[Rollout]] = [[] for _ in questions]
         for at in range(0, len(order), per_batch):
             chosen = order[at : at + per_batch]
-            names = [(questions[i].id, index) for i in chosen for index in range(n)]
+            names = [(questions[i].id, first + index) for i in chosen for index in range(n)]
             draws = None if greedy else self._draws(names, step, purpose)
             rows = self._decode([prompts[i] for i in chosen], n, draws)
             for row, (name, index) in enumerate(names):

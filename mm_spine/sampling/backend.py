@@ -1,0 +1,56 @@
+"""What all backends share: a backend completes requests, and flat sampling is n requests a question."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from mm_spine.config import DecodingConfig
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.model import Policy
+from mm_spine.sampling import Completion, Request
+from mm_spine.types import Question, Rollout
+
+
+class Backend(ABC):
+    """Draws from `policy`'s distribution at `decoding.temperature`."""
+
+    def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
+        self.policy, self.decoding, self.seed = policy, decoding, seed
+        self.distribution = Distribution(decoding.temperature, policy.banned)
+
+    @abstractmethod
+    def complete(
+        self, requests: Sequence[Request], *, step: int, purpose: str, greedy: bool = False
+    ) -> list[Completion]:
+        """The completions of requests whose questions `can_ask` allows, in order.
+
+        Token t of a response is decided by (seed, purpose, step, question id, index, t) alone. A response has at most
+        `decoding.max_new_tokens` tokens, its prefix included.
+        """
+
+    @abstractmethod
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over the trainable weights after an update."""
+
+    def can_ask(self, question: Question) -> bool:
+        """Whether `question` can be encoded and leaves room for an answer; if not, `policy.skipped` says why."""
+        return self.policy.can_ask(question, self.decoding.max_new_tokens)
+
+    def sample(
+        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
+    ) -> list[list[Rollout]]:
+        """See `Sampler.sample`."""
+        asked = [question for question in questions if self.can_ask(question)]
+        requests = [Request(question, first + i) for question in asked for i in range(n)]
+        completions = self.complete(requests, step=step, purpose=purpose, greedy=greedy)
+        drawn = (self.rollout(*pair) for pair in zip(requests, completions, strict=True))
+        return [[next(drawn) for _ in range(n)] if self.can_ask(question) else [] for question in questions]
+
+    def rollout(self, request: Request, completion: Completion) -> Rollout:
+        """The response of a request without prefix."""
+        text = self.policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        tokens, logp, entropy, finish_reason = completion
+        return Rollout(request.question.id, request.index, tokens, text, logp, entropy, finish_reason)
