@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
-from mm_spine.types import Question, Rollout
 
 
 class HFSampler(Backend):
@@ -31,53 +31,63 @@ class HFSampler(Backend):
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the sampler reads the policy's own weights."""
 
+    @torch.no_grad()
     def complete(
         self, requests: Sequence[Request], *, step: int, purpose: str, greedy: bool = False
     ) -> list[Completion]:
-        raise NotImplementedError
+        """See `Backend.complete`; similar prompt lengths are decoded together."""
+        found: dict[int, Completion] = {}
+        for batch in self._batches(requests):
+            rows = [requests[i] for i in batch]
+            draws = None if greedy else self._draws(rows, step, purpose)
+            ids, logp, entropy = self._decode(rows, draws)
+            found |= {i: self._completion(requests[i], ids[k], logp[k], entropy[k]) for k, i in enumerate(batch)}
+        return [found[i] for i in range(len(requests))]
 
-    @torch.no_grad()
-    def sample(
-        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
-    ) -> list[list[Rollout]]:
-        """n rollouts per question, none where it cannot be asked; similar prompt lengths are decoded together."""
-        prompts = {i: self.policy.prompt(q) for i, q in enumerate(questions) if self.can_ask(q)}
-        order = sorted(prompts, key=lambda i: len(prompts[i].ids_L))
-        per_batch = max(1, self.decoding.batch_rows // n)
-        rollouts: list[list[Rollout]] = [[] for _ in questions]
-        for at in range(0, len(order), per_batch):
-            chosen = order[at : at + per_batch]
-            names = [(questions[i].id, first + index) for i in chosen for index in range(n)]
-            draws = None if greedy else self._draws(names, step, purpose)
-            rows = self._decode([prompts[i] for i in chosen], n, draws)
-            for row, (name, index) in enumerate(names):
-                rollouts[chosen[row // n]].append(self._rollout(name, index, *(column[row] for column in rows)))
-        return rollouts
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Numbers of requests, question by question, as many questions as fit."""
+        by_question: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            by_question.setdefault(id(request.question), []).append(i)
+        batch: list[int] = []
+        for rows in sorted(by_question.values(), key=lambda r: len(self.policy.prompt(requests[r[0]].question).ids_L)):
+            if batch and len(batch) + len(rows) > self.decoding.batch_rows:
+                yield batch
+                batch = []
+            batch += rows
+        if batch:
+            yield batch
 
-    def _draws(self, names: Sequence[tuple[str, int]], step: int, purpose: str) -> Tensor:
+    def _draws(self, requests: Sequence[Request], step: int, purpose: str) -> Tensor:
         length = self.decoding.max_new_tokens
-        rows = [uniforms(length, self.seed, purpose, step, name, index) for name, index in names]
+        rows = [uniforms(length, self.seed, purpose, step, r.question.id, r.index) for r in requests]
         return torch.from_numpy(np.stack(rows)).to(self.policy.device)
 
-    def _rollout(self, name: str, index: int, ids: Tensor, logp: Tensor, entropy: Tensor) -> Rollout:
+    def _completion(self, request: Request, ids: Tensor, logp: Tensor, entropy: Tensor) -> Completion:
+        start = len(request.prefix)
         ended = torch.isin(ids, self._eos.cpu()).nonzero()[:, 0].tolist()
-        length = ended[0] + 1 if ended else len(ids)
-        tokens = tuple(ids[:length].tolist())
-        text = self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
-        own_logp, own_entropy = (values[:length].numpy().copy() for values in (logp, entropy))
-        return Rollout(name, index, tokens, text, own_logp, own_entropy, "stop" if ended else "length")
+        stop = max(start, ended[0] + 1 if ended else len(ids))
+        own_logp, own_entropy = (values[start:stop].numpy().copy() for values in (logp, entropy))
+        return Completion(tuple(ids[start:stop].tolist()), own_logp, own_entropy, "stop" if ended else "length")
 
-    def _decode(self, prompts: Sequence[Prompt], n: int, draws_RT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(token ids, log-probs, entropies), each (R, T) with R = len(prompts) x n rows, question-major."""
-        rows, length = len(prompts) * n, self.decoding.max_new_tokens
-        state = _prefill(self.policy, prompts, n, length)
+    def _decode(self, requests: Sequence[Request], draws_RT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(token ids, log-probs, entropies), each (R, T), of requests sorted by question; prefixes are fed as drawn."""
+        rows, length = len(requests), self.decoding.max_new_tokens
+        questions = {id(r.question): r.question for r in requests}
+        counts = Counter(id(r.question) for r in requests)
+        state = _prefill(
+            self.policy, [self.policy.prompt(q) for q in questions.values()], [counts[i] for i in questions], length
+        )
         ids = torch.full((rows, length), int(self._eos[0]) if len(self._eos) else 0, device=self.policy.device)
         logp, entropy = torch.zeros(2, rows, length, device=self.policy.device)
         live = torch.arange(rows, device=self.policy.device)
         going = torch.ones_like(live, dtype=torch.bool)
         for t in range(length):
             log_probs = self.distribution.log_probs(state.hidden_RD @ self.policy.text.head.weight.T)
-            token = _choose(log_probs, None if draws_RT is None else draws_RT[live, t], self.decoding)
+            barred = _without_barred(log_probs, [requests[i] for i in live.tolist()], t)
+            token = _choose(barred, None if draws_RT is None else draws_RT[live, t], self.decoding)
+            for k, i in enumerate(live.tolist()):
+                token[k] = requests[i].prefix[t] if t < len(requests[i].prefix) else token[k]
             ids[live, t] = token
             logp[live, t] = log_probs.gather(-1, token[:, None])[:, 0]
             entropy[live, t] = entropy_of(log_probs)
@@ -89,6 +99,15 @@ class HFSampler(Backend):
                 live, token, going = live[going], token[going], going[going]
             state.advance(token)
         return ids.cpu(), logp.cpu(), entropy.cpu()
+
+
+def _without_barred(log_probs_RV: Tensor, requests: Sequence[Request], t: int) -> Tensor:
+    """-inf where a request whose first token comes now bars one."""
+    pairs = [(k, v) for k, request in enumerate(requests) if len(request.prefix) == t for v in request.barred]
+    if not pairs:
+        return log_probs_RV
+    at = torch.tensor(pairs, device=log_probs_RV.device).T
+    return log_probs_RV.index_put((at[0], at[1]), log_probs_RV.new_tensor(-torch.inf))
 
 
 def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingConfig) -> Tensor:
@@ -176,8 +195,8 @@ class _State:
         self.position_R = self.position_R + 1
 
 
-def _prefill(policy: Policy, prompts: Sequence[Prompt], n: int, room: int) -> _State:
-    """Run each prompt once, left-padded to the longest, then repeat its cache for n rows."""
+def _prefill(policy: Policy, prompts: Sequence[Prompt], counts: Sequence[int], room: int) -> _State:
+    """Run each prompt once, left-padded to the longest, then repeat its cache for its rows."""
     width = max(len(p.ids_L) for p in prompts)
     pads = torch.tensor([width - len(p.ids_L) for p in prompts], device=policy.device)
     at = torch.arange(width, device=policy.device)
@@ -193,10 +212,11 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt], n: int, room: int) -> _S
         past_key_values=_cache(layers),
         use_cache=True,
     )[:, -1]
+    row_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(policy.device)
     for layer in layers:
-        layer.map(lambda buffer: buffer.repeat_interleave(n, dim=0))
-    next_R = torch.tensor([p.next_position for p in prompts for _ in range(n)], device=policy.device)
-    return _State(policy.text, layers, hidden.repeat_interleave(n, 0), real_BL.repeat_interleave(n, 0), next_R)
+        layer.map(lambda buffer: buffer[row_R])
+    next_R = torch.tensor([p.next_position for p in prompts], device=policy.device)
+    return _State(policy.text, layers, hidden[row_R], real_BL[row_R], next_R[row_R])
 
 
 def _left_pad(values: Tensor, width: int) -> Tensor:
