@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import accumulate, combinations
+
+import numpy as np
+from scipy.special import gammainc, gammaln
 
 from mm_spine.processors.answers import parse, same
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, Vote
@@ -20,12 +24,10 @@ def classify(answers: Sequence[Answer | None], spec: AnswerSpec) -> list[str | N
 
     A class is one canonical key where the kind has keys, else a connected component of pairwise `same`
     (equality by machine is not transitive). Its name is the shortest member, then the smallest by code point.
+    Further answers can only join classes, never part them.
     """
-    members: dict[str, Answer] = {}
-    for answer in sorted((a for a in answers if a is not None), key=_name_order):
-        members.setdefault(_node(answer), answer)
-    names = _components(members, spec)
-    return [None if answer is None else names[_node(answer)] for answer in answers]
+    names = _components(sorted({a for a in answers if a is not None}, key=_total_order), spec)
+    return [None if answer is None else names[answer] for answer in answers]
 
 
 def vote(answers: Sequence[Answer | None], spec: AnswerSpec) -> tuple[Vote, tuple[str | None, ...]]:
@@ -63,7 +65,9 @@ def decided(counts: Mapping[str, int], remaining: int, keyed: bool) -> bool:
 
     Keyed kinds: every rival ends below the leader, or level with it and after it by name; a class not yet
     seen may have any name. Kinds without keys: a new answer may join any other classes into one, so the
-    leader needs more than all of them and the remaining samples together. ValueError: negative `remaining`.
+    leader needs more than all of them and the remaining samples together. The class that wins in the end then holds
+    every vote that leads now, under a shorter name perhaps, and more only where a new answer equals both it and a
+    rival. ValueError: negative `remaining`.
     """
     if remaining < 0:
         raise ValueError(f"remaining samples cannot be negative: {remaining}")
@@ -79,12 +83,56 @@ def decided(counts: Mapping[str, int], remaining: int, keyed: bool) -> bool:
     return safe and leader > remaining
 
 
+def confident(counts: Mapping[str, int], level: float) -> bool:
+    """Whether the posterior that the leader of `counts` is the mode of the answers exceeds `level`.
+
+    The idea of stopping votes by a posterior is Adaptive-Consistency's (Aggarwal et al. 2023, arXiv 2305.11860); the
+    posterior here is `mode_posterior`. What was not parsed is evidence of nothing. Nothing parsed: False.
+    """
+    return mode_posterior(counts) > level
+
+
+def mode_posterior(counts: Mapping[str, int]) -> float:
+    """The probability that the largest class of `counts` (class name -> votes) is the most frequent answer.
+
+    Prior: a uniform Dirichlet(1, ..., 1) over the classes seen and one that is not, so that the posterior is
+    Dirichlet(1 + votes, ..., 1). 0 where there are no votes.
+    """
+    votes = sorted(counts.values(), reverse=True)
+    return first_is_largest([*(1.0 + n for n in votes), 1.0]) if votes else 0.0
+
+
+def first_is_largest(shapes: Sequence[float]) -> float:
+    """P(X_0 > X_j for all j > 0) of X ~ Dirichlet(`shapes`), K shapes of 1 or more, by quadrature to 1e-9.
+
+    A Dirichlet is independent Gammas over their sum, so that it is the integral of Gamma(x; shapes[0])'s density
+    times the product of the others' distribution functions.
+    """
+    lead, others = shapes[0], np.asarray(shapes[1:])[:, None]
+    width = 12 * lead**0.5 + 40  # below 1e-15 of the density lies further out
+    low, high = max(0.0, lead - width), lead + width
+    nodes, weights = _gauss_legendre()
+    x = low + (high - low) * (nodes + 1) / 2
+    density = np.exp((lead - 1) * np.log(x) - x - gammaln(lead))
+    return float((weights * density * gammainc(others, x).prod(axis=0)).sum() * (high - low) / 2)
+
+
+@cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(256)
+
+
 def make_group(question: Question, rollouts: Sequence[Rollout]) -> Group:
     """Parse every rollout and vote; one of `weight` k has k votes. ValueError: another question's."""
+    parsed = {text: parse(text, question.spec) for text in dict.fromkeys(rollout.text for rollout in rollouts)}
+    return group_of(question, rollouts, [parsed[rollout.text] for rollout in rollouts])
+
+
+def group_of(question: Question, rollouts: Sequence[Rollout], answers: Sequence[Answer | None]) -> Group:
+    """`make_group` where the answers of the rollouts are parsed already."""
     for rollout in rollouts:
         if rollout.question_id != question.id:
             raise ValueError(f"question {question.id!r}: rollout {rollout.index} belongs to {rollout.question_id!r}")
-    answers = [parse(rollout.text, question.spec) for rollout in rollouts]
     cast = [answer for answer, rollout in zip(answers, rollouts, strict=True) for _ in range(rollout.weight)]
     outcome, classes = vote(cast, question.spec)
     first = accumulate((rollout.weight for rollout in rollouts[:-1]), initial=0)
@@ -106,26 +154,28 @@ def subsample(group: Group, keep: int) -> Group:
     )
 
 
-def _node(answer: Answer) -> str:
-    return answer.text if answer.key is None else answer.key
-
-
 def _name_order(answer: Answer) -> tuple[int, str]:
     return len(answer.text), answer.text
+
+
+def _total_order(answer: Answer) -> tuple[int, str, str]:
+    return *_name_order(answer), answer.key or ""
 
 
 def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _components(members: Mapping[str, Answer], spec: AnswerSpec) -> dict[str, str]:
-    """Node -> name of its component. `members` come in name order, so the first of a component names it,
-    and each pair is compared at most once, always the same way round."""
-    root = {node: node for node in members}
-    for (a, first), (b, second) in combinations(members.items(), 2):
-        both_keyed = first.key is not None and second.key is not None
-        if root[a] != root[b] and not both_keyed and same(first, second, spec):
-            absorbed = max(root[a], root[b], key=lambda node: _name_order(members[node]))
-            kept = root[a] if absorbed == root[b] else root[b]
-            root = {node: kept if r == absorbed else r for node, r in root.items()}
-    return {node: members[r].text for node, r in root.items()}
+def _components(members: Sequence[Answer], spec: AnswerSpec) -> dict[Answer, str]:
+    """Answer -> name of its component. `members` come in name order, so the first of a component names it,
+    and each pair is compared at most once, always the same way round.
+
+    Every text of a key is compared with answers that have none: to a checker 0.25 may equal what 1/4 does not."""
+    first: dict[str, Answer] = {}
+    root = {a: first.setdefault(a.text if a.key is None else a.key, a) for a in members}
+    for a, b in combinations(members, 2):
+        both_keyed = a.key is not None and b.key is not None
+        if root[a] != root[b] and not both_keyed and same(a, b, spec):
+            kept, absorbed = sorted((root[a], root[b]), key=_total_order)
+            root = {answer: kept if r == absorbed else r for answer, r in root.items()}
+    return {answer: r.text for answer, r in root.items()}

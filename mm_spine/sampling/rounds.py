@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mm_spine.config import VotesConfig
+from mm_spine.processors.answers import kind_of, parse
 from mm_spine.sampling import Sampler
-from mm_spine.types import Group, Question
-from mm_spine.voting import make_group
+from mm_spine.types import Answer, Group, Question, Rollout
+from mm_spine.voting import confident, decided, group_of
+
+Stop = Callable[[Mapping[str, int], int, bool, float], bool]
+"""(class name -> votes, rollouts that remain, whether the kind has keys, level) -> whether the vote may end here."""
+
+STOPS: Mapping[str, Stop] = {
+    "never": lambda counts, remaining, keyed, level: False,
+    "decided": lambda counts, remaining, keyed, level: decided(counts, remaining, keyed),
+    "confident": lambda counts, remaining, keyed, level: confident(counts, level),
+}
+"""The rules of `sampling.votes.stop`. A new one is a function and a row."""
 
 
 def vote_in_rounds(
     sampler: Sampler, questions: Sequence[Question], votes: VotesConfig, least: int, *, step: int, purpose: str
 ) -> list[Group]:
-    """The voted groups of the questions that could be asked, at least `least` rollouts each, `votes.max` at most."""
-    rollouts = sampler.sample(questions, votes.max, step=step, purpose=purpose)
-    return [make_group(question, drawn) for question, drawn in zip(questions, rollouts, strict=True) if drawn]
+    """The voted groups of the questions that could be asked, at least `least` rollouts each, `votes.max` at most.
+
+    The rollouts of a question are the first ones of its full vote, in the same order. Each further round asks the
+    open questions alone, prompt and image anew; no rank waits for another.
+    """
+    ballots = [_Ballot(question) for question in questions]
+    opened, taken, stop = ballots, 0, STOPS[votes.stop]
+    for end in round_ends(votes, least, getattr(sampler, "whole", 1)):
+        asked = [ballot.question for ballot in opened]
+        drawn = sampler.sample(asked, end - taken, step=step, purpose=purpose, first=taken)
+        counted = [ballot.add(rollouts) for ballot, rollouts in zip(opened, drawn, strict=True) if rollouts]
+        taken = end
+        opened = [b for b in counted if not stop(b.group.vote.counts, votes.max - end, b.keyed, votes.level)]
+        if not opened:
+            break
+    return [ballot.group for ballot in ballots if ballot.rollouts]
+
+
+def round_ends(votes: VotesConfig, least: int, whole: int = 1) -> list[int]:
+    """How many rollouts a question has after each round: multiples of `whole`, the last `votes.max` exactly.
+
+    `whole` is the rollouts of one tree, where the sampler draws trees: only in the last round may a part of one remain.
+    """
+    if votes.stop == "never":
+        return [votes.max]
+    ends = [_rounded_up(max(least, votes.round), whole)]
+    while ends[-1] < votes.max:
+        ends.append(ends[-1] + _rounded_up(votes.round, whole))
+    return [*ends[:-1], votes.max]
+
+
+def _rounded_up(count: int, whole: int) -> int:
+    return -(-count // whole) * whole
+
+
+class _Ballot:
+    """One question's rollouts so far and their vote; no text is parsed twice."""
+
+    group: Group
+
+    def __init__(self, question: Question) -> None:
+        self.question, self.keyed = question, kind_of(question.spec).keyed
+        self.rollouts: list[Rollout] = []
+        self._parsed: dict[str, Answer | None] = {}
+
+    def add(self, rollouts: Sequence[Rollout]) -> _Ballot:
+        """Vote again, with `rollouts` besides."""
+        self.rollouts += rollouts
+        for rollout in rollouts:
+            if rollout.text not in self._parsed:
+                self._parsed[rollout.text] = parse(rollout.text, self.question.spec)
+        self.group = group_of(self.question, self.rollouts, [self._parsed[r.text] for r in self.rollouts])
+        return self
