@@ -38,12 +38,14 @@ from mm_spine.types import Group, Question, StepReport
 from mm_spine.update import (
     DIVERGENCES,
     Denominators,
+    Gap,
     Row,
     Tokens,
     assign_credit,
     choose_tokens,
     collate,
     denominators,
+    joined,
     losses,
     score,
     share_identical,
@@ -53,6 +55,9 @@ from mm_spine.update import (
 from mm_spine.voting import make_group, subsample
 
 log = logging.getLogger(__name__)
+
+PARITY_LIMITS = {torch.float32: 0.01, torch.bfloat16: 0.1}
+"""Nats by which sampler and trainer may differ on average, unless the configuration says. Ours."""
 
 
 class ParityError(RunStopped):
@@ -179,32 +184,43 @@ class _Loop:
             voted = vote_in_rounds(self.sampler, asked, sampling.votes, least, step=step, purpose="train")
             groups = self._everyones(voted)
         voted = groups
-        groups = self._scored([share_identical(subsample(group, sampling.train_rollouts)) for group in groups])
+        kept = [share_identical(subsample(group, sampling.train_rollouts)) for group in groups]
+        groups, gap = self._scored(kept)
         groups = assign_credit(groups, self.method, options)
         tokens = choose_tokens(groups, self.method, options, self.config.seed, step, self.anchored)
         with self._timed("update"):
-            report = self._update(step, trained_rows(groups, tokens, options), denominators(tokens, options))
+            rows = trained_rows(groups, tokens, options)
+            report = self._update(step, rows, denominators(tokens, options), gap or self._gap_of_the_idle(rows, groups))
         self.sampler.sync(self.policy.trainable().items())
-        measure.describe(report, voted, groups, tokens)
+        measure.describe(report, voted, groups, tokens, sampling.votes.max)
         report.cache_hits = self._encodes_saved(groups)
         return StepRecord(report, groups, tokens, self.seconds, self.budget.at_once)
 
-    def _scored(self, groups: Sequence[Group]) -> list[Group]:
-        """Entropies by a pass of our own, only where the sampler gave none."""
+    def _scored(self, groups: Sequence[Group]) -> tuple[list[Group], Gap | None]:
+        """Entropies by a pass of our own, only where the sampler gave none; then the gap is known before the update."""
         if all(rollout.entropy is not None for group in groups for rollout in group.rollouts):
-            return list(groups)
+            return list(groups), None
         with self._timed("update"):
-            share = distributed.mine(groups)
-            scored = self.budget.within(lambda: score(self.policy, share, self.distribution, self.budget.at_once))
-            return self._everyones(scored)
+            return self._score(groups)
+
+    def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
+        share = distributed.mine(groups)
+        scored, gap = self.budget.within(lambda: score(self.policy, share, self.distribution, self.budget.at_once))
+        return self._everyones(scored), joined(distributed.gather([gap]))
+
+    def _gap_of_the_idle(self, rows: Sequence[Row], groups: Sequence[Group]) -> Gap | None:
+        """The gap of a step that trains nothing, whose forward would have measured it: none goes without."""
+        return self._score(groups)[1] if groups and not rows else None
 
     def _everyones(self, share: Sequence[Group]) -> list[Group]:
         """All ranks' groups. Images do not travel, and questions stay the objects by which the policy knows prompts."""
         light = [replace(group, question=replace(group.question, images=())) for group in share]
         return [replace(group, question=self._by_id[group.question.id]) for group in distributed.gather(light)]
 
-    def _update(self, step: int, rows: Sequence[Row], over: Denominators) -> StepReport:
+    def _update(self, step: int, rows: Sequence[Row], over: Denominators, gap: Gap | None) -> StepReport:
         report = StepReport(step, lr=learning_rate(self.config, step))
+        if gap is not None:
+            self._check_parity(report, gap)
         if not rows:
             return report
         self.budget.find(rows, partial(self._backward, over=over, old=OldLogProbs(), last=True))
@@ -212,9 +228,10 @@ class _Loop:
         for epoch in range(self.config.optim.epochs):
             old.recording = epoch == 0
             totals = self.budget.within(lambda: self._accumulate(rows, over, old))
+            trained = measure.add_up(report, distributed.gather(totals))
+            if epoch == 0 and gap is None:
+                self._check_parity(report, trained)
             report.grad_norm, report.update_norm = self.engine.step(report.lr)
-            measure.add_up(report, distributed.gather(totals), first_epoch=epoch == 0)
-        self._check_parity(report)
         return report
 
     def _accumulate(self, rows: Sequence[Row], over: Denominators, old: OldLogProbs) -> list[dict[str, float]]:
@@ -268,7 +285,7 @@ class _Loop:
         """The band of the starting model: one rollout pass over the first batch."""
         questions = batch_of(self.questions, self.config, 0)
         rollouts = self.sampler.sample(questions, self.config.sampling.train_rollouts, step=0, purpose="anchor")
-        groups = self._scored([make_group(q, r) for q, r in zip(questions, rollouts, strict=True) if r])
+        groups, _ = self._scored([make_group(q, r) for q, r in zip(questions, rollouts, strict=True) if r])
         entropies = [torch.from_numpy(rollout.entropy) for group in groups for rollout in group.rollouts]
         masks = select(entropies, self.method.band_mask(self.options), self.options.mask_scope)
         if self.method.bounds is None:
@@ -301,12 +318,15 @@ class _Loop:
                     "resumed with %s=%s, written with %s: results may differ in rounding", name, now, state[name]
                 )
 
-    def _check_parity(self, report: StepReport) -> None:
-        if not report.parity_mean <= self.config.engine.parity_limit:  # nan, too
+    def _check_parity(self, report: StepReport, gap: Gap) -> None:
+        """Before any weight moves: rollouts of another policy train nothing."""
+        measure.describe_gap(report, gap)
+        limit = self.config.engine.parity_limit or PARITY_LIMITS[self.policy.text.head.weight.dtype]
+        if not report.parity_mean <= limit:  # nan, too
             raise ParityError(
                 f"step {report.step}: sampler and trainer log-probs differ by {report.parity_mean:.3g} nats on average "
-                f"(engine.parity_limit={self.config.engine.parity_limit}): check that the sampler took over the last "
-                "weights, and that temperature and dtype are the same on both sides"
+                f"(engine.parity_limit={limit}): check that the sampler took over the last weights, and that "
+                "temperature and dtype are the same on both sides"
             )
 
     @contextmanager

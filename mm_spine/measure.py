@@ -11,8 +11,8 @@ from torch import Tensor
 from mm_spine.config import MethodConfig
 from mm_spine.objective import clipped_share
 from mm_spine.policy.model import Trained
-from mm_spine.types import Group, StepReport
-from mm_spine.update import Losses, MicroBatch, Tokens
+from mm_spine.types import Group, Rollout, StepReport
+from mm_spine.update import Gap, Losses, MicroBatch, Tokens, gap_of
 
 
 def sums(
@@ -21,38 +21,48 @@ def sums(
     """Sums over this micro-batch's tokens, to be added over micro-batches and ranks."""
     stats = trained.stats
     mask, weight = stats.selected_NT, micro.weight_N[:, None]
-    gap = (micro.sampled_logp_NT - stats.logp_NT.detach())[mask]
+    gap = gap_of(micro, stats)
     clipped = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high)
     return {
         "policy": float(parts.policy.detach()),
         "band": float(parts.band.detach()),
         "kl": float(parts.kl.detach()),
         "tokens": float(mask.sum()),
-        "gap": float(gap.abs().sum()),
-        "gap_max": float(gap.abs().max()) if len(gap) else 0.0,
-        "gap_kl": float((torch.expm1(-gap) + gap).sum()),
+        "gap": gap.total,
+        "gap_max": gap.most,
+        "gap_kl": gap.kl,
         "clipped": float((clipped & micro.policy_NT).float().mul(weight).sum()),
         "chosen": float(micro.policy_NT.float().mul(weight).sum()),
     }
 
 
-def add_up(report: StepReport, parts: Sequence[dict[str, float]], first_epoch: bool) -> None:
-    """Fill in losses, clipping and parity from all micro-batches and ranks; parity is of the first epoch."""
+def add_up(report: StepReport, parts: Sequence[dict[str, float]]) -> Gap:
+    """Fill in losses and clipping from all micro-batches and ranks. Returns the gap over the tokens trained."""
     total = {key: sum(part[key] for part in parts) for key in parts[0]}
     report.loss_policy, report.loss_band, report.loss_kl = total["policy"], total["band"], total["kl"]
     report.loss = total["policy"] + total["band"] + total["kl"]
     report.ratio_clipped = total["clipped"] / max(total["chosen"], 1)
     report.tokens_trained = int(total["tokens"])
-    if first_epoch:
-        tokens = max(total["tokens"], 1)
-        report.parity_mean, report.parity_kl = total["gap"] / tokens, total["gap_kl"] / tokens
-        report.parity_max = max(part["gap_max"] for part in parts)
+    return Gap(total["tokens"], total["gap"], total["gap_kl"], max(part["gap_max"] for part in parts))
+
+
+def describe_gap(report: StepReport, gap: Gap) -> None:
+    """Fill in how far sampler and trainer are apart: mean, largest, KL."""
+    tokens = max(gap.tokens, 1)
+    report.parity_mean, report.parity_max, report.parity_kl = gap.total / tokens, gap.most, gap.kl / tokens
 
 
 def describe(
-    report: StepReport, voted: Sequence[Group], groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]]
+    report: StepReport,
+    voted: Sequence[Group],
+    groups: Sequence[Group],
+    tokens: Sequence[Sequence[Tokens]],
+    most_votes: int,
 ) -> None:
-    """Fill in what the rollouts say: votes over all of them, masks and entropies over the kept ones."""
+    """Fill in what the rollouts say: votes over all of them, masks and entropies over the kept ones.
+
+    Shares of votes are of the rollouts taken, where a question may have fewer than `most_votes`.
+    """
     if not voted:
         return
     everyone = [rollout for group in voted for rollout in group.rollouts]
@@ -67,8 +77,29 @@ def describe(
     report.entropy_mean = _mean(entropy)
     report.entropy_forks = _mean(entropy[selected])
     report.selected_share = _mean(selected)
-    report.tokens_sampled = sum(len(r.token_ids) for r in everyone)
+    report.rollouts_sampled = sum(_cast(group) for group in voted)
+    report.tokens_sampled = sum(_drawn(r) for r in everyone)
+    report.tokens_saved = sum(tokens_saved(group, most_votes) for group in voted)
     _describe_band(report, entropy, flat)
+
+
+def tokens_saved(group: Group, most_votes: int) -> int:
+    """Tokens that one question's rollouts did without: prefixes that branches share, and votes that stopped early.
+
+    The second is an estimate: the rollouts not drawn, each as long as the mean of what was drawn for this question.
+    """
+    drawn = sum(_drawn(r) for r in group.rollouts)
+    spared = (most_votes - _cast(group)) * drawn / max(len(group.rollouts), 1)
+    return sum(r.fork_at or 0 for r in group.rollouts) + round(spared)
+
+
+def _cast(group: Group) -> int:
+    return sum(rollout.weight for rollout in group.rollouts)
+
+
+def _drawn(rollout: Rollout) -> int:
+    """Tokens of its own: those before its fork are its parent's."""
+    return len(rollout.token_ids) - (rollout.fork_at or 0)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -126,7 +126,12 @@ class TokenStats(NamedTuple):
 
 @dataclass
 class StepReport:
-    """One line of steps.jsonl. Shares are in [0, 1], entropies and bounds in nats, lengths in tokens."""
+    """One line of steps.jsonl. Shares are in [0, 1], entropies and bounds in nats, lengths in tokens.
+
+    `majority_share`, `margin`, `unparsed` and `unanimous` are of the `rollouts_sampled`, which an early stop makes
+    fewer. `tokens_sampled` counts what branches share once; `tokens_saved` is that sharing and an estimate of what
+    early stops left undrawn.
+    """
 
     step: int
     lr: float = 0.0
@@ -152,7 +157,9 @@ class StepReport:
     parity_mean: float = 0.0
     parity_max: float = 0.0
     parity_kl: float = 0.0
+    rollouts_sampled: int = 0
     tokens_sampled: int = 0
+    tokens_saved: int = 0
     tokens_trained: int = 0
     cache_hits: int = 0
 

@@ -19,7 +19,7 @@ from mm_spine.policy.head import Divergence
 from mm_spine.policy.model import Policy, Trained
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
 from mm_spine.selection import Bounds, band_bounds, select
-from mm_spine.types import Group, Question, Rollout
+from mm_spine.types import Group, Question, Rollout, TokenStats
 
 ON_THE_BOUND = 1e-4
 """Nats within which an entropy equals a bound: far above the rounding of fp32, far below what a step moves."""
@@ -65,6 +65,15 @@ class Losses(NamedTuple):
     kl: Tensor
 
 
+class Gap(NamedTuple):
+    """Sampler minus trainer log-probs over some tokens: how many, sums of |gap| and of the KL estimate, the largest."""
+
+    tokens: float = 0.0
+    total: float = 0.0
+    kl: float = 0.0
+    most: float = 0.0
+
+
 class MicroBatch(NamedTuple):
     """A packed batch and, for its N leaves, what the loss needs beside the forward."""
 
@@ -89,18 +98,45 @@ def share_identical(group: Group) -> Group:
 
 
 @torch.no_grad()
-def score(policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int) -> list[Group]:
-    """Exact entropies (nats) of every token, for samplers that give none: packed forwards without gradient."""
+def score(
+    policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int
+) -> tuple[list[Group], Gap]:
+    """Exact entropies (nats) of every token, for samplers that give none: packed forwards without gradient.
+
+    Also the gap between the sampler's log-probs and those of this forward, over the tokens of distinct responses.
+    """
     rows = [_whole_row(group) for group in groups]
     entropies: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+    gaps = []
     for batch in whole_groups(policy, rows, token_budget):
-        entropy_NT = policy.text(collate(policy, batch).packed, distribution).stats.entropy_NT.cpu().numpy()
+        micro = collate(policy, batch)
+        stats = policy.text(micro.packed, distribution).stats
+        gaps.append(gap_of(micro, stats))
         leaves = ((row.question.id, leaf.rollout.token_ids) for row in batch for leaf in row.leaves)
+        entropy_NT = stats.entropy_NT.cpu().numpy()
         entropies |= {name: values[: len(name[1])].copy() for name, values in zip(leaves, entropy_NT, strict=True)}
-    return [
+    scored = [
         replace(g, rollouts=tuple(replace(r, entropy=entropies[g.question.id, r.token_ids]) for r in g.rollouts))
         for g in groups
     ]
+    return scored, joined(gaps)
+
+
+def gap_of(micro: MicroBatch, stats: TokenStats) -> Gap:
+    """Over the tokens that `stats` is of. The KL estimate is k3 of sampler and trainer on the sampler's draws."""
+    gap = (micro.sampled_logp_NT - stats.logp_NT.detach())[stats.selected_NT]
+    if not len(gap):
+        return Gap()
+    size = gap.abs()
+    return Gap(float(len(gap)), float(size.sum()), float((torch.expm1(-gap) + gap).sum()), float(size.max()))
+
+
+def joined(gaps: Sequence[Gap]) -> Gap:
+    """Of several batches or ranks."""
+    if not gaps:
+        return Gap()
+    tokens, total, kl, most = zip(*gaps, strict=True)
+    return Gap(sum(tokens), sum(total), sum(kl), max(most))
 
 
 def _whole_row(group: Group) -> Row:

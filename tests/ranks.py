@@ -46,7 +46,7 @@ class Saved:
         self._rollouts = rollouts
 
     def sample(
-        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False
+        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
     ) -> list[list[Rollout]]:
         return [self._rollouts[question.id][:n] for question in questions]
 

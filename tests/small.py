@@ -14,7 +14,7 @@ from tiny import tiny_image, tiny_model, tiny_processor
 from mm_spine.config import ModelConfig, RunConfig
 from mm_spine.methods import configure
 from mm_spine.policy.model import Policy
-from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling import Sampler
 from mm_spine.types import Question, Rollout
 
 FAVOURED = ("1", "2", "Ġ", "<|im_end|>")
@@ -77,9 +77,9 @@ def small_config(*layers: Mapping[str, Any]) -> RunConfig:
 
 
 class Silent:
-    """HFSampler with its entropies withheld, as a backend that has none."""
+    """A sampler with its entropies withheld, as a backend that has none."""
 
-    def __init__(self, sampler: HFSampler) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.sync = sampler, sampler.sync
 
     def sample(self, questions: Sequence[Question], n: int, **how: Any) -> list[list[Rollout]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import digit_policy, small_config
+from small import Silent, digit_policy, small_config
 from tiny import tiny_questions
 from torch import Tensor
 
@@ -46,9 +46,9 @@ class Altered:
         self._change = change
 
     def sample(
-        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False
+        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
     ) -> list[list[Rollout]]:
-        drawn = self._sampler.sample(questions, n, step=step, purpose=purpose, greedy=greedy)
+        drawn = self._sampler.sample(questions, n, step=step, purpose=purpose, greedy=greedy, first=first)
         return [[self._change(rollout) for rollout in group] for group in drawn]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -236,7 +236,7 @@ def test_every_epoch_compares_with_the_forward_of_the_first(monkeypatch: pytest.
         return losses(trained, micro, old_NT, *rest)
 
     monkeypatch.setattr(sys.modules["mm_spine.adapt"], "losses", spying)
-    shifted = {"optim": {"steps": 1, "epochs": 2, "lr": 0.01}}
+    shifted = {"optim": {"steps": 1, "epochs": 2, "lr": 0.01}, "engine": {"parity_limit": 0.2}}
     _, _, records, _ = run(PLAIN, shifted, change=lambda r: replace(r, logp=r.logp - np.float32(0.1)))
     assert gaps[0] == 0.0 and gaps[1] > 0.1
     assert torch.equal(olds[0], olds[1])
@@ -252,6 +252,26 @@ def test_one_epoch_is_never_clipped() -> None:
 def test_sampler_and_trainer_that_disagree_end_the_run() -> None:
     with pytest.raises(ParityError, match=r"step 0: .* differ by 0\.3 nats .*parity_limit=0\.2"):
         run(PLAIN, {"engine": {"parity_limit": 0.2}}, change=lambda r: replace(r, logp=r.logp + np.float32(0.3)))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_gap_is_found_before_any_weight_moves(silent: bool) -> None:
+    config, policy = small_config(PLAIN), digit_policy()
+    start = policy.weights()
+    shift = Altered(policy, config, lambda r: replace(r, logp=r.logp + np.float32(0.02)))
+    with pytest.raises(ParityError, match=r"differ by 0\.02 nats .*parity_limit=0\.01"):
+        adapt(QUESTIONS, policy, Silent(shift) if silent else shift, config=config)
+    assert not moved(policy, start)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_gap_is_measured_where_nothing_is_trained(silent: bool) -> None:
+    """Unanimous votes train nothing, and still every step says how far sampler and trainer are apart."""
+    config, policy, records = small_config(PLAIN), digit_policy(), list[StepRecord]()
+    same = Altered(policy, config, lambda r: replace(r, text="1", logp=r.logp + np.float32(0.005)))
+    adapt(QUESTIONS, policy, Silent(same) if silent else same, config=config, hooks=Hooks(records.append))
+    assert [r.report.tokens_trained for r in records] == [0, 0, 0]
+    assert [r.report.parity_mean for r in records] == pytest.approx([0.005] * 3, abs=1e-4)
 
 
 def test_log_probs_that_are_no_numbers_end_the_run() -> None:

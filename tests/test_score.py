@@ -34,7 +34,8 @@ def test_scored_entropies_are_the_samplers() -> None:
     rollouts = HFSampler(policy, config.sampling).sample(questions, 4, step=0, purpose="train")
     groups = [make_group(q, [replace(r, entropy=None) for r in rs]) for q, rs in zip(questions, rollouts, strict=True)]
     for budget in (1, 10_000):
-        scored = score(policy, groups, Distribution(0.8, policy.banned), budget)
+        scored, gap = score(policy, groups, Distribution(0.8, policy.banned), budget)
+        assert gap.tokens > 0 and gap.most < 1e-4
         for group, given in zip(scored, rollouts, strict=True):
             for mine, its in zip(group.rollouts, given, strict=True):
                 assert its.entropy is not None and mine.entropy is not None
@@ -49,7 +50,7 @@ def test_scoring_is_the_plain_forward_of_every_family(kind: str) -> None:
     answers = {"q0": [(5, 6, 7), (5, 6, 7, 8, END), (5, 6, 7), ()], "q1": [(), ()]}
     groups = [make_group(q, [silent(q.id, i, t) for i, t in enumerate(answers[q.id])]) for q in questions]
     for budget in (1, 10_000):
-        for group in score(policy, groups, Distribution(TEMPERATURE, policy.banned), budget):
+        for group in score(policy, groups, Distribution(TEMPERATURE, policy.banned), budget)[0]:
             for rollout in group.rollouts:
                 assert rollout.entropy is not None and len(rollout.entropy) == len(rollout.token_ids)
                 if rollout.token_ids:
