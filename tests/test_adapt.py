@@ -7,6 +7,7 @@ import inspect
 import logging
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -502,3 +503,21 @@ def test_bf16_moves_the_weights_as_fp32_does_under_every_zero_stage(stage: int) 
         adapt(QUESTIONS, policy, config=small_config(PLAIN, layers))
         moved[dtype] = math.sqrt(sum(float(((w.float() - start[n]) ** 2).sum()) for n, w in policy.weights().items()))
     assert moved[torch.bfloat16] == pytest.approx(moved[torch.float32], rel=0.05)
+
+
+def test_a_prompt_that_does_not_fit_the_context_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    long = replace(QUESTIONS[0], id="long", prompt="Which digit? " * 200)
+    with caplog.at_level("WARNING"):
+        policy, start, records, _ = run(PLAIN, {"optim": {"questions_per_step": 6}}, questions=[*QUESTIONS, long])
+    assert list(policy.skipped) == ["long"]
+    assert re.search(
+        r"long: its prompt of \d+ tokens and 6 new ones do not fit in the model's context of 512", caplog.text
+    )
+    assert moved(policy, start)
+    assert all(len(record.groups) == len(QUESTIONS) for record in records)
+
+
+def test_a_prompt_fits_up_to_the_last_token_of_the_context() -> None:
+    policy, question = digit_policy(), QUESTIONS[0]
+    room = policy.context - len(policy.prompt(question).ids_L)
+    assert policy.can_ask(question, room) and not policy.can_ask(question, room + 1)
