@@ -22,8 +22,8 @@ from tiny import END, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_qu
 from torch import Tensor
 
 from mm_spine import records
-from mm_spine.adapt import Hooks, adapt
-from mm_spine.config import DecodingConfig, MethodConfig, TreeConfig
+from mm_spine.adapt import Hooks, StepRecord, adapt
+from mm_spine.config import DecodingConfig, MethodConfig, TreeConfig, VotesConfig
 from mm_spine.draws import generator, uniforms
 from mm_spine.methods import find
 from mm_spine.policy.distribution import Distribution
@@ -33,6 +33,7 @@ from mm_spine.run import Run, run
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.sampling.tree import (
     TreeSampler,
     fork_depths,
@@ -554,6 +555,26 @@ def test_the_loop_trains_on_trees() -> None:
             assert {r.parent for r in group.rollouts} <= {None, 0, 5}
     assert any(branches(group.rollouts) for record in seen for group in record.groups)
     assert any(record.report.grad_norm > 0 for record in seen)
+
+
+def test_the_loop_counts_what_trees_share_once() -> None:
+    config = small_config(ETTRL, {"optim": {"steps": 1}, "sampling": {"votes": 7}})
+    seen: list[StepRecord] = []
+    adapt(QUESTIONS, digit_policy(config.model), config=config, hooks=Hooks(on_step=seen.append))
+    found = [r for group in seen[0].groups for r in group.rollouts]
+    assert seen[0].report.tokens_sampled == sum(len(r.token_ids) - (r.fork_at or 0) for r in found)
+    assert any(r.fork_at for r in found)
+
+
+def test_votes_in_rounds_end_at_whole_trees() -> None:
+    """Each question's leaves are the first of its full vote, however many rounds it took."""
+    tree = TreeSampler(HFSampler(digits(), DecodingConfig(max_new_tokens=4)), TreeConfig())
+    votes = VotesConfig(max=22, stop="decided", round=4)
+    full = tree.sample(QUESTIONS, 22, step=0, purpose="train")
+    groups = vote_in_rounds(tree, QUESTIONS, votes, 3, step=0, purpose="train")
+    counts = [len(group.rollouts) for group in groups]
+    assert all(count % 5 == 0 or count == 22 for count in counts)
+    assert outline(group.rollouts for group in groups) == outline(g[:n] for g, n in zip(full, counts, strict=True))
 
 
 def test_the_loop_scores_trees_that_come_without_entropies() -> None:
