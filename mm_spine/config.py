@@ -111,13 +111,15 @@ class TreeConfig(_Section):
 
 class VLLMConfig(_Section):
     """The vLLM engine. `tensor_parallel` GPUs share one; `memory_share` is what it may take of a card, weights
-    included, `kv_cache_gb` (2^30 bytes) its keys and values on a CPU."""
+    included, `kv_cache_gb` (2^30 bytes) its keys and values on a CPU, `max_rows` the responses decoded at once. With
+    `own_process` its model runs beside the trainer's process, as it does on several GPUs or ranks."""
 
     tensor_parallel: Count = 1
     memory_share: Share = 0.45
     kv_cache_gb: Count = 1
     max_rows: Count = 256
     enforce_eager: bool = False
+    own_process: bool = False
 
 
 class SamplingConfig(DecodingConfig):
@@ -208,12 +210,20 @@ class EngineConfig(_Section):
 
 
 class EvaluationConfig(DecodingConfig):
-    """Greedy, and `samples` samples a question. `before` reuses another run's evaluation of the same start."""
+    """Greedy, and `samples` samples a question. `before` reuses another run's evaluation of the same start.
+
+    `lmms_eval` names lmms-eval's tasks, evaluated before, after, and every `lmms_eval_every` steps (0: not between),
+    the first `lmms_eval_limit` items of each; `lmms_eval_tasks` is a folder of further tasks.
+    """
 
     samples: Count = 16
     held_out: bool = True
     limit: Count | None = None
     before: Path | None = None
+    lmms_eval: tuple[str, ...] = ()
+    lmms_eval_every: Natural = 0
+    lmms_eval_limit: Count | None = None
+    lmms_eval_tasks: Path | None = None
 
 
 class CheckpointConfig(_Section):
@@ -233,7 +243,8 @@ class CacheConfig(_Section):
 
 
 class ReportingConfig(_Section):
-    """What a run writes beyond its figures. No file of a run holds an image so far; `images: false` keeps it so."""
+    """What a run writes beyond its figures. `images`: thumbnails of the questions whose answer changed, for the report;
+    with `images: false` no image reaches folder, report or table. `rollouts`: every response with its tokens."""
 
     images: bool = True
     rollouts: bool = True

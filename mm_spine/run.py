@@ -29,6 +29,7 @@ from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
 from mm_spine.config import CacheConfig, ConfigError, RunConfig, merge, nearest, parse_overrides, read_yaml
 from mm_spine.engine import newest_checkpoint
+from mm_spine.integrations import lmms_hook
 from mm_spine.methods import Method, configure, find
 from mm_spine.policy.attention import backend_name
 from mm_spine.policy.image_cache import over_ranks
@@ -104,6 +105,7 @@ def check(config: RunConfig, allow_labels: bool = False) -> Plan:
     if config.scope == "question" and distributed.launched_processes() > 1:
         raise ConfigError("scope=question runs on one process: start one run per GPU, each with its own questions")
     check_sampler(config.sampling.backend)
+    lmms_hook.check(config)
     model = config.model.path or benchmark.default_model
     if model is None:
         raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
@@ -133,7 +135,7 @@ class Run:
         self.config = plan.config
         self.main = distributed.rank() == 0
         self.seconds = {"sample": 0.0, "update": 0.0, "evaluate": 0.0, "total": 0.0}
-        self.tokens = {"sampled": 0, "trained": 0, "selected": 0}
+        self.tokens = {"rollouts": 0, "sampled": 0, "tokens_saved": 0, "trained": 0, "selected": 0}
         self._started = time.perf_counter()
 
     def execute(self) -> dict[str, Any] | None:
@@ -148,11 +150,14 @@ class Run:
         self._check_shared_before(fingerprint)
         self._claim_folder()
         before = self._before(policy, adapted_set, held_out)
+        outside = {"before": self._outside(policy, "before")}
         if self.config.scope == "question":
             ended, after = self._adapt_each(policy, adapted_set)
         else:
             ended = self._adapt(policy, adapted_set)
             after = [] if ended.stopped_by != "steps" else self._after(policy, adapted_set, held_out, before)
+        if ended.stopped_by == "steps":
+            outside["after"] = self._outside(policy, "after") if self.plan.method.trains else outside["before"]
         if policy.tower_checksum() != tower:
             raise FrozenError("the vision tower's checksum changed during the run: its results are void")
         if ended.stopped_by != "steps":
@@ -162,7 +167,9 @@ class Run:
         self._save(policy)
         summary = self._summary(policy, ended, before, after, fingerprint)
         summary |= self._about_questions(adapted_set, held_out, before, after)
+        summary["lmms_eval"] = outside if self.config.evaluation.lmms_eval else None
         self._write("summary.json", summary)
+        self._report(adapted_set, held_out)
         return summary
 
     def _cache(self) -> CacheConfig:
@@ -250,7 +257,7 @@ class Run:
         sampler = make_sampler(policy, self.config)
         with signals() as received:
             hooks = Hooks(
-                on_step=lambda record: self._record(record, offset),
+                on_step=lambda record: self._on_step(policy, record, offset),
                 should_stop=lambda: received[-1] if received else None,
                 checkpoints=self.output / "checkpoints" if self.config.scope == "dataset" else None,
                 resume=self.resume and newest_checkpoint(self.output / "checkpoints") is not None,
@@ -281,6 +288,26 @@ class Run:
         log.warning("method %s reads the labels: this run is not label-free", self.config.method.name)
         return replace(method, reward=lambda options: evaluation.oracle_reward(key))
 
+    def _on_step(self, policy: Policy, record: StepRecord, offset: int) -> None:
+        self._record(record, offset)
+        done, every = record.report.step + 1, self.config.evaluation.lmms_eval_every
+        if every and done % every == 0 and done < self.config.optim.steps:
+            self._outside(policy, f"step_{done:06d}")
+
+    def _outside(self, policy: Policy, when: str) -> dict[str, Any]:
+        """lmms-eval's figures of the policy as it stands, if the run asks for them."""
+        path, tasks = self.output / "evaluation" / "lmms_eval" / f"{when}.json", self.config.evaluation.lmms_eval
+        if not tasks:
+            return {}
+        if self.resume and when == "before" and path.is_file():
+            return lmms_hook.figures(records.read_json(path))
+        started = time.perf_counter()
+        log.info("lmms-eval (%s): %s", when, ", ".join(tasks))
+        found = lmms_hook.evaluate(policy, self.config, strict=when == "before")
+        self.seconds["evaluate"] += time.perf_counter() - started
+        records.write_json(path, found)
+        return lmms_hook.figures(found)
+
     def _record(self, record: StepRecord, offset: int) -> None:
         report = replace(record.report, step=record.report.step + offset)
         selected = [[chosen.policy_T.numpy() for chosen in group] for group in record.tokens]
@@ -301,7 +328,9 @@ class Run:
         """Add one step's tokens and seconds to the run's."""
         for phase in ("sample", "update"):
             self.seconds[phase] += timing[phase]
+        self.tokens["rollouts"] += report["rollouts_sampled"]
         self.tokens["sampled"] += report["tokens_sampled"]
+        self.tokens["tokens_saved"] += report["tokens_saved"]
         self.tokens["trained"] += report["tokens_trained"]
         self.tokens["selected"] += timing["selected"]
 
@@ -392,10 +421,27 @@ class Run:
             "bad_rows": problems,
         }
 
+    def _report(self, adapted: LabelledSet, held_out: LabelledSet | None) -> None:
+        """report.html and what it shows of the questions that changed. Its failure must not cost the run."""
+        if not self.main:
+            return
+        try:
+            from mm_spine.reporting import changed, report  # matplotlib takes a second to import
+
+            asked = [*adapted.questions, *(held_out.questions if held_out else ())]
+            before, after = (
+                records.read_json_lines(self.output / "evaluation" / f"{when}.jsonl") for when in ("before", "after")
+            )
+            changed.keep(self.output, changed.changes(before, after).shown(), asked, self.config.reporting.images)
+            report.write_report(self.output)
+        except Exception:
+            log.exception("the run is complete, its report is not; write it with: mm-spine report %s", self.output)
+
     def _fingerprint(self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None) -> str:
         """Of the starting weights, the questions and how they are evaluated: equal ones share a "before"."""
         ids = [q.id for labelled in (adapted, held_out) if labelled for q in labelled.questions]
-        settings = self.config.evaluation.model_dump(mode="json", exclude={"before"})
+        ours = {name for name in type(self.config.evaluation).model_fields if not name.startswith("lmms_eval")}
+        settings = self.config.evaluation.model_dump(mode="json", include=ours - {"before"})
         weights = checksum(policy.model.state_dict().items()) if policy.peft is None else self.plan.model
         return hashlib.sha256(json.dumps([weights, ids, settings, self.config.seed]).encode()).hexdigest()
 

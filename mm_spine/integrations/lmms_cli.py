@@ -1,0 +1,94 @@
+"""lmms-eval's command line around one of our models, with tasks of ours written on the way: scripts/eval_lmms.sh.
+
+lmms-eval prints a traceback and exits with 0 when an evaluation fails; here the exit code says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mm_spine.config import ConfigError
+from mm_spine.integrations import manifest
+from mm_spine.integrations.lmms_hook import check_installed
+from mm_spine.integrations.lmms_tasks import write_tasks
+from mm_spine.policy.model import ModelError
+
+OURS = "mm_spine:"
+"""Before the name of one of our benchmarks: lmms-eval has tasks of such names too, with other prompts and graders."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit code 2 with a sentence for what the user can mend, 1 for an evaluation that failed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    at = given.index("--") if "--" in given else len(given)
+    parsed = _parser().parse_args(given[:at])
+    try:
+        check_installed("eval_lmms")
+        command = command_line(parsed, given[at + 1 :])
+        print(shlex.join(["lmms-eval", *command]), file=sys.stderr)
+        failures = _run(command)
+    except (ValueError, OSError) as error:
+        print(f"mm-spine: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(1 if failures else 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/eval_lmms.sh", description=__doc__, usage="%(prog)s --help")
+    parser.add_argument("model")
+    parser.add_argument("tasks", nargs="+")
+    parser.add_argument("--args", default="")
+    parser.add_argument("--output", type=Path, default=Path("runs/lmms_eval"))
+    parser.add_argument("--source")
+    return parser
+
+
+def command_line(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
+    """lmms-eval's own options. Our tasks, of folders and of `mm_spine:NAME`, are written below the output first."""
+    if "," in given.model:
+        raise ConfigError(f"model {given.model!r}: lmms-eval takes no comma in it; give a folder without one")
+    ours = [task for task in given.tasks if task.startswith(OURS) or Path(task).is_dir()]
+    names = [task for task in given.tasks if task not in ours]
+    for task in ours:
+        names += write_tasks(task.removeprefix(OURS), given.output / "tasks", source=given.source)
+    model_args = ",".join(part for part in (f"pretrained={given.model}", given.args) if part)
+    where = ["--include_path", str(given.output / "tasks")] if ours else []
+    command = ["--model", "mm_spine", "--model_args", model_args, "--tasks", ",".join(names), *where]
+    return [*command, "--output_path", str(given.output), "--log_samples", *more]
+
+
+def _run(command: Sequence[str]) -> list[Exception]:
+    """What lmms-eval's command failed with; a ConfigError or ModelError is raised."""
+    from lmms_eval import __main__ as harness
+    from lmms_eval.models import MODEL_REGISTRY_V2
+
+    MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)  # also where mm-spine is not installed
+    failures: list[Exception] = []
+    evaluate_single = harness.cli_evaluate_single
+
+    def noted(arguments: Any) -> Any:
+        try:
+            return evaluate_single(arguments)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    harness.cli_evaluate_single = noted
+    usual, sys.argv = sys.argv, ["lmms-eval", *command]
+    try:
+        harness.cli_evaluate()
+    finally:
+        sys.argv, harness.cli_evaluate_single = usual, evaluate_single
+    for error in failures:
+        if isinstance(error, ConfigError | ModelError):
+            raise error
+    return failures
+
+
+if __name__ == "__main__":
+    main()
