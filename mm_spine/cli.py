@@ -33,6 +33,14 @@ BenchmarkOption = Annotated[str | None, typer.Option(help="A name or a folder: i
 SourceOption = Annotated[str | None, typer.Option(help="Where its data lies: a folder, or another hub id.")]
 SplitOption = Annotated[str | None, typer.Option(help="Its split; the one that is adapted to unless given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="End with the summary as one line of JSON.")]
+ModelOption = Annotated[str | None, typer.Option(help="A model folder or hub id; the embedded one unless given.")]
+AskedAs = Annotated[
+    str | None, typer.Option("--benchmark", help="Ask as this benchmark does: its kind, prompt, decoding, optimiser.")
+]
+AskedKind = Annotated[
+    str | None, typer.Option("--kind", help="The answer's kind; unset: by choices, words, benchmark, else text.")
+]
+LOCAL = "127.0.0.1"
 Seed = Annotated[int | None, typer.Option(help="Seeds every draw; 0 unless the configuration says otherwise.")]
 
 
@@ -110,11 +118,89 @@ def methods() -> None:
 
 
 @app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG, JPEG, WebP, GIF, BMP or TIFF file.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help='e.g. "Is there a fracture?"')],
+    overrides: Overrides = None,
+    more: Annotated[list[Path] | None, typer.Option("--image", help="A further image; may be repeated.")] = None,
+    model: ModelOption = None,
+    benchmark: AskedAs = None,
+    kind: AskedKind = None,
+    choices: Annotated[
+        list[str] | None, typer.Option("--choices", "--choice", help="One option to choose from; repeated for each.")
+    ] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Add no words on how to answer.")] = False,
+    votes: Annotated[int, typer.Option(min=2, help="How many responses vote.")] = 16,
+    steps: Annotated[int, typer.Option("--adapt", min=0, help="Adapt to this question first, so many steps.")] = 0,
+    method: Annotated[str, typer.Option(help="How it adapts, and which tokens are forks.")] = "spine",
+    seed: Annotated[int, typer.Option(help="Seeds every draw.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Ask about an image: the answer, its vote, and the winning response with its forking tokens."""
+    from mm_spine import asking, telling
+
+    how = asking.manner(model, benchmark, votes=votes, steps=steps, method=method, seed=seed, overrides=overrides or ())
+    images = [image, *(more or ())]
+    asked_of = asking.question_of(question, images, how, kind, choices or (), as_is)
+    asking.check_images(asked_of)
+    asked = asking.answer(asking.load(how), asked_of, how)
+    failed = None if asked.outcome.vote.answer is not None else telling.no_answer(asked.outcome)
+    if as_json:
+        print(json.dumps(telling.as_json(asked_of, how, asked, list(map(str, images))), ensure_ascii=False))
+    elif failed is None or asked.after is not None:
+        console.print(*telling.report(asked, console), sep="\n")
+    if failed is not None:
+        raise failed
+
+
+@app.command()
+def serve(
+    model: ModelOption = None,
+    benchmark: AskedAs = None,
+    overrides: Overrides = None,
+    kind: AskedKind = None,
+    method: Annotated[str, typer.Option(help="How it adapts, and which tokens are forks.")] = "spine",
+    seed: Annotated[int, typer.Option(help="Seeds every draw.")] = 0,
+    host: Annotated[str, typer.Option(help="Which address to listen on; another than this machine's is open.")] = LOCAL,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that may be uploaded.")] = 20,
+    open_to_network: Annotated[bool, typer.Option(help="Needed for a --host that others can reach.")] = False,
+) -> None:
+    """`ask` as a local web page: upload or paste an image, ask, and watch the vote."""
+    from mm_spine import asking, serving
+
+    serving.check_host(host, open_to_network)
+    how = asking.manner(model, benchmark, method=method, seed=seed, overrides=overrides or ())
+    settings = serving.Settings(model, benchmark, kind, method, seed, tuple(overrides or ()))
+    serving.serve(serving.Desk(asking.load(how), settings), host, port, max_upload_mb)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others differ from.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Also write a page (.html: table and curves) or a picture (.png: curves).")
+    ] = None,
 ) -> None:
-    """A table of runs: before, vote, after, paired differences with 95 % intervals."""
+    """A table of runs: before, vote, after, paired differences with 95 % intervals; overlaid curves with --output."""
+    from mm_spine.reporting.report import write_comparison
+
+    if output is not None:
+        write_comparison(runs, output)
     _print_runs(runs)
+    if output is not None:
+        console.print(f"written to {output}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a run, finished or not.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the page; RUN/report.html unless given.")] = None,
+) -> None:
+    """A run as one page: result, curves, tokens, the questions that changed; and each figure as PNG in RUN/figures."""
+    from mm_spine.reporting.report import write_report
+
+    console.print(f"written to {write_report(run, output)}", markup=False, soft_wrap=True)
 
 
 @app.command()
