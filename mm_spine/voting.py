@@ -87,7 +87,8 @@ def confident(counts: Mapping[str, int], level: float) -> bool:
     """Whether the posterior that the leader of `counts` is the mode of the answers exceeds `level`.
 
     The idea of stopping votes by a posterior is Adaptive-Consistency's (Aggarwal et al. 2023, arXiv 2305.11860); the
-    posterior here is `mode_posterior`. What was not parsed is evidence of nothing. Nothing parsed: False.
+    posterior here is `mode_posterior`, which takes rollouts as independent; the branches of a tree are not quite. What
+    was not parsed is evidence of nothing. Nothing parsed: False.
     """
     return mode_posterior(counts) > level
 

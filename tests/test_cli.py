@@ -95,7 +95,7 @@ def refused(ended: Ended, *expected: str) -> None:
         (["digits", "optim.lr=[1"], ["'optim.lr=[1'", "YAML"]),
         (["digits", "method.share=0"], ["method.share=0", "greater than 0"]),
         (["digits", "method.share=1.5"], ["method.share=1.5", "less than or equal to 1"]),
-        (["digits", "sampling.votes=1"], ["sampling.votes=1", "greater than or equal to 2"]),
+        (["digits", "sampling.votes=1"], ["sampling.votes.max=1", "greater than or equal to 2"]),
         (["digits", "sampling.train_rollouts=17"], ["train_rollouts=17 is more than votes=16"]),
         (["digits", "sampling.top_p=0.9"], ["top_p=0.9", "evaluation.top_p"]),
         (["digits", "--method", "oracle"], ["--allow-labels"]),

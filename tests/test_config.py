@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mm_spine.config import ConfigError, RunConfig, build, merge, nearest, parse_overrides, read_yaml
+from mm_spine.config import ConfigError, RunConfig, VotesConfig, build, merge, nearest, parse_overrides, read_yaml, spelled_out
 from mm_spine.methods import METHODS, configure
 from mm_spine.run import CONFIGS, check, load_config
 
@@ -119,6 +119,9 @@ def test_an_override_that_is_none_names_itself(pair: str) -> None:
         ("sampling.vots=8", "sampling.vots", "votes"),
         ("evaluation.max_new_token=8", "evaluation.max_new_token", "max_new_tokens"),
         ("method.bandscope=batch", "method.bandscope", "band_scope"),
+        ("sampling.votes.stopp=decided", "sampling.votes.stopp", "stop"),
+        ("sampling.tree.fork=3", "sampling.tree.fork", "forks"),
+        ("sampling.vllm.tensor_paralel=2", "sampling.vllm.tensor_paralel", "tensor_parallel"),
         ("model.lora.rnk=8", "model.lora.rnk", "rank"),
         ("checkpoint.evry=8", "checkpoint.evry", "every"),
     ],
@@ -133,7 +136,7 @@ def test_every_wrong_key_has_its_line() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("digits", ["optim.rl=1", "sampling.votes=1", "seed=x"])
     assert [line.split(":")[0].split("=")[0] for line in str(caught.value).splitlines()] == [
-        "sampling.votes",
+        "sampling.votes.max",
         "optim.rl",
         "seed",
     ]
@@ -162,7 +165,16 @@ def test_every_wrong_key_has_its_line() -> None:
         ("method.share=0", "method.share=0: Input should be greater than 0"),
         ("method.share=-0.2", "method.share=-0.2: Input should be greater than 0"),
         ("method.share=1.01", "method.share=1.01: Input should be less than or equal to 1"),
-        ("sampling.votes=1", "sampling.votes=1: Input should be greater than or equal to 2"),
+        ("sampling.votes=1", "sampling.votes.max=1: Input should be greater than or equal to 2"),
+        ("sampling.votes=many", "sampling.votes.max='many': Input should be a valid integer"),
+        ("sampling.votes=null", "sampling.votes=None: Input should be a valid dictionary"),
+        ("sampling.votes.max.x=2", "sampling.votes.max: Input should be a valid integer"),
+        ("sampling.votes.stop=decide", "sampling.votes.stop='decide': Input should be 'never', 'decided' or 'confident'"),
+        ("sampling.votes.level=1", "sampling.votes.level=1: Input should be less than 1"),
+        ("sampling.votes.round=0", "sampling.votes.round=0: Input should be greater than or equal to 1"),
+        ("sampling.tree.forks=0", "sampling.tree.forks=0: Input should be greater than or equal to 1"),
+        ("sampling.vllm.memory_share=2", "sampling.vllm.memory_share=2: Input should be less than or equal to 1"),
+        ("sampling.kv_cache_gb=0", "sampling.kv_cache_gb=0: Input should be greater than 0"),
         ("sampling.train_rollouts=0", "sampling.train_rollouts=0: Input should be greater than or equal to 1"),
         ("model={min_pixels: 9, max_pixels: 4}", "min_pixels=9 is more than max_pixels=4"),
         ("method.band_quantiles=[0.5, 0.5]", "band_quantiles=[0.5, 0.5]: the first must be below the second"),
@@ -184,7 +196,31 @@ def test_training_on_more_rollouts_than_vote_is_refused() -> None:
     with pytest.raises(ConfigError, match="train_rollouts=9 is more than votes=8: lower it"):
         load_config("digits", ["sampling.votes=8", "sampling.train_rollouts=9"])
     config = load_config("digits", ["sampling.votes=2", "sampling.train_rollouts=2"])
-    assert (config.sampling.votes, config.sampling.train_rollouts) == (2, 2)
+    assert (config.sampling.votes.max, config.sampling.train_rollouts) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("yaml_votes", "overrides", "votes"),
+    [
+        ("8", [], VotesConfig(max=8)),
+        ("8", ["sampling.votes.stop=decided"], VotesConfig(max=8, stop="decided")),
+        ("8", ["sampling.votes=32", "sampling.votes.stop=decided"], VotesConfig(max=32, stop="decided")),
+        ("8", ["sampling.votes.stop=decided", "sampling.votes=32"], VotesConfig(max=32, stop="decided")),
+        ("{max: 8, stop: confident, level: 0.9}", ["sampling.votes=9"], VotesConfig(max=9, stop="confident", level=0.9)),
+        ("{stop: decided}", ["sampling.votes.round=2"], VotesConfig(max=16, stop="decided", round=2)),
+        ("8", ["sampling.votes={max: 12, round: 3}"], VotesConfig(max=12, round=3)),
+    ],
+)
+def test_votes_merge_key_by_key_however_they_are_written(
+    tmp_path: Path, yaml_votes: str, overrides: list[str], votes: VotesConfig
+) -> None:
+    path = written(tmp_path, f"sampling: {{votes: {yaml_votes}, train_rollouts: 2}}")
+    assert load_config(path, overrides).sampling.votes == votes
+
+
+def test_a_method_and_its_options_may_both_be_overridden() -> None:
+    method = load_config("digits", ["method=ttrl", "method.kl_weight=0.5"]).method
+    assert (method.name, method.kl, method.kl_weight) == ("ttrl", "none", 0.5)  # digits' YAML says kl: none
 
 
 def test_a_nucleus_is_refused_in_training_and_allowed_in_evaluation() -> None:
@@ -251,7 +287,7 @@ def test_every_shipped_configuration_builds_for_every_method(path: Path) -> None
         config = load_config(str(path), (), name)
         assert (config.benchmark, config.method.name) == (path.stem, name)
     assert load_config(path.stem) == load_config(str(path)), "by name or by file"
-    given, resolved = flat(read_yaml(path)), flat(load_config(str(path)).model_dump())
+    given, resolved = flat(spelled_out(read_yaml(path))), flat(load_config(str(path)).model_dump())
     assert {key: float(value) if key == "optim.lr" else value for key, value in given.items()}.items() <= (
         resolved.items()
     )

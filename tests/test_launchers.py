@@ -133,7 +133,7 @@ def test_every_public_benchmark_has_a_launcher_and_a_configuration() -> None:
 def test_a_configuration_is_one_that_can_be_run(name: str) -> None:
     config = load_config(str(ROOT / "configs" / f"{name}.yaml"))
     assert config.benchmark == name
-    assert (config.sampling.votes, config.sampling.temperature, config.sampling.max_new_tokens) == (8, 0.7, 2048)
+    assert (config.sampling.votes.max, config.sampling.temperature, config.sampling.max_new_tokens) == (8, 0.7, 2048)
     assert config.evaluation.top_p == 0.95
     assert (config.method.kl, config.method.kl_weight, config.optim.lr) == ("exact", 0.01, 1e-6)
 

@@ -12,14 +12,14 @@ from small import digit_policy, small_config
 from tiny import tiny_questions
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
-from mm_spine.config import ConfigError
+from mm_spine.config import ConfigError, TreeConfig
 from mm_spine.draws import uniforms
 from mm_spine.methods import METHODS, configure, find, random_draw
 from mm_spine.types import Rollout
 
 TRAINING = [name for name, row in METHODS.items() if row.trains and row.label_free]
 NAMES = {
-    "none", "ttrl", "ttrl-ear", "rent", "spine", "spine-v2",
+    "none", "ttrl", "ttrl-ear", "ettrl", "rent", "spine", "spine-v2",
     "forks-only", "band-only", "random-mask", "low-entropy-mask", "oracle",
 }  # fmt: skip
 
@@ -72,10 +72,25 @@ def test_a_step_of_every_method_is_finite_and_moves_the_weights(name: str) -> No
     assert all(np.isfinite(group.advantages.numpy()).all() for group in record.groups)
 
 
-def test_no_method_samples_differently() -> None:
-    """One seed, one starting model: all rows learn from the same rollouts."""
-    drawn = {tuple(r.token_ids for g in one_step(name)[0].groups for r in g.rollouts) for name in TRAINING}
+def test_no_method_samples_differently_unless_its_row_says_so() -> None:
+    """One seed, one starting model: all rows but those of trees learn from the same rollouts."""
+    assert [name for name, row in METHODS.items() if row.sampling] == ["ettrl"]
+    flat = [name for name in TRAINING if not METHODS[name].sampling]
+    drawn = {tuple(r.token_ids for g in one_step(name)[0].groups for r in g.rollouts) for name in flat}
     assert len(drawn) == 1
+
+
+def test_ettrl_trains_on_trees_and_other_methods_do_so_when_asked() -> None:
+    assert configure({"method": "ettrl"}).sampling.tree == TreeConfig()
+    assert configure({"method": "ettrl", "sampling": {"tree": None}}).sampling.tree is None
+    assert configure({"method": "ttrl-ear"}).sampling.tree is None
+    config = small_config({"method": "ettrl", "sampling": {"votes": 5, "train_rollouts": 5}, "optim": {"steps": 1}})
+    records: list[StepRecord] = []
+    adapt(tiny_questions(3), digit_policy(), config=config, hooks=Hooks(on_step=records.append))
+    leaves = [rollout for group in records[0].groups for rollout in group.rollouts]
+    assert len(leaves) == 15 and all(rollout.parent in (None, 0) for rollout in leaves)
+    shared = sum(rollout.fork_at or 0 for rollout in leaves)
+    assert any(rollout.parent == 0 for rollout in leaves) and records[0].report.tokens_saved == shared
 
 
 def test_none_trains_nothing() -> None:

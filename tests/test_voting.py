@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import betainc
 
 from mm_spine.processors import answers
 from mm_spine.processors.answers import known_kinds, parse, same
 from mm_spine.types import Answer, AnswerSpec, Question, Rollout
-from mm_spine.voting import classify, decided, make_group, subsample, vote
+from mm_spine.voting import (
+    classify,
+    confident,
+    decided,
+    first_is_largest,
+    group_of,
+    make_group,
+    mode_posterior,
+    subsample,
+    vote,
+)
 
 INTEGER = AnswerSpec("integer")
 NEAR = AnswerSpec("near")
@@ -219,6 +230,51 @@ def test_a_formula_joins_the_decimals_that_it_equals(order: tuple[int, ...]) -> 
     assert vote([a, c], SPECS["math"])[0].margin == 0
 
 
+A_QUARTER = r"\frac{\pi}{12.566371}"
+
+
+@pytest.mark.parametrize("other", [r"\frac14", "1/4"])
+def test_an_answer_that_joins_a_class_does_not_part_it(other: str) -> None:
+    # The checker holds decimals to six digits and fractions exactly; 1/4 and 0.25 have one key.
+    decimal, fraction, formula = parsed("math", [r"\boxed{%s}" % text for text in ("0.25", other, A_QUARTER)])
+    assert decimal and fraction and formula and decimal.key == fraction.key
+    assert same(decimal, formula, SPECS["math"]) and not same(fraction, formula, SPECS["math"])
+    for cast in ([decimal, formula, fraction], [fraction, formula, decimal]):
+        assert len(set(classify(cast, SPECS["math"]))) == 1
+    assert len(set(classify([fraction, formula], SPECS["math"]))) == 2
+
+
+def test_a_winner_that_a_shorter_text_of_its_key_joins_late_stays() -> None:
+    first, last = ["0.25"] * 4 + [A_QUARTER] * 4 + ["3"], ["1/4"] + ["3"] * 5
+    cast = parsed("math", [rf"\boxed{{{text}}}" for text in (*first, *last)])
+    early, before = vote(cast[: len(first)], SPECS["math"])
+    full, after = vote(cast, SPECS["math"])
+    assert decided(early.counts, len(last), keyed=False)
+    assert [name == early.answer for name in before] == [name == full.answer for name in after[: len(first)]]
+    assert (early.answer, full.answer) == ("0.25", "1/4") and full.counts == {"1/4": 9, "3": 6}
+
+
+TEXTS = ["1", "2", "4", "7", "7.0", "7.00", "9"]
+
+
+@given(
+    st.lists(st.sampled_from([(text, keyed) for text in TEXTS for keyed in (False, True)]), min_size=2, max_size=8),
+    st.integers(1, 7),
+    st.sets(st.frozensets(st.sampled_from(TEXTS), min_size=2, max_size=2), max_size=5),
+)
+@settings(max_examples=200, deadline=None)
+def test_classes_only_grow(cast: list[tuple[str, bool]], first: int, equal: set[frozenset[str]]) -> None:
+    def any_relation(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
+        return a.text == b.text or frozenset((a.text, b.text)) in equal
+
+    said = [Answer(text, str(float(text)) if keyed else None) for text, keyed in cast]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(answers.KINDS, "near", replace(answers.KINDS["text"], same=any_relation))
+        few, all_of_them = classify(said[:first], NEAR), classify(said, NEAR)
+    for i, j in combinations(range(len(few)), 2):
+        assert few[i] != few[j] or all_of_them[i] == all_of_them[j]
+
+
 # The exact stop rule.
 
 NAMES = ["a", "b", "c", "d"]
@@ -291,6 +347,56 @@ def test_negative_remaining_is_refused() -> None:
         decided({"a": 1}, -1, keyed=True)
 
 
+# The posterior that the leader is the mode.
+
+
+@pytest.mark.parametrize("a", [1, 2, 5, 17, 64, 400, 5000])
+@pytest.mark.parametrize("b", [1, 3, 16, 64, 390])
+def test_two_classes_are_a_beta_distribution(a: int, b: int) -> None:
+    # X_0 > X_1 of Beta(a, b) is X_0 > 1/2, the upper tail, which is I_1/2(b, a).
+    assert first_is_largest([a, b]) == pytest.approx(betainc(b, a, 0.5), abs=1e-9)
+
+
+@pytest.mark.parametrize("shapes", [(5, 3, 1), (9, 7, 7, 1), (2, 2, 2, 2, 1), (20, 14, 9, 1), (40, 1, 1, 1), (3, 6, 1)])
+def test_the_quadrature_agrees_with_draws(shapes: tuple[int, ...]) -> None:
+    draws = np.random.default_rng(0).dirichlet(shapes, 200_000)
+    expected = float((draws.argmax(1) == 0).mean())
+    assert first_is_largest(shapes) == pytest.approx(
+        expected, abs=4 * (expected * (1 - expected) / 200_000) ** 0.5 + 1e-6
+    )
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_one_of_the_classes_is_the_largest(shapes: list[int]) -> None:
+    each = [first_is_largest([shapes[i], *shapes[:i], *shapes[i + 1 :]]) for i in range(len(shapes))]
+    assert sum(each) == pytest.approx(1, abs=1e-9)
+
+
+def test_confidence_by_hand() -> None:
+    # n votes for one answer: the unseen one is larger with probability (1/2)^(n + 1).
+    for n in range(1, 40):
+        assert mode_posterior({"7": n}) == pytest.approx(1 - 0.5 ** (n + 1), abs=1e-12)
+    assert confident({"7": 4}, 0.95) and not confident({"7": 3}, 0.95)
+    assert not confident({}, 0.0) and mode_posterior({}) == 0.0
+    assert mode_posterior({"7": 3, "8": 3}) < 0.5
+    assert mode_posterior({"8": 9, "7": 2}) == mode_posterior({"7": 2, "8": 9})
+    assert (
+        mode_posterior({"7": 12, "8": 4})
+        > mode_posterior({"7": 12, "8": 4, "9": 4})
+        > mode_posterior({"7": 12, "8": 8})
+    )
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_a_further_vote_for_the_leader_adds_confidence(tally: list[int]) -> None:
+    counts = +Counter(dict(zip("abcde", tally, strict=False)))
+    if counts:
+        more = counts + Counter([winner_of(counts) or ""])
+        assert 0 < mode_posterior(counts) < mode_posterior(more) <= 1 + 1e-12
+
+
 # Groups.
 
 
@@ -306,6 +412,18 @@ def test_group_parses_and_votes() -> None:
     assert group.answers == ("7", "7", None, "8")
     assert (group.vote.answer, group.vote.share, group.vote.margin, group.vote.n_parsed) == ("7", 0.5, 0.25, 3)
     assert group.rewards is None and group.advantages is None
+
+
+def test_equal_responses_are_read_once_and_answers_known_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    integer = answers.KINDS["integer"]
+    noted = replace(integer, parse=lambda text, spec: read.append(text) or integer.parse(text, spec))
+    monkeypatch.setitem(answers.KINDS, "integer", noted)
+    rollouts = [rollout(0, "7"), rollout(1, "8"), rollout(2, "7")]
+    group = make_group(QUESTION, rollouts)
+    assert read == ["7", "8"]
+    again = group_of(QUESTION, rollouts, keyed("7", "8", "7"))
+    assert (again.answers, again.vote) == (group.answers, group.vote) and read == ["7", "8"]
 
 
 def test_a_leaf_of_weight_three_has_three_votes() -> None:
