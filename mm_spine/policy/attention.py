@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -187,10 +187,7 @@ class PlainKernel:
     """The same in matrix products and in fp32 or better, for any device and type."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        scores = _scores(q, k, causal, scale)
-        lse = scores.logsumexp(-1)
-        out = (scores - lse[..., None]).exp() @ _grouped(v, 1).to(scores.dtype)
-        return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
+        return attend_plainly(q, k, v, scale, None, causal)
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
@@ -346,6 +343,68 @@ def _merge(out: Tensor, lse: Tensor, at: slice | Tensor, more_1HTD: Tensor, more
     lse[at] = torch.logaddexp(before_lse, more_lse)
 
 
+class Context(Protocol):
+    """Keys and values that a forward without gradient finds elsewhere, or leaves there, layer by layer."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query (R, Hq, P, D), the new key and value (R, Hkv, P, D) -> output (R, P, Hq, D)."""
+        ...
+
+
+@torch.no_grad()
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """q (B, Hq, T, D) on k and v (B, Hkv, K, D), without gradient: output, and the scores' log-sum-exp (B, Hq, T).
+
+    `bias` (B, 1, 1, K) is added to the scores, see `no_key`.
+    """
+    return ATTEND.get(q.device.type, attend_plainly)(q, k, v, scale, bias, causal)
+
+
+def no_key(width: int, ends_B: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias (B, 1, 1, width) of keys that are real before `ends_B` only."""
+    # CUDA's kernel wants rows that start at multiples of 16 bytes, and the bias in the queries' type.
+    wide = torch.zeros(len(ends_B), 1, 1, -(-width // 16) * 16, dtype=dtype, device=ends_B.device)
+    behind = torch.arange(wide.shape[-1], device=ends_B.device) >= ends_B[:, None, None, None]
+    return wide.masked_fill_(behind, -torch.inf)[..., :width]
+
+
+def attend_plainly(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """`attend` in matrix products and in fp32 or better, for any device and type."""
+    scores = _scores(q, k, causal, scale)
+    scores = scores if bias is None else scores + bias[:, None]
+    lse = scores.logsumexp(-1)
+    out = (scores - lse[..., None]).exp() @ _grouped(v, 1).to(scores.dtype)
+    return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
+
+
+def _attend_on_cpu(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor]:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = kernel(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+    return out, lse
+
+
+def _attend_on_cuda(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """By the memory-efficient kernel: it takes a bias, gives the log-sum-exp, and wants a key head a query head."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x if groups == 1 else x.repeat_interleave(groups, dim=1) for x in (k, v))
+    wide = None if bias is None else bias.expand(*q.shape[:3], k.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    out, lse, *_ = kernel(q, k, v, wide, True, 0.0, causal, scale=scale)
+    return out, lse[..., : q.shape[2]]
+
+
+ATTEND = {"cpu": _attend_on_cpu, "cuda": _attend_on_cuda}
+"""By type of device; elsewhere `attend_plainly`."""
+
+
 def grouped_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -355,17 +414,22 @@ def grouped_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     plan: Plan | None = None,
+    context: Context | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query (B, Hq, P, D), key and value (B, Hkv, K, D) -> output (B, P, Hq, D).
 
-    With a `plan` (B = 1) over its tree; else under the boolean mask (B, 1, P, K), by one call that copies no key and
-    no value: folding a group's query heads into the query length costs a copy of queries, few while decoding.
+    With a `plan` (B = 1) over its tree, with a `context` as that does it; else under the boolean mask (B, 1, P, K), by
+    one call that copies no key and no value: folding a group's query heads into the query length costs a copy of
+    queries, few while decoding.
     """
     if plan is not None:
         if dropout:
             raise ValueError(f"attention_dropout={dropout}: training packs without dropout; set it to 0 in config.json")
         return tree_attention(query, key, value, plan, scaling), None
+    if context is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return context.attend(cast(int, module.layer_idx), query, key, value, scale), None
     rows, query_heads, length, width = query.shape
     groups = query_heads // key.shape[1]
     folded = query.reshape(rows, key.shape[1], groups * length, width)
@@ -378,7 +442,7 @@ def grouped_attention(
 
 
 def no_mask(device: torch.device) -> Tensor:
-    """For calls with a `plan`: transformers hands any 4D mask down as it is, and so makes none of its own."""
+    """For calls with a `plan` or `context`: transformers hands any 4D mask down as it is, and makes none of its own."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 

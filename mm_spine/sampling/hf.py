@@ -1,15 +1,18 @@
-"""Rollouts from transformers: prompt and image prefilled once per question, then one growing key-value cache."""
+"""Rollouts from transformers, batched continuously: whole questions join as soon as there is room for them.
+
+A question's prompt and image are prefilled once, and so is each prefix that others begin with; the prompt's keys and
+values are held once for all its rows (`kv_cache`).
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mm_spine.config import DecodingConfig
 from mm_spine.draws import uniforms
@@ -18,6 +21,19 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.batch import Batch
+from mm_spine.sampling.kv_cache import held_tokens, token_bytes
+from mm_spine.types import Rollout
+
+LOGIT_BYTES = 64 * 2**20
+"""Of the fp32 logits that are turned into draws at a time: several tensors of that size live, some in fp64."""
+
+
+class Waiting(NamedTuple):
+    """A question's prompt, and the numbers of its requests that have not begun."""
+
+    prompt: Prompt
+    numbers: deque[int]
 
 
 class HFSampler(Backend):
@@ -26,7 +42,7 @@ class HFSampler(Backend):
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         super().__init__(policy, decoding, seed)
         eos = policy.model.generation_config.eos_token_id
-        self._eos = torch.tensor([eos] if isinstance(eos, int) else list(eos or []), device=policy.device)
+        self._eos = np.array([eos] if isinstance(eos, int) else list(eos or []), np.int64)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the sampler reads the policy's own weights."""
@@ -35,79 +51,94 @@ class HFSampler(Backend):
     def complete(
         self, requests: Sequence[Request], *, step: int, purpose: str, greedy: bool = False
     ) -> list[Completion]:
-        """See `Backend.complete`; similar prompt lengths are decoded together."""
-        found: dict[int, Completion] = {}
-        for batch in self._batches(requests):
-            rows = [requests[i] for i in batch]
-            draws = None if greedy else self._draws(rows, step, purpose)
-            ids, logp, entropy = self._decode(rows, draws)
-            found |= {i: self._completion(requests[i], ids[k], logp[k], entropy[k]) for k, i in enumerate(batch)}
-        return [found[i] for i in range(len(requests))]
+        """See `Backend.complete`."""
+        done = {i: empty for i, request in enumerate(requests) if (empty := self._ended(request)) is not None}
+        waiting = self._questions(requests, [i for i in range(len(requests)) if i not in done])
+        batch = Batch(self.policy, requests, self.decoding.max_new_tokens)
+        while waiting or len(batch.rows):
+            if joining := self._joining(batch, waiting):
+                batch.admit(joining, np.stack([self._draws(requests[i], step, purpose, greedy) for i in joining]))
+            batch.record(*self._draw(batch, greedy), ends=self._eos)
+            done |= batch.retire(needed=[id(question.prompt) for question in waiting])
+            batch.step()
+        return [done[i] for i in range(len(requests))]
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Numbers of requests, question by question, as many questions as fit."""
-        by_question: dict[int, list[int]] = {}
-        for i, request in enumerate(requests):
-            by_question.setdefault(id(request.question), []).append(i)
-        batch: list[int] = []
-        for rows in sorted(by_question.values(), key=lambda r: len(self.policy.prompt(requests[r[0]].question).ids_L)):
-            if batch and len(batch) + len(rows) > self.decoding.batch_rows:
-                yield batch
-                batch = []
-            batch += rows
-        if batch:
-            yield batch
+    def _ended(self, request: Request) -> Completion | None:
+        """The empty completion of a prefix that has ended or is full."""
+        stopped = bool(request.prefix) and request.prefix[-1] in self._eos
+        if not stopped and len(request.prefix) < self.decoding.max_new_tokens:
+            return None
+        logp, entropy = np.zeros((2, 0), np.float32)
+        return Completion((), logp, entropy, "stop" if stopped else "length")
 
-    def _draws(self, requests: Sequence[Request], step: int, purpose: str) -> Tensor:
-        length = self.decoding.max_new_tokens
-        rows = [uniforms(length, self.seed, purpose, step, r.question.id, r.index) for r in requests]
-        return torch.from_numpy(np.stack(rows)).to(self.policy.device)
+    def _questions(self, requests: Sequence[Request], numbers: Sequence[int]) -> deque[Waiting]:
+        """The requests question by question, longest prompt first."""
+        asked: dict[int, Waiting] = {}
+        for i in numbers:
+            prompt = self.policy.prompt(requests[i].question)
+            asked.setdefault(id(prompt), Waiting(prompt, deque())).numbers.append(i)
+        return deque(sorted(asked.values(), key=lambda question: -len(question.prompt.ids_L)))
 
-    def _completion(self, request: Request, ids: Tensor, logp: Tensor, entropy: Tensor) -> Completion:
-        start = len(request.prefix)
-        ended = torch.isin(ids, self._eos.cpu()).nonzero()[:, 0].tolist()
-        stop = max(start, ended[0] + 1 if ended else len(ids))
-        own_logp, own_entropy = (values[start:stop].numpy().copy() for values in (logp, entropy))
-        return Completion(tuple(ids[start:stop].tolist()), own_logp, own_entropy, "stop" if ended else "length")
-
-    def _decode(self, requests: Sequence[Request], draws_RT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(token ids, log-probs, entropies), each (R, T), of requests sorted by question; prefixes are fed as drawn."""
-        rows, length = len(requests), self.decoding.max_new_tokens
-        questions = {id(r.question): r.question for r in requests}
-        counts = Counter(id(r.question) for r in requests)
-        state = _prefill(
-            self.policy, [self.policy.prompt(q) for q in questions.values()], [counts[i] for i in questions], length
-        )
-        ids = torch.full((rows, length), int(self._eos[0]) if len(self._eos) else 0, device=self.policy.device)
-        logp, entropy = torch.zeros(2, rows, length, device=self.policy.device)
-        live = torch.arange(rows, device=self.policy.device)
-        going = torch.ones_like(live, dtype=torch.bool)
-        for t in range(length):
-            log_probs = self.distribution.log_probs(state.hidden_RD @ self.policy.text.head.weight.T)
-            barred = _without_barred(log_probs, [requests[i] for i in live.tolist()], t)
-            token = _choose(barred, None if draws_RT is None else draws_RT[live, t], self.decoding)
-            for k, i in enumerate(live.tolist()):
-                token[k] = requests[i].prefix[t] if t < len(requests[i].prefix) else token[k]
-            ids[live, t] = token
-            logp[live, t] = log_probs.gather(-1, token[:, None])[:, 0]
-            entropy[live, t] = entropy_of(log_probs)
-            going = going & ~torch.isin(token, self._eos)
-            if not going.any() or t + 1 == length:
+    def _joining(self, batch: Batch, waiting: deque[Waiting]) -> list[int]:
+        """Take from `waiting` the numbers of what fits beside the running rows: whole questions, in pieces only one
+        that never fits whole; one row at least where nothing runs."""
+        joining: list[int] = []
+        lengths, here = batch.prompts.length_B.tolist(), set(batch.prompts.slots)
+        while waiting:
+            prompt, numbers = waiting[0]
+            begun = id(prompt) in here
+            with_own = lengths if begun else [*lengths, len(prompt.ids_L)]
+            rows = len(batch.rows) + len(joining)
+            fit = max(self._room(with_own) - rows, 0 if rows else 1)
+            in_pieces = begun or self._room([len(prompt.ids_L)]) < len(numbers)
+            if fit < (1 if in_pieces else len(numbers)):
                 break
-            if going.sum() < 0.8 * len(going):
-                state.keep(going)
-                live, token, going = live[going], token[going], going[going]
-            state.advance(token)
-        return ids.cpu(), logp.cpu(), entropy.cpu()
+            joining += [numbers.popleft() for _ in range(min(fit, len(numbers)))]
+            lengths, here = with_own, here | {id(prompt)}
+            if numbers:
+                break
+            waiting.popleft()
+        return joining
+
+    def _room(self, prompt_lengths: Sequence[int]) -> int:
+        """How many rows may be held beside prompts of these lengths; negative where the prompts alone are too much."""
+        length = self.decoding.max_new_tokens
+        tokens = int(self.decoding.kv_cache_gb * 1e9) // token_bytes(self.policy.text.language_model)
+        return min(self.decoding.batch_rows, (tokens - held_tokens(prompt_lengths, 0, length)) // length)
+
+    def _draws(self, request: Request, step: int, purpose: str, greedy: bool) -> np.ndarray:
+        length = self.decoding.max_new_tokens
+        name = (self.seed, purpose, step, request.question.id, request.index)
+        return np.zeros(length) if greedy else uniforms(length, *name)
+
+    def _draw(self, batch: Batch, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(token, log-prob, entropy) of each row's next token, (R,)."""
+        uniform_R = torch.from_numpy(batch.uniform_R).to(self.policy.device)
+        weight, barred = self.policy.text.head.weight, batch.barred
+        size = max(1, LOGIT_BYTES // (4 * len(weight)))
+        drawn = []
+        for first in range(0, len(uniform_R), size):
+            part = slice(first, first + size)
+            log_probs = self.distribution.log_probs(batch.hidden_RD[part] @ weight.T)
+            pairs = [(row - first, token) for row, token in barred if first <= row < first + size]
+            token = _choose(_without(log_probs, pairs), None if greedy else uniform_R[part], self.decoding)
+            drawn.append((token, log_probs.gather(-1, token[:, None])[:, 0], entropy_of(log_probs)))
+        token_R, logp_R, entropy_R = (torch.cat(column) for column in zip(*drawn, strict=True))
+        return token_R, logp_R, entropy_R
 
 
-def _without_barred(log_probs_RV: Tensor, requests: Sequence[Request], t: int) -> Tensor:
-    """-inf where a request whose first token comes now bars one."""
-    pairs = [(k, v) for k, request in enumerate(requests) if len(request.prefix) == t for v in request.barred]
-    if not pairs:
+def differing_share(a: Sequence[Sequence[Rollout]], b: Sequence[Sequence[Rollout]]) -> float:
+    """The share in [0, 1] of rollouts, question by question, whose token ids are not the same; 0 of none."""
+    pairs = [pair for rows in zip(a, b, strict=True) for pair in zip(*rows, strict=True)]
+    return sum(x.token_ids != y.token_ids for x, y in pairs) / max(1, len(pairs))
+
+
+def _without(log_probs_RV: Tensor, barred: Sequence[tuple[int, int]]) -> Tensor:
+    """-inf for the (row, token) pairs in `barred`; no longer normalised there."""
+    if not barred:
         return log_probs_RV
-    at = torch.tensor(pairs, device=log_probs_RV.device).T
-    return log_probs_RV.index_put((at[0], at[1]), log_probs_RV.new_tensor(-torch.inf))
+    rows, tokens = torch.tensor(barred, device=log_probs_RV.device).T
+    return log_probs_RV.index_put((rows, tokens), log_probs_RV.new_tensor(-torch.inf))
 
 
 def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingConfig) -> Tensor:
@@ -125,99 +156,7 @@ def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingCo
 
 
 def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of tokens whose probability reaches `top_p`."""
+    """Zero all but the smallest set of tokens whose share of the whole reaches `top_p`."""
     ranked, order = probs_RV.sort(-1, descending=True)
-    outside = ranked.cumsum(-1) - ranked >= top_p
+    outside = ranked.cumsum(-1) - ranked >= top_p * ranked.sum(-1, keepdim=True)
     return torch.zeros_like(probs_RV).scatter(-1, order, ranked.masked_fill(outside, 0.0))
-
-
-class _Layer(DynamicLayer):
-    """Keys and values in one buffer with room for every token to come: no copy per token."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = [_with_room(x, self.room) for x in (key_states, value_states)]
-            self.used = 0
-        end = self.used + key_states.shape[-2]
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[..., self.used : end, :] = new
-        self.used = end
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def map(self, function: Any) -> None:
-        """Replace both buffers by `function` of them (repeat or select rows)."""
-        self.buffers = [function(buffer) for buffer in self.buffers]
-
-
-def _cache(layers: list[_Layer]) -> DynamicCache:
-    cache = DynamicCache()
-    cache.layers = list(layers)
-    return cache
-
-
-def _with_room(states: Tensor, room: int) -> Tensor:
-    batch, heads, length, width = states.shape
-    return states.new_empty(batch, heads, length + room, width)
-
-
-class _State:
-    """Rows being decoded: hidden state of the last token, cache, which keys are real, next positions."""
-
-    def __init__(self, text: Any, layers: list[_Layer], hidden_RD: Tensor, mask_RK: Tensor, position_R: Tensor) -> None:
-        self.text, self.layers, self.cache = text, layers, _cache(layers)
-        self.hidden_RD, self.mask_RK, self.position_R = hidden_RD, mask_RK, position_R
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop the finished rows."""
-        for layer in self.layers:
-            layer.map(lambda buffer: buffer[rows])
-        self.mask_RK, self.position_R = self.mask_RK[rows], self.position_R[rows]
-
-    def advance(self, token_R: Tensor) -> None:
-        """Feed one token per row."""
-        self.mask_RK = torch.cat([self.mask_RK, self.mask_RK.new_ones(len(token_R), 1)], dim=1)
-        nowhere = token_R.new_zeros(0)
-        self.hidden_RD = self.text.hidden(
-            token_R[:, None],
-            self.position_R.expand(3, -1)[..., None],
-            self.mask_RK[:, None, None, :],
-            nowhere,
-            nowhere,
-            past_key_values=self.cache,
-            use_cache=True,
-        )[:, -1]
-        self.position_R = self.position_R + 1
-
-
-def _prefill(policy: Policy, prompts: Sequence[Prompt], counts: Sequence[int], room: int) -> _State:
-    """Run each prompt once, left-padded to the longest, then repeat its cache for its rows."""
-    width = max(len(p.ids_L) for p in prompts)
-    pads = torch.tensor([width - len(p.ids_L) for p in prompts], device=policy.device)
-    at = torch.arange(width, device=policy.device)
-    real_BL = at >= pads[:, None]
-    own_BLL = (at[:, None] >= at) & (real_BL[:, None, :] | (at[:, None] == at))
-    layers = [_Layer(room) for _ in policy.text.language_model.layers]
-    hidden = policy.text.hidden(
-        torch.stack([_left_pad(p.ids_L, width) for p in prompts]),
-        torch.stack([_left_pad(p.positions_3L, width) for p in prompts], dim=1),
-        own_BLL[:, None],
-        torch.cat([(row + 1) * width - len(p.ids_L) + p.image_at_I for row, p in enumerate(prompts)]),
-        torch.cat([p.features_ID for p in prompts]),
-        past_key_values=_cache(layers),
-        use_cache=True,
-    )[:, -1]
-    row_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(policy.device)
-    for layer in layers:
-        layer.map(lambda buffer: buffer[row_R])
-    next_R = torch.tensor([p.next_position for p in prompts], device=policy.device)
-    return _State(policy.text, layers, hidden[row_R], real_BL[row_R], next_R[row_R])
-
-
-def _left_pad(values: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(values, (width - values.shape[-1], 0))

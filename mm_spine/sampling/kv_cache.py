@@ -1,0 +1,253 @@
+"""Keys and values while decoding: each prompt's are held once, each response's in a row of its own.
+
+A step's queries read both and merge the two parts by the log-sum-exp of their scores, as `policy.attention` does for
+token trees. The objects with `attend` are what a forward hands down to the attention as its `context`.
+Shape suffixes: B prompts, R rows (responses), P tokens of a row in this forward, S room for a response; G query heads
+share a key head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mm_spine.policy import attention
+from mm_spine.policy.attention import attend, no_key
+from mm_spine.policy.model import Policy
+from mm_spine.policy.packed import Prompt
+
+T = TypeVar("T")
+
+PREFILL_TOKENS = 2**14
+"""Of one forward over prompts or prefixes, padding included, unless one alone is longer."""
+
+
+def token_bytes(language_model: Any) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    config = language_model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    return int(numbers * language_model.dtype.itemsize)
+
+
+def held_tokens(prompt_lengths: Sequence[int], rows: int, room: int) -> int:
+    """Tokens whose keys and values are held for `rows` responses to these prompts: prompts padded to the longest."""
+    return len(prompt_lengths) * max(prompt_lengths, default=0) + rows * room
+
+
+class Held:
+    """Keys and values of rows, a tensor (2, rows, key heads, tokens, head dim) a layer; changed layer by layer, so that
+    no more than one layer is there twice."""
+
+    def __init__(self, layers: Sequence[Tensor] = ()) -> None:
+        self.layers = list(layers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def keep(self, rows: np.ndarray, width: int) -> None:
+        """Only `rows`, and only the first `width` tokens of each."""
+        self.layers = self.layers if len(rows) else []
+        for i, layer in enumerate(self.layers):
+            self.layers[i] = layer[:, :, :, :width].index_select(1, torch.from_numpy(rows).to(layer.device))
+
+    def join(self, other: Held) -> None:
+        """Append the rows of `other`, which is emptied."""
+        if not self.layers:
+            self.layers, other.layers = other.layers, []
+            return
+        for i, layer in enumerate(self.layers):
+            parts, other.layers[i] = (layer, other.layers[i]), layer[:0]
+            width = max(part.shape[3] for part in parts)
+            wide = [part if part.shape[3] == width else pad(part, (0, 0, 0, width - part.shape[3])) for part in parts]
+            self.layers[i] = torch.cat(wide, dim=1)
+
+
+class Prompts(Held):
+    """Keys and values of B prompts, right-padded with what is finite; the hidden state that predicts what follows."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.length_B, self.next_position_B = np.zeros((2, 0), np.int64)
+        self.hidden_BD = torch.empty(0, policy.text.language_model.config.hidden_size)
+        self.slots: dict[int, int] = {}
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Run the prompts, longest first, each once. Its slot is then `slots[id(prompt)]`."""
+        for chunk in chunks(prompts, lambda prompt: len(prompt.ids_L)):
+            run = PromptPass()
+            hidden_BD = run.forward(self.policy, chunk)
+            self.hidden_BD = torch.cat([self.hidden_BD.to(hidden_BD), hidden_BD])
+            self.slots |= {id(prompt): len(self.length_B) + i for i, prompt in enumerate(chunk)}
+            self.length_B = np.append(self.length_B, [len(p.ids_L) for p in chunk])
+            self.next_position_B = np.append(self.next_position_B, [p.next_position for p in chunk])
+            self.join(Held(run.layers))
+
+    def keep_only(self, needed_B: np.ndarray) -> np.ndarray:
+        """Drop the prompts where `needed_B` is False. Returns the new slot of each old one."""
+        new_B = needed_B.cumsum() - 1
+        if not needed_B.all():
+            kept = np.flatnonzero(needed_B)
+            self.length_B, self.next_position_B = self.length_B[kept], self.next_position_B[kept]
+            self.hidden_BD = self.hidden_BD[torch.from_numpy(kept)]
+            self.slots = {name: int(new_B[slot]) for name, slot in self.slots.items() if needed_B[slot]}
+            self.keep(kept, int(max(self.length_B, default=0)))
+        return new_B
+
+
+def chunks(items: Sequence[T], length: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Runs of `items`, longest first, of at most PREFILL_TOKENS padded tokens."""
+    start = 0
+    while start < len(items):
+        count = max(1, PREFILL_TOKENS // length(items[start]))
+        yield items[start : start + count]
+        start += count
+
+
+class PromptPass:
+    """Prompts by themselves: causal, so that padding behind them needs no mask."""
+
+    def __init__(self) -> None:
+        self.layers: list[Tensor] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        self.layers.append(torch.stack([key, value]))
+        return attend(query, key, value, scale, causal=True)[0].transpose(1, 2)
+
+    def forward(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
+        """The last hidden state of each prompt, (B, D)."""
+        ends = [len(prompt.ids_L) for prompt in prompts]
+        width = max(ends)
+        hidden = policy.text.hidden(
+            torch.stack([pad(p.ids_L, (0, width - len(p.ids_L))) for p in prompts]),
+            torch.stack([pad(p.positions_3L, (0, width - len(p.ids_L))) for p in prompts], dim=1),
+            attention.no_mask(policy.device),
+            torch.cat([row * width + p.image_at_I for row, p in enumerate(prompts)]),
+            torch.cat([p.features_ID for p in prompts]),
+            use_cache=False,
+            context=self,
+        )
+        return hidden[torch.arange(len(ends)), torch.tensor(ends) - 1]
+
+
+class Sharing:
+    """Which prompt each of R rows reads: the rows `grid_BN[b]` read prompt b, row r is at `place_R` of the grid."""
+
+    def __init__(self, slot_R: np.ndarray, prompts: Prompts) -> None:
+        self.prompts = prompts
+        counts = np.bincount(slot_R, minlength=len(prompts.length_B))
+        order = np.argsort(slot_R, kind="stable")
+        column_R = np.empty_like(slot_R)
+        column_R[order] = np.arange(len(slot_R)) - (counts.cumsum() - counts)[slot_R[order]]
+        grid_BN = np.zeros((len(counts), max(counts)), np.int64)
+        grid_BN[slot_R, column_R] = np.arange(len(slot_R))
+        device = prompts.policy.device
+        self.grid_BN, slot, column = (torch.from_numpy(x).to(device) for x in (grid_BN, slot_R, column_R))
+        self.place_R = (slot, column)
+        self.next_position_R = torch.from_numpy(prompts.next_position_B[slot_R]).to(device)
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """For the keys of prompts: none where there is no padding."""
+        lengths = self.prompts.length_B
+        ends = torch.from_numpy(lengths).to(self.grid_BN.device)
+        return None if min(lengths) == max(lengths) else no_key(int(max(lengths)), ends, self.prompts.layers[0].dtype)
+
+    def attend(self, layer: int, query_RHXD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Queries of each key head on their prompt's keys, one product for all rows of a prompt: output and lse."""
+        key, value = self.prompts.layers[layer]
+        grid = query_RHXD[self.grid_BN].transpose(1, 2)
+        found = attend(grid.flatten(2, 3), key, value, scale, self.bias)
+        slot, column = self.place_R
+        out, lse = (x.unflatten(2, grid.shape[2:4])[slot, :, column] for x in found)
+        return out, lse
+
+    def merged(self, layer: int, query: Tensor, own: Tensor, own_lse: Tensor, scale: float) -> Tensor:
+        """What `query` (R, Hkv, X, D) reads in all: `own` and what it reads of the prompt."""
+        out, lse = self.attend(layer, query, scale)
+        share = torch.sigmoid(lse - own_lse)[..., None]
+        return torch.lerp(own.to(share.dtype), out.to(share.dtype), share).to(query.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class StepPass:
+    """One token more for each row: its keys and values go to the column `at_R` of its room."""
+
+    sharing: Sharing
+    responses: Held
+    at_R: np.ndarray
+
+    @cached_property
+    def columns(self) -> int:
+        return int(self.at_R.max()) + 1
+
+    @cached_property
+    def place(self) -> tuple[Any, ...]:
+        """Of the new keys; rows that are all at one column need no index."""
+        if self.at_R.min() == self.at_R.max():
+            return slice(None), slice(None), self.columns - 1
+        return torch.arange(len(self.at_R)), slice(None), torch.from_numpy(self.at_R)
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        layer = self.responses.layers[0]
+        ends = torch.from_numpy(self.at_R + 1).to(layer.device)
+        return None if self.at_R.min() == self.at_R.max() else no_key(self.columns, ends, layer.dtype)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        room = self.responses.layers[layer]
+        for buffer, new in zip(room, (key, value), strict=True):
+            buffer[self.place] = new[:, :, 0]
+        own_keys, own_values = room[:, :, :, : self.columns]
+        folded = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+        own = attend(folded, own_keys, own_values, scale, self.bias)
+        return self.sharing.merged(layer, folded, *own, scale).reshape(len(query), 1, query.shape[1], -1)
+
+    def forward(self, policy: Policy, token_R: Tensor) -> Tensor:
+        """Hidden states (R, D) after `token_R`."""
+        at_R = torch.from_numpy(self.at_R).to(token_R.device)
+        position_R = self.sharing.next_position_R + at_R
+        return _text(policy, token_R[:, None], position_R[:, None], self)[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixPass:
+    """Given first tokens of responses, M of them: causal, behind their prompts. Row `rows[i]` starts as `source[i]`."""
+
+    sharing: Sharing
+    responses: Held
+    rows: Tensor
+    source: Tensor
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        room, length = self.responses.layers[layer], key.shape[2]
+        for buffer, new in zip(room, (key, value), strict=True):
+            buffer[self.rows, :, :length] = new[self.source]
+        heads = (key.shape[1], -1)
+        own, lse = attend(query, key, value, scale, causal=True)
+        folded, own = (x.unflatten(1, heads).flatten(2, 3) for x in (query, own))
+        merged = self.sharing.merged(layer, folded, own, lse.unflatten(1, heads).flatten(2, 3), scale)
+        return merged.reshape(query.shape).transpose(1, 2)
+
+    def forward(self, policy: Policy, prefixes: Sequence[tuple[int, ...]]) -> Tensor:
+        """Hidden states (M, P, D) of the prefixes, right-padded to the longest."""
+        width = max(map(len, prefixes))
+        ids_MP = torch.tensor([[*prefix, *[0] * (width - len(prefix))] for prefix in prefixes], device=policy.device)
+        position_MP = self.sharing.next_position_R[:, None] + torch.arange(width, device=policy.device)
+        return _text(policy, ids_MP, position_MP, self)
+
+
+def _text(policy: Policy, ids_RP: Tensor, position_RP: Tensor, context: Any) -> Tensor:
+    nowhere, mask = ids_RP.new_zeros(0), attention.no_mask(policy.device)
+    return policy.text.hidden(
+        ids_RP, position_RP.expand(3, -1, -1), mask, nowhere, nowhere, use_cache=False, context=context
+    )
