@@ -132,9 +132,9 @@ def compare(runs: Sequence[Path]) -> Table:
     lines = rows(runs)
     compared = [row for row in lines if row.split]
     table = Table(title=_title(compared), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.caption, table.caption_justify = escape(_caption(lines)), "left"
+    table.caption, table.caption_justify = escape("\n".join(notes(lines))), "left"
     table.add_column("method", overflow="fold")
-    for name in ("seed", "greedy", "pass@1", _maj_header(compared)):
+    for name in ("seed", "greedy", "pass@1", maj_header(compared)):
         table.add_column(name, justify="right", no_wrap=True)
     if len({row.method for row in compared}) > 1:
         table.add_column(f"pass@1 against\n{escape(compared[0].method)}", justify="right", no_wrap=True)
@@ -215,9 +215,9 @@ def _row(run: Run, reference: Run | None, first: str, split: str) -> Row:
         greedy=(_mean(before[GREEDY]), _mean(after[GREEDY])),
         pass_at_1=(_mean(before[PASS_AT_1]), _mean(after[PASS_AT_1])),
         maj_at_n=(_mean(before[MAJ_AT_N]), _mean(after[MAJ_AT_N])),
-        greedy_gain=_paired(before[GREEDY], after[GREEDY]),
-        pass_at_1_gain=_paired(before[PASS_AT_1], after[PASS_AT_1]),
-        against_first=_paired(reference.after[split][PASS_AT_1], after[PASS_AT_1]) if reference and other else None,
+        greedy_gain=paired(before[GREEDY], after[GREEDY]),
+        pass_at_1_gain=paired(before[PASS_AT_1], after[PASS_AT_1]),
+        against_first=paired(reference.after[split][PASS_AT_1], after[PASS_AT_1]) if reference and other else None,
         note=f"no {first} run with seed {seed}" if reference is None else "",
     )
 
@@ -227,8 +227,9 @@ def _mean(scores: Mapping[str, float | None]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _paired(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Interval | None:
-    """Mean of after - before over the labelled questions, with the percentile bootstrap of `evaluation`."""
+def paired(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Interval | None:
+    """Mean of after - before over the labelled questions, with the percentile bootstrap of `evaluation`; None without
+    any."""
     pairs = [(old, after[name]) for name, old in before.items()]
     values = np.array([new - old for old, new in pairs if old is not None and new is not None])
     if values.size == 0:
@@ -288,34 +289,38 @@ def _mean_pair(pairs: Sequence[Pair]) -> Pair:
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.method if row.label_free else f"{row.method} (uses labels)",
-        _seed(row),
-        f"{_pair(row.greedy)}\n{_gain(row.greedy_gain)}",
-        f"{_pair(row.pass_at_1)}\n{_gain(row.pass_at_1_gain)}",
-        _pair(row.maj_at_n),
-        _gain(row.against_first),
+        shown_seed(row),
+        f"{shown_pair(row.greedy)}\n{shown_gain(row.greedy_gain)}",
+        f"{shown_pair(row.pass_at_1)}\n{shown_gain(row.pass_at_1_gain)}",
+        shown_pair(row.maj_at_n),
+        shown_gain(row.against_first),
     )
 
 
-def _seed(row: Row) -> str:
+def shown_seed(row: Row) -> str:
+    """The seed, or how many the row is the mean of."""
     return f"{row.seeds} seeds" if row.seed is None else str(row.seed)
 
 
 def _named_seed(row: Row) -> str:
-    return _seed(row) if row.seed is None else f"seed {row.seed}"
+    return shown_seed(row) if row.seed is None else f"seed {row.seed}"
 
 
-def _pair(values: Pair) -> str:
+def shown_pair(values: Pair) -> str:
+    """Before and after in percent."""
     return " → ".join("–" if value is None else f"{100 * value:.1f}" for value in values)
 
 
-def _gain(gain: Interval | None) -> str:
+def shown_gain(gain: Interval | None) -> str:
+    """A difference in percentage points, its interval on a line of its own."""
     if gain is None:
         return "–"
     bounds = "" if gain.low is None or gain.high is None else f"\n[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     return f"{100 * gain.value:+.1f}{bounds}"
 
 
-def _maj_header(compared: Sequence[Row]) -> str:
+def maj_header(compared: Sequence[Row]) -> str:
+    """The vote's name, with its size where all rows share one."""
     samples = {row.samples for row in compared}
     return f"maj@{samples.pop()}" if len(samples) == 1 else "maj@N"
 
@@ -326,8 +331,9 @@ def _title(compared: Sequence[Row]) -> str | None:
     return escape(f"{compared[0].benchmark}, {compared[0].model}: before → after, paired difference, in percent")
 
 
-def _caption(lines: Sequence[Row]) -> str:
-    notes = ["[low, high]: 95 % interval, over questions for one run, over seeds for several"]
-    notes += [f"{row.method}, {_named_seed(row)}, {row.split}: {row.note}" for row in lines if row.split and row.note]
-    notes += [f"not compared: {row.run}: {row.note}" for row in lines if row.split is None]
-    return "\n".join(notes)
+def notes(lines: Sequence[Row]) -> list[str]:
+    """What the intervals are, and what each row lacks."""
+    said = ["[low, high]: 95 % interval, over questions for one run, over seeds for several"]
+    said += [f"{row.method}, {_named_seed(row)}, {row.split}: {row.note}" for row in lines if row.split and row.note]
+    said += [f"not compared: {row.run}: {row.note}" for row in lines if row.split is None]
+    return said

@@ -1,0 +1,277 @@
+"""The figures of a report, drawn by matplotlib: PNGs on white, and SVG whose colours follow the page's theme.
+
+Lines differ by colour, dash and marker, so that no reading depends on telling red from green. The colours are those
+of Okabe and Ito (2008), darkened to a contrast of 3 : 1 on white.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from mm_spine.intervals import Interval
+from mm_spine.reporting.curves import Chart, Series
+from mm_spine.reporting.headline import Split, percent
+from mm_spine.reporting.tokens import BIN, Spread
+
+INK, MUTED, GRID, BAND = "#1b2028", "#59626e", "#dfe3e8", "#9fc8e2"
+COLOURS = ("#0072b2", "#c2500a", "#117a55", "#8a4fa8", "#7d6608", "#4d5560")
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band"} | {c: f"s{i}" for i, c in enumerate(COLOURS, 1)}
+"""Colour -> the page's CSS variable for it, by theme."""
+
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+WIDTH, HEIGHT = 3.7, 2.25
+WIDE = 4.4
+LEGEND_LINE = 0.19
+"""Inches that a line of the legend adds to a figure's height."""
+
+SIZE = 9.5
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": SIZE,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "hatch.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar in a run's name is a dollar
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's settings for a figure, while it is drawn and while it is saved; the caller's own come back."""
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literal types
+        yield
+
+
+def draw(chart: Chart) -> Figure:
+    """One chart over steps, its legend above the axes. To be called, and saved, within `style()`."""
+    labels = [line.label for line in chart.series] + (["band"] if chart.band else [])
+    lines = _legend_lines(labels)
+    height = HEIGHT + LEGEND_LINE * len(lines)
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0.15, 0.4 / height, 0.82, (HEIGHT - 0.5) / height))
+    plot(axes, chart)
+    _legend(axes, max(map(len, lines)))
+    return figure
+
+
+def plot(axes: Axes, chart: Chart) -> None:
+    """The lines and the band of a chart, and its axes."""
+    if chart.band:
+        low, high = chart.band
+        axes.fill_between(low.x, low.y, high.y, color=BAND, alpha=0.45, linewidth=0, label="band")
+        for bound in chart.band:
+            axes.plot(bound.x, bound.y, color=COLOURS[0], linewidth=0.6, linestyle=(0, (2, 2)))
+    for i, line in enumerate(chart.series):
+        _line(axes, line, i)
+    axes.set_xlabel("step", labelpad=1)
+    axes.set_ylabel({"share": ""}.get(chart.scale, chart.unit), labelpad=2)
+    steps = [step for line in chart.series for step in line.x]
+    margin = max(0.02 * (max(steps) - min(steps)), 0.15)
+    axes.set_xlim(min(steps) - margin, max(steps) + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    _vertical(axes, chart)
+
+
+def _line(axes: Axes, line: Series, i: int) -> None:
+    axes.plot(
+        line.x,
+        line.y,
+        label=line.label.lstrip("_") or line.label,  # matplotlib hides labels that start with _
+        color=COLOURS[i % len(COLOURS)],
+        linestyle=DASHES[(i + i // len(COLOURS)) % len(DASHES)],
+        marker=MARKERS[i % len(MARKERS)],
+        markevery=max(1, len(line.x) // 8),
+        markersize=4,
+        linewidth=1.4,
+    )
+
+
+def _vertical(axes: Axes, chart: Chart) -> None:
+    if chart.scale == "log":
+        _logarithmic(axes)
+        return
+    top = max(value for line in (*chart.series, *(chart.band or ())) for value in line.y)
+    low = min(value for line in (*chart.series, *(chart.band or ())) for value in line.y)
+    if chart.scale == "share":
+        # A share that stays small is shown from 0 to a round number above it, not lost at the bottom of 100 %.
+        ceiling = next(limit for limit in (0.05, 0.1, 0.25, 0.5, 1.0, math.inf) if top <= limit)
+        axes.set_ylim(min(0.0, low), 1.03 * (ceiling if ceiling < math.inf else top))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
+    elif low >= 0:
+        axes.set_ylim(0, 1.08 * top or 1.0)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with powers of ten in plain figures."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.0e}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.17, 1.0), ncols=columns, frameon=False, borderaxespad=0.1,
+        fontsize=SIZE - 1, handlelength=2.6, columnspacing=1.1, handletextpad=0.5, borderpad=0.2,
+    )  # fmt: skip
+
+
+def _legend_lines(labels: Sequence[str]) -> list[list[str]]:
+    """Labels in lines that fit the width: as many columns as the longest label allows."""
+    columns = max(1, min(len(labels), int(42 / (6 + max(map(len, labels))))))
+    return [list(labels[i : i + columns]) for i in range(0, len(labels), columns)]
+
+
+def draw_scores(split: Split) -> Figure:
+    """Before and after with 95 % intervals, and the starting model's own vote as a line through all rows."""
+    figure = Figure(figsize=(WIDE, 2.1))
+    axes = figure.add_axes((0.155, 0.13, 0.80, 0.73))
+    vote = split.measures[2].before
+    if vote is not None:
+        axes.axvline(vote.value, color=COLOURS[2], linewidth=1.2, linestyle=(0, (4, 2)), label="starting model's vote")
+    for row, measure in enumerate(split.measures):
+        _interval(axes, measure.before, row - 0.16, COLOURS[1], "o", "before" if row == 0 else None, "none")
+        _interval(axes, measure.after, row + 0.16, COLOURS[0], "s", "after" if row == 0 else None, COLOURS[0])
+    axes.set_ylim(len(split.measures) - 0.5, -0.5)
+    axes.set_yticks(range(len(split.measures)), [measure.name for measure in split.measures])
+    axes.tick_params(axis="y", length=0, colors=INK)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    _legend(axes, 3)
+    return figure
+
+
+def _interval(
+    axes: Axes, value: Interval | None, y: float, colour: str, marker: str, label: str | None, fill: str
+) -> None:
+    if value is None:
+        return
+    if value.low is not None and value.high is not None:
+        axes.plot((value.low, value.high), (y, y), color=colour, linewidth=1.6, solid_capstyle="butt")
+    look: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "markersize": 6,
+        "markerfacecolor": fill,
+        "linestyle": "none",
+    }
+    axes.plot((value.value,), (y,), markeredgewidth=1.6, label=label, **look)
+    if fill == "none":  # the interval must not cross a hollow marker
+        axes.plot((value.value,), (y,), marker=marker, markersize=3.5, color=GRID, linestyle="none")
+
+
+def draw_spread(spread: Spread) -> Figure:
+    """Tokens by entropy on a logarithmic scale, the selected ones hatched, and the threshold of the selection."""
+    figure = Figure(figsize=(WIDE, 2.9))
+    axes = figure.add_axes((0.135, 0.14, 0.84, 0.7))
+    edges, selected, others = _rebinned(spread)
+    axes.stairs(others, edges, fill=True, color=MUTED, alpha=0.35, label="other tokens")
+    if selected.any():
+        axes.stairs(selected, edges, color=COLOURS[0], linewidth=1.5, hatch="////", label="selected to train")
+    if spread.threshold:
+        low, middle, high = spread.threshold
+        axes.axvspan(low, high, color=COLOURS[1], alpha=0.15, linewidth=0)
+        axes.axvline(middle, color=COLOURS[1], linewidth=1.5, linestyle=(0, (5, 2)), label=f"threshold {middle:.2f}")
+    _logarithmic(axes)
+    axes.set_ylim(0.7, 2 * max(selected.max(), others.max(), 1))
+    axes.set_xlim(0, edges[-1])
+    axes.set_xlabel("entropy in nats", labelpad=1)
+    axes.set_ylabel("tokens", labelpad=2)
+    _legend(axes, 2)
+    return figure
+
+
+def _rebinned(spread: Spread, bins: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges (nats) and counts of about `bins` bins up to where the last 1 in 10,000 tokens lie; those join the last."""
+    both = np.cumsum(spread.selected_B + spread.others_B)
+    reach = int(np.searchsorted(both, 0.9999 * both[-1])) + 1
+    width = max(1, -(-reach // bins))
+    n = -(-reach // width)
+    place = np.minimum(np.arange(len(both)) // width, n - 1)
+    counts = [np.bincount(place, part, minlength=n) for part in (spread.selected_B, spread.others_B)]
+    return np.arange(n + 1) * width * BIN, counts[0], counts[1]
+
+
+def panels(charts: Sequence[Chart]) -> Figure:
+    """All charts in one figure, with one legend: what `compare --output x.png` writes."""
+    columns = min(3, len(charts))
+    rows = -(-len(charts) // columns)
+    figure = Figure(figsize=(WIDTH * columns, (HEIGHT + 0.35) * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, chart in zip(grid.flat, charts, strict=False):
+        plot(axes, chart)
+        axes.set_title(chart.title, fontsize=SIZE + 1, loc="left")
+    for axes in grid.flat[len(charts) :]:
+        axes.axis("off")
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=min(4, len(handles)), frameon=False)
+    return figure
+
+
+def frame(figure: Figure) -> dict[str, float]:
+    """Where the page finds a step: the axes' edges as shares of the figure, from its top left, and their limits."""
+    axes = figure.axes[0]
+    box, (low, high) = axes.get_position(), axes.get_xlim()
+    edges = {"left": box.x0, "right": box.x1, "top": 1 - box.y1, "bottom": 1 - box.y0, "from": low, "to": high}
+    return {name: round(float(value), 4) for name, value in edges.items()}
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure on white, 150 dots per inch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+
+
+def svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an <svg> for a page: colours by CSS variable, ids of its own, text as text, no size but its own
+    proportions. `label` is what a screen reader says."""
+    drawn = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    text = drawn.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="', f' id="{name}-', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub("|".join(VARIABLES), lambda colour: f"var(--{VARIABLES[colour[0]]})", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{safe}"', 1)
+
+
+def described(chart: Chart) -> str:
+    """A chart in words: its lines' first and last values."""
+    show = percent if chart.scale == "share" else lambda value: f"{value:.3g} {chart.unit}"
+    lines = (f"{line.label} from {show(line.y[0])} to {show(line.y[-1])}" for line in chart.series)
+    return f"{chart.title}: " + "; ".join(lines)
