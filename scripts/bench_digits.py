@@ -1,0 +1,156 @@
+"""What trees and votes that stop early draw on the embedded benchmark, beside full votes, and bf16's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import bench_measure
+import numpy as np
+import torch
+from bench_draws import Drawn, differing_share, drawn_tokens, flat, logprob_gap
+
+from mm_spine.benchmarks import digits
+from mm_spine.config import ModelConfig, RunConfig, TreeConfig, VotesConfig
+from mm_spine.methods import configure
+from mm_spine.policy.model import Policy
+from mm_spine.sampling import Sampler
+from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.rounds import vote_in_rounds
+from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
+from mm_spine.types import Group, Question
+
+DEFAULT_ROUND = VotesConfig().round
+FULL, DECIDED, CONFIDENT = "flat, full", "flat, until decided", "flat, until confident"
+IN_ROUNDS = f"flat, until decided, rounds of {DEFAULT_ROUND}"
+LEAVES, TREES, TREES_DECIDED = "flat, as many as leaves", "trees", "trees, until decided"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the part on `digits`: `questions` of split `adapt`, full vote and leaves, the rounds, the tree."""
+
+    questions: int = 64
+    votes: int = 32
+    least: int = 16
+    round: int = 1
+    roots: int = 12
+    forks: int = 2
+    branches: int = 2
+    max_new_tokens: int = 48
+    seed: int = 0
+
+    @property
+    def tree(self) -> TreeConfig:
+        return TreeConfig(forks=self.forks, branches=self.branches)
+
+    @property
+    def leaves(self) -> int:
+        return self.roots * (1 + self.forks * self.branches)
+
+
+class Voted(NamedTuple):
+    """One way to vote: its groups, seconds by the clock of one turn, drawn tokens."""
+
+    groups: list[Group]
+    seconds: float
+    tokens: int
+
+
+def configuration(sizes: Sizes, backend: str, tree: bool = False) -> RunConfig:
+    """`digits`' own sampling on `backend`, for the full vote or for the leaves."""
+    sampling = {"backend": backend, "max_new_tokens": sizes.max_new_tokens, "train_rollouts": min(sizes.least, 2)}
+    more = {"votes": sizes.leaves, "tree": sizes.tree.model_dump()} if tree else {"votes": sizes.votes}
+    return configure({"seed": sizes.seed, "sampling": sampling | more})
+
+
+def vote(policy: Policy, questions: Sequence[Question], sizes: Sizes, backend: str) -> dict[str, Voted]:
+    """All ways to vote, after one draw that nobody counts: prompts and images are known to all of them."""
+    sampler = make_sampler(policy, configuration(sizes, backend))
+    trees = make_sampler(policy, configuration(sizes, backend, tree=True))
+    sampler.sample(questions, 1, step=1, purpose="train")
+
+    def rounds(asked: Sampler, most: int, stop: str = "never", size: int = sizes.round) -> list[Group]:
+        rule = VotesConfig.model_validate({"max": most, "stop": stop, "round": size})
+        return vote_in_rounds(asked, questions, rule, sizes.least, step=0, purpose="train")
+
+    ways: Mapping[str, Callable[[], list[Group]]] = {
+        FULL: lambda: rounds(sampler, sizes.votes),
+        DECIDED: lambda: rounds(sampler, sizes.votes, "decided"),
+        IN_ROUNDS: lambda: rounds(sampler, sizes.votes, "decided", DEFAULT_ROUND),
+        CONFIDENT: lambda: rounds(sampler, sizes.votes, "confident"),
+        LEAVES: lambda: rounds(sampler, sizes.leaves),
+        TREES: lambda: rounds(trees, sizes.leaves),
+        TREES_DECIDED: lambda: rounds(trees, sizes.leaves, "decided"),
+    }
+    return {name: _timed(way) for name, way in ways.items()}
+
+
+def _timed(way: Callable[[], list[Group]]) -> Voted:
+    kept: list[Group] = []
+    took = bench_measure.timed(lambda: kept.extend(way()), torch.device("cpu"))
+    return Voted(kept, took.wall, drawn_tokens([group.rollouts for group in kept]))
+
+
+FULL_VOTE = {DECIDED: FULL, IN_ROUNDS: FULL, CONFIDENT: FULL, TREES: LEAVES, TREES_DECIDED: TREES}
+"""Which full vote a way's answers are compared with; the others are full themselves."""
+
+
+def agreement(voted: Mapping[str, Voted], name: str) -> float:
+    """Share of the questions whose answer is the full vote's."""
+    mine, full = voted[name].groups, voted[FULL_VOTE.get(name, name)].groups
+    return float(np.mean([a.vote.answer == b.vote.answer for a, b in zip(mine, full, strict=True)]))
+
+
+def figures(voted: Mapping[str, Voted]) -> dict[str, Any]:
+    """Ratios of drawn tokens, fork positions and agreements of one backend, and its table."""
+    leaves = flat([group.rollouts for group in voted[TREES].groups])
+    return {
+        "tree_token_ratio": voted[TREES].tokens / voted[LEAVES].tokens,
+        "tree_token_ratio_by_leaves": token_ratio([r.fork_at for r in leaves], [len(r.token_ids) for r in leaves]),
+        "tree_token_ratio_by_forks": ratio_by_forks(leaves),
+        "tree_mean_fork_position": float(np.mean(fork_depths(leaves))),
+        "tree_same_labels": agreement(voted, TREES),
+        "adaptive_token_ratio": voted[DECIDED].tokens / voted[FULL].tokens,
+        "adaptive_same_labels": agreement(voted, DECIDED),
+        "adaptive_token_ratio_default_round": voted[IN_ROUNDS].tokens / voted[FULL].tokens,
+        "confident_token_ratio": voted[CONFIDENT].tokens / voted[FULL].tokens,
+        "confident_same_labels": agreement(voted, CONFIDENT),
+        "adaptive_tree_token_ratio": voted[TREES_DECIDED].tokens / voted[TREES].tokens,
+        "adaptive_tree_same_labels": agreement(voted, TREES_DECIDED),
+        "ways": {
+            name: {
+                "seconds": way.seconds,
+                "tokens": way.tokens,
+                "tokens_per_second": way.tokens / way.seconds,
+                "tokens_per_question": way.tokens / len(way.groups),
+                "votes_per_question": float(np.mean([len(group.rollouts) for group in way.groups])),
+                "agreement": agreement(voted, name),
+            }
+            for name, way in voted.items()
+        },
+    }
+
+
+def gap(policy: Policy, voted: Mapping[str, Voted]) -> float:
+    """Largest log-prob gap (nats) between sampler and trainer, of the full flat vote and of the trees."""
+    return max(
+        logprob_gap(policy, [g.question for g in voted[name].groups], [g.rollouts for g in voted[name].groups])
+        for name in (FULL, TREES)
+    )
+
+
+def batch_shares(sizes: Sizes, questions: Sequence[Question], rows: Sequence[int] = (512, 16)) -> dict[str, float]:
+    """By dtype, the share of responses that differ between batches of up to `rows` rows, ours on transformers."""
+    return {dtype: _differing(dtype, sizes, questions, rows) for dtype in ("float32", "bfloat16")}
+
+
+def _differing(dtype: str, sizes: Sizes, questions: Sequence[Question], rows: Sequence[int]) -> float:
+    policy = Policy.load(digits.MODEL_DIR, ModelConfig.model_validate({"dtype": dtype}))
+    return differing_share(*(_in_batches(policy, sizes, questions, each) for each in rows))
+
+
+def _in_batches(policy: Policy, sizes: Sizes, questions: Sequence[Question], rows: int) -> Drawn:
+    config = configure({"sampling": {"votes": 16, "max_new_tokens": sizes.max_new_tokens, "batch_rows": rows}})
+    return make_sampler(policy, config).sample(questions, 16, step=0, purpose="train")

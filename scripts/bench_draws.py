@@ -1,0 +1,49 @@
+"""What was drawn: its tokens, and how far the sampler's log-probs are from the trainer's; tables for pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.model import Policy
+from mm_spine.policy.scoring import score_responses
+from mm_spine.types import Question, Rollout
+
+Drawn = Sequence[Sequence[Rollout]]
+"""The rollouts of each question."""
+
+
+def flat(drawn: Drawn) -> list[Rollout]:
+    """The rollouts of all questions."""
+    return [rollout for group in drawn for rollout in group]
+
+
+def drawn_tokens(drawn: Drawn) -> int:
+    """Tokens that were generated: of a branch, those from its fork on."""
+    return sum(len(rollout.token_ids) - (rollout.fork_at or 0) for rollout in flat(drawn))
+
+
+def logprob_gap(policy: Policy, questions: Sequence[Question], drawn: Drawn, temperature: float = 1.0) -> float:
+    """Largest |sampler's - trainer's| log-prob (nats) of any drawn token, by the trainer's own packed forward."""
+    distribution = Distribution(temperature, policy.banned)
+    pairs = zip(questions, drawn, strict=True)
+    return max(gap for question, group in pairs for gap in _gaps(policy, question, group, distribution))
+
+
+def _gaps(policy: Policy, question: Question, group: Sequence[Rollout], distribution: Distribution) -> Iterator[float]:
+    scores = score_responses(policy, [(question, [rollout.token_ids for rollout in group])], distribution)[0]
+    for rollout, score in zip(group, scores, strict=True):
+        yield float(np.abs(rollout.logp - score.logp).max())
+
+
+def differing_share(one: Drawn, other: Drawn) -> float:
+    """Share of responses whose tokens differ."""
+    pairs = list(zip(flat(one), flat(other), strict=True))
+    return sum(a.token_ids != b.token_ids for a, b in pairs) / len(pairs)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as a page has it, one line a row."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))

@@ -1,0 +1,342 @@
+r"""Rollouts side by side: transformers' generate as TRL calls it, ours on transformers, ours on vLLM; flat and trees,
+full votes and votes that stop when they are decided.
+
+    python scripts/bench_sampling.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --prompts 2 --repeats 3
+        --vocab 2048 --hidden 256 --layers 4 --dtype float32 --seed 0] [--questions 64 --votes 32 ...] [--json]
+
+Tokens a second are measured on a random Qwen2.5-VL with `prompts` images, same weights and prompts for all; its end
+token is one that nobody may draw, so that every response has exactly `response-tokens` tokens. The ways take turns,
+after one turn that is not counted. TRL is 1.16's GRPOTrainer, unchanged: every prompt and its image repeated
+`rollouts` times, chat and images processed for each (timed apart), left-padded, one call of generate. Ours starts from
+questions: with images known (any step that meets them again) or new (decoded, hashed, through the tower once each).
+vLLM takes the weights over before each turn, untimed, so that nothing of the turn before is left in its caches.
+
+Tokens a question, trees and stopped votes are measured on `digits` and its starting model, one turn each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, NamedTuple
+
+import bench_digits
+import bench_generate
+import bench_measure
+import bench_models
+import torch
+from bench_draws import drawn_tokens, logprob_gap, markdown_table
+from bench_measure import Took, middle, ratio, together
+from bench_models import Sizes
+from transformers.utils.logging import disable_progress_bar
+
+from mm_spine.benchmarks import digits
+from mm_spine.config import RunConfig
+from mm_spine.methods import configure
+from mm_spine.policy.model import Policy
+from mm_spine.sampling import Sampler
+from mm_spine.sampling.backends import SAMPLERS, make_sampler
+from mm_spine.types import Question, Rollout
+
+PROCESS, GENERATE, TRL = "TRL: chat and images", "TRL: generate", "TRL: both"
+HF, NEW, HF_TREES = "transformers, images known", "transformers, images new", "transformers, trees"
+VLLM, VLLM_TREES = "vLLM", "vLLM, trees"
+BACKENDS = ("hf", "vllm")
+CPU = torch.device("cpu")
+
+
+class Way(NamedTuple):
+    """How rollouts are made: `draw` is timed, `prepare` is not, `count` says how many tokens were drawn."""
+
+    draw: Callable[[], Any]
+    count: Callable[[Any], int]
+    prepare: Callable[[], object] = lambda: None
+
+
+class Bench(NamedTuple):
+    """Everything set up; `samplers` by the way's name, for the log-prob gap."""
+
+    sizes: Sizes
+    policy: Policy
+    questions: list[Question]
+    ways: dict[str, Way]
+    samplers: dict[str, Sampler]
+    absent: dict[str, str]
+
+
+def why_not(backend: str) -> str:
+    """Why `backend` cannot run here, in a sentence; "" where it can."""
+    return SAMPLERS[backend].why_not() if backend in SAMPLERS else f"there is no backend {backend} in this version"
+
+
+def configuration(sizes: Sizes, backend: str, tree: bool = False) -> RunConfig:
+    """One question's rollouts as votes, temperature 1; ETMR's two forks of two branches with `tree`."""
+    sampling: dict[str, Any] = {"backend": backend, "votes": sizes.rollouts, "train_rollouts": 1}
+    sampling |= {"max_new_tokens": sizes.response_tokens, "tree": {} if tree else None}
+    return configure({"seed": sizes.seed, "model": {"dtype": sizes.dtype}, "sampling": sampling})
+
+
+def set_up(sizes: Sizes, absent: Mapping[str, str], device: torch.device = CPU) -> Bench:
+    """One model with copies of the same weights, and the ways to draw from it; backends of `absent` have none."""
+    processor = bench_models.make_processor()
+    model = bench_models.make_model(sizes, device)
+    # All ways ban the image token: as the only end token it lets no response end early.
+    processor.tokenizer.eos_token = "<|image_pad|>"
+    model.generation_config.eos_token_id = model.config.image_token_id
+    questions = bench_models.make_questions(sizes)
+    policy = bench_models.make_policy(deepcopy(model), processor, sizes)
+    made = _samplers(sizes, policy, absent)
+    ways = _trl_ways(deepcopy(model), processor, questions, sizes)
+    ways |= {name: _our_way(sampler, policy, questions, sizes) for name, sampler in made.items()}
+    newcomer = Newcomer(partial(bench_models.make_policy, processor=processor, sizes=sizes), model, questions, sizes)
+    ways[NEW] = Way(newcomer.draw, drawn_tokens, newcomer.prepare)
+    return Bench(sizes, policy, questions, ways, made, dict(absent))
+
+
+def _samplers(sizes: Sizes, policy: Policy, absent: Mapping[str, str]) -> dict[str, Sampler]:
+    plans = {HF: ("hf", False), HF_TREES: ("hf", True), VLLM: ("vllm", False), VLLM_TREES: ("vllm", True)}
+    return {
+        name: make_sampler(policy, configuration(sizes, backend, tree))
+        for name, (backend, tree) in plans.items()
+        if backend not in absent
+    }
+
+
+def _trl_ways(model: Any, processor: Any, questions: Sequence[Question], sizes: Sizes) -> dict[str, Way]:
+    trainer = bench_generate.make_trainer(model, processor, questions, sizes)
+    ready = bench_generate.process(trainer, questions)
+    return {
+        PROCESS: Way(partial(bench_generate.process, trainer, questions), lambda made: 0),
+        GENERATE: Way(partial(bench_generate.generate, trainer, ready), lambda drawn: sum(map(len, drawn))),
+    }
+
+
+def _our_way(sampler: Sampler, policy: Policy, questions: Sequence[Question], sizes: Sizes) -> Way:
+    draw = partial(sampler.sample, questions, sizes.rollouts, step=0, purpose="train")
+    return Way(draw, drawn_tokens, lambda: sampler.sync(policy.trainable().items()))
+
+
+@dataclass
+class Newcomer:
+    """Ours on transformers by a policy that has met no question yet; `make` gives one around a copy of `model`."""
+
+    make: Callable[[Any], Policy]
+    model: Any
+    questions: Sequence[Question]
+    sizes: Sizes
+    policy: Policy | None = None
+
+    def prepare(self) -> None:
+        self.policy = self.make(deepcopy(self.model))
+
+    def draw(self) -> list[list[Rollout]]:
+        assert self.policy is not None, "prepare first"
+        sampler = make_sampler(self.policy, configuration(self.sizes, "hf"))
+        return sampler.sample(self.questions, self.sizes.rollouts, step=0, purpose="train")
+
+
+Turns = tuple[dict[str, list[Took]], dict[str, int]]
+
+
+def take_turns(ways: Mapping[str, Way], repeats: int, device: torch.device = CPU) -> Turns:
+    """(`repeats` timings of each way, tokens each drew at its last turn); the ways take turns, the first uncounted."""
+    taken: dict[str, list[Took]] = {name: [] for name in ways}
+    tokens: dict[str, int] = {}
+    for _ in range(1 + repeats):
+        for name, way in ways.items():
+            way.prepare()
+            drawn: list[Any] = []
+            taken[name].append(bench_measure.timed(partial(_keep, way, drawn), device))
+            tokens[name] = way.count(drawn[0])
+    return {name: times[1:] for name, times in taken.items()}, tokens
+
+
+def _keep(way: Way, drawn: list[Any]) -> None:
+    drawn.append(way.draw())
+
+
+def measure(bench: Bench, repeats: int) -> dict[str, Any]:
+    """Tokens a second of every way, and how much faster ours are."""
+    taken, tokens = take_turns(bench.ways, repeats)
+    taken[TRL], tokens[TRL] = together(taken[PROCESS], taken[GENERATE]), tokens[GENERATE]
+    _check_equal_tokens(tokens, bench.sizes)
+    gaps = {name: _gap(bench, sampler) for name, sampler in bench.samplers.items()}
+    return {
+        "speedup_vs_trl_generate": ratio(taken[GENERATE], taken[NEW]),
+        "speedup_vs_trl_generate_images_known": ratio(taken[GENERATE], taken[HF]),
+        "speedup_vs_trl_whole": ratio(taken[TRL], taken[NEW]),
+        "speedup_vs_trl_generate_cpu": ratio(taken[GENERATE], taken[NEW], "cpu"),
+        "vllm_tokens_per_second_ratio": ratio(taken[HF], taken[VLLM]) if VLLM in taken else None,
+        "vllm_speedup_vs_trl_generate": ratio(taken[GENERATE], taken[VLLM]) if VLLM in taken else None,
+        "logprob_gaps": gaps,
+        "load": os.getloadavg()[0],
+        "ways": {
+            name: {
+                **middle(times)._asdict(),
+                "tokens": tokens[name],
+                "tokens_per_second": tokens[name] / middle(times).wall,
+                "tokens_per_question": tokens[name] / bench.sizes.questions,
+            }
+            for name, times in taken.items()
+        },
+    }
+
+
+def _check_equal_tokens(tokens: Mapping[str, int], sizes: Sizes) -> None:
+    whole = sizes.questions * sizes.rollouts * sizes.response_tokens
+    for name in (GENERATE, NEW, HF, VLLM):
+        if tokens.get(name, whole) != whole:
+            raise RuntimeError(f"{name}: {tokens[name]} tokens drawn, {whole} by the others; no rates to compare")
+
+
+def _gap(bench: Bench, sampler: Sampler) -> float:
+    drawn = sampler.sample(bench.questions, bench.sizes.rollouts, step=0, purpose="train")
+    return logprob_gap(bench.policy, bench.questions, drawn)
+
+
+def measure_digits(sizes: bench_digits.Sizes, backends: Sequence[str]) -> dict[str, Any]:
+    """By backend what `bench_digits.figures` says, with the log-prob gap; and bf16's batches."""
+    questions = digits.load("adapt").questions[: sizes.questions]
+    policy = Policy.load(digits.MODEL_DIR)
+    found: dict[str, Any] = {}
+    for backend in backends:
+        voted = bench_digits.vote(policy, questions, sizes, backend)
+        found[backend] = {**bench_digits.figures(voted), "logprob_gap": bench_digits.gap(policy, voted)}
+    return {"backends": found, "differing": bench_digits.batch_shares(sizes, questions[:16])}
+
+
+TOP_LEVEL = ("tree_token_ratio", "tree_mean_fork_position", "adaptive_token_ratio", "adaptive_same_labels")
+
+
+def summary(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` prints: the figures of ours on transformers at the top, everything else below."""
+    hf = on_digits["backends"]["hf"]
+    gaps = [*prompts["logprob_gaps"].values(), *(each["logprob_gap"] for each in on_digits["backends"].values())]
+    return {
+        "speedup_vs_trl_generate": prompts["speedup_vs_trl_generate"],
+        "vllm_tokens_per_second_ratio": prompts["vllm_tokens_per_second_ratio"],
+        **{name: hf[name] for name in TOP_LEVEL},
+        "max_logprob_gap": max(gaps),
+        "bf16_differing_share": on_digits["differing"]["bfloat16"],
+        "fp32_differing_share": on_digits["differing"]["float32"],
+        "prompts": dict(prompts),
+        "digits": dict(on_digits["backends"]),
+    }
+
+
+def show(bench: Bench, prompts: Mapping[str, Any], on_digits: Mapping[str, Any], sizes: bench_digits.Sizes) -> str:
+    """Both tables and the figures that floors are set for, as markdown."""
+    base = prompts["ways"][GENERATE]["wall"]
+    rates = ([name, *_rates(way), f"{base / way['wall']:.2f}"] for name, way in prompts["ways"].items())
+    votes = (
+        [f"{backend}: {name}", *_rates(way), f"{way['votes_per_question']:.1f}", f"{100 * way['agreement']:.1f}"]
+        for backend, found in on_digits["backends"].items()
+        for name, way in found["ways"].items()
+    )
+    parts = [
+        *(f"{backend}: not measured, {why}" for backend, why in bench.absent.items()),
+        _prompts_in_words(bench),
+        markdown_table((*RATES, "TRL's generate / this, seconds"), rates),
+        _digits_in_words(sizes),
+        markdown_table((*RATES, "votes a question", "answers as the full vote's, %"), votes),
+        *(_figures_in_words(backend, found) for backend, found in on_digits["backends"].items()),
+        _rest_in_words(prompts, on_digits),
+    ]
+    return "\n\n".join(parts)
+
+
+RATES = ("", "tokens/s", "tokens a question", "seconds")
+
+
+def _rates(way: Mapping[str, Any]) -> list[str]:
+    seconds = way["wall"] if "wall" in way else way["seconds"]
+    return [f"{way['tokens_per_second']:.0f}", f"{way['tokens_per_question']:.0f}", f"{seconds:.2f}"]
+
+
+def _prompts_in_words(bench: Bench) -> str:
+    sizes, policy = bench.sizes, bench.policy
+    length = len(policy.prompt(bench.questions[0]).ids_L)
+    return (
+        f"{sizes.questions} prompts of {length} tokens, {sizes.image_tokens} of them an image's, {sizes.rollouts} "
+        f"rollouts of {sizes.response_tokens} tokens; hidden {sizes.hidden} x {sizes.layers} layers, vocabulary "
+        f"{sizes.vocab}, {sizes.dtype}, {policy.device.type}, {torch.get_num_threads()} thread(s), load average "
+        f"{os.getloadavg()[0]:.1f}; tree tokens are those drawn."
+    )
+
+
+def _digits_in_words(sizes: bench_digits.Sizes) -> str:
+    return (
+        f"`digits`, {sizes.questions} questions of split adapt, starting model, {sizes.votes} votes in rounds of "
+        f"{sizes.round} after {sizes.least}; trees: {sizes.roots} roots, {sizes.forks} forks, {sizes.branches} "
+        f"branches, {sizes.leaves} leaves. One turn each."
+    )
+
+
+def _figures_in_words(backend: str, found: Mapping[str, Any]) -> str:
+    say = {name: f"{value:.3f}" for name, value in found.items() if isinstance(value, float)}
+    return (
+        f"{backend}: trees draw {say['tree_token_ratio']} of flat's tokens, {say['tree_token_ratio_by_leaves']} of "
+        f"their leaves' ({say['tree_token_ratio_by_forks']} by the fork positions, mean t/T "
+        f"{say['tree_mean_fork_position']}). Until decided, votes draw {say['adaptive_token_ratio']} of the full "
+        f"vote's tokens, the same answer in {say['adaptive_same_labels']} of the questions; in rounds of "
+        f"{bench_digits.DEFAULT_ROUND}, {say['adaptive_token_ratio_default_round']}; until confident "
+        f"{say['confident_token_ratio']}, the same in {say['confident_same_labels']}; trees until decided "
+        f"{say['adaptive_tree_token_ratio']} of all trees', the same in {say['adaptive_tree_same_labels']}. "
+        f"Log-prob gap {found['logprob_gap']:.1e} nats."
+    )
+
+
+def _rest_in_words(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> str:
+    say = {name: f"{value:.2f}" for name, value in prompts.items() if isinstance(value, float)}
+    gaps = ", ".join(f"{name} {gap:.1e}" for name, gap in prompts["logprob_gaps"].items())
+    return (
+        f"Ours on transformers, images new, draws {say['speedup_vs_trl_generate']} times the tokens/s of TRL's "
+        f"generate ({say['speedup_vs_trl_generate_cpu']} by processor time), "
+        f"{say['speedup_vs_trl_generate_images_known']} times with images known, and {say['speedup_vs_trl_whole']} "
+        f"times those of TRL with its image processing. vLLM over ours on transformers, images known: "
+        f"{say.get('vllm_tokens_per_second_ratio', 'not measured')}. Log-prob gaps on the prompts, nats: {gaps}. "
+        f"Responses that differ between batches of 512 and 16 rows: {on_digits['differing']['float32']:.2%} in fp32, "
+        f"{on_digits['differing']['bfloat16']:.2%} in bf16."
+    )
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Sizes, bench_digits.Sizes]:
+    """Command line -> options, the prompts' sizes, those of the part on `digits`."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    mine = [field for field in fields(Sizes) if field.name not in ("questions", "selected")]
+    others = [field for field in fields(bench_digits.Sizes) if field.name != "seed"]
+    for field in (*mine, *others):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--without", nargs="*", default=[], choices=BACKENDS[1:], help="backends to leave out")
+    parser.add_argument("--json", action="store_true", help="print the figures as one last line of JSON")
+    options = parser.parse_args(arguments)
+    prompts = Sizes(**{field.name: getattr(options, field.name) for field in mine}, questions=options.prompts)
+    on_digits = {field.name: getattr(options, field.name) for field in others}
+    return options, prompts, bench_digits.Sizes(**on_digits, seed=options.seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    options, sizes, digits_sizes = parse(arguments)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    disable_progress_bar()
+    absent = {backend: why for backend in BACKENDS if (why := why_not(backend))}
+    bench = set_up(sizes, absent | dict.fromkeys(options.without, "told not to"))
+    prompts = measure(bench, options.repeats)
+    on_digits = measure_digits(digits_sizes, [backend for backend in BACKENDS if backend not in bench.absent])
+    print(show(bench, prompts, on_digits, digits_sizes))
+    if options.json:
+        print(json.dumps(summary(prompts, on_digits)))
+
+
+if __name__ == "__main__":
+    main()
