@@ -24,8 +24,8 @@ from mm_spine.types import Answer
 STEP_KEYS = {
     "step", "lr", "loss", "loss_policy", "loss_band", "loss_kl", "grad_norm", "majority_share", "margin", "unparsed",
     "unanimous", "length_mean", "entropy_mean", "entropy_forks", "band_low", "band_high", "share_below", "share_above",
-    "selected_share", "ratio_clipped", "parity_mean", "parity_max", "parity_kl", "tokens_sampled", "tokens_trained",
-    "cache_hits",
+    "selected_share", "ratio_clipped", "parity_mean", "parity_max", "parity_kl", "rollouts_sampled", "tokens_sampled",
+    "tokens_saved", "tokens_trained", "cache_hits",
 }  # fmt: skip
 SUMMARY_KEYS = {
     "benchmark", "method", "model", "seed", "label_free", "n_questions", "votes", "train_rollouts", "steps", "before",
@@ -373,6 +373,9 @@ def test_the_figures_agree_with_the_files(lab: Lab) -> None:
     tables = [table(output, step) for step in range(3)]
     assert list(tables[0][0]) == ROLLOUT_COLUMNS
     assert summary["tokens"]["sampled"] == sum(step["tokens_sampled"] for step in steps)
+    assert list(summary["tokens"]) == ["rollouts", "sampled", "tokens_saved", "trained", "selected"]
+    assert summary["tokens"]["rollouts"] == sum(step["rollouts_sampled"] for step in steps) == sum(map(len, tables))
+    assert summary["tokens"]["tokens_saved"] == sum(step["tokens_saved"] for step in steps) == 0
     assert summary["tokens"]["sampled"] == sum(len(row["token_ids"]) for rows in tables for row in rows)
     assert summary["tokens"]["selected"] == sum(sum(row["selected"]) for rows in tables for row in rows)
     items = records.read_json_lines(output / "evaluation" / "before.jsonl")

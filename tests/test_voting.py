@@ -236,7 +236,7 @@ A_QUARTER = r"\frac{\pi}{12.566371}"
 @pytest.mark.parametrize("other", [r"\frac14", "1/4"])
 def test_an_answer_that_joins_a_class_does_not_part_it(other: str) -> None:
     # The checker holds decimals to six digits and fractions exactly; 1/4 and 0.25 have one key.
-    decimal, fraction, formula = parsed("math", [r"\boxed{%s}" % text for text in ("0.25", other, A_QUARTER)])
+    decimal, fraction, formula = parsed("math", [rf"\boxed{{{text}}}" for text in ("0.25", other, A_QUARTER)])
     assert decimal and fraction and formula and decimal.key == fraction.key
     assert same(decimal, formula, SPECS["math"]) and not same(fraction, formula, SPECS["math"])
     for cast in ([decimal, formula, fraction], [fraction, formula, decimal]):
