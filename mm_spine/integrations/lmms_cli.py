@@ -16,7 +16,7 @@ from mm_spine.config import ConfigError
 from mm_spine.integrations import manifest
 from mm_spine.integrations.lmms_hook import check_installed
 from mm_spine.integrations.lmms_tasks import write_tasks
-from mm_spine.policy.model import ModelError
+from mm_spine.policy.model import ModelError, check_model_folder
 
 OURS = "mm_spine:"
 """Before the name of one of our benchmarks: lmms-eval has tasks of such names too, with other prompts and graders."""
@@ -26,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Exit code 2 with a sentence for what the user can mend, 1 for an evaluation that failed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     at = given.index("--") if "--" in given else len(given)
-    parsed = _parser().parse_args(given[:at])
+    parsed = parser().parse_args(given[:at])
     try:
         check_installed("eval_lmms")
+        _check(parsed)
         command = command_line(parsed, given[at + 1 :])
         print(shlex.join(["lmms-eval", *command]), file=sys.stderr)
         failures = _run(command)
@@ -38,28 +39,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(1 if failures else 0)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scripts/eval_lmms.sh", description=__doc__, usage="%(prog)s --help")
-    parser.add_argument("model")
-    parser.add_argument("tasks", nargs="+")
-    parser.add_argument("--args", default="")
-    parser.add_argument("--output", type=Path, default=Path("runs/lmms_eval"))
-    parser.add_argument("--source")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """What stands before the two dashes."""
+    usage = "%(prog)s MODEL TASK... [--args A=B,...] [--output DIR] [--source PLACE] [-- LMMS-EVAL-OPTION...]"
+    made = argparse.ArgumentParser(prog="scripts/eval_lmms.sh", description=__doc__, usage=usage)
+    made.add_argument("model")
+    made.add_argument("tasks", nargs="+")
+    made.add_argument("--args", default="")
+    made.add_argument("--output", type=Path, default=Path("runs/lmms_eval"))
+    made.add_argument("--source")
+    return made
 
 
 def command_line(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
     """lmms-eval's own options. Our tasks, of folders and of `mm_spine:NAME`, are written below the output first."""
-    if "," in given.model:
-        raise ConfigError(f"model {given.model!r}: lmms-eval takes no comma in it; give a folder without one")
     ours = [task for task in given.tasks if task.startswith(OURS) or Path(task).is_dir()]
     names = [task for task in given.tasks if task not in ours]
     for task in ours:
         names += write_tasks(task.removeprefix(OURS), given.output / "tasks", source=given.source)
-    model_args = ",".join(part for part in (f"pretrained={given.model}", given.args) if part)
     where = ["--include_path", str(given.output / "tasks")] if ours else []
-    command = ["--model", "mm_spine", "--model_args", model_args, "--tasks", ",".join(names), *where]
+    command = ["--model", "mm_spine", "--model_args", _model_args(given), "--tasks", ",".join(names), *where]
     return [*command, "--output_path", str(given.output), "--log_samples", *more]
+
+
+def _model_args(given: argparse.Namespace) -> str:
+    return ",".join(part for part in (f"pretrained={given.model}", given.args) if part)
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise ConfigError or ModelError for what is wrong with the model or its arguments, before lmms-eval starts."""
+    from lmms_eval.utils import simple_parse_args_string
+
+    from mm_spine.integrations.lmms_eval import config_of, read_arguments
+
+    if "," in given.model:
+        raise ConfigError(f"model {given.model!r}: lmms-eval takes no comma in it; give a folder without one")
+    try:
+        model_args = simple_parse_args_string(_model_args(given))
+    except ValueError as error:
+        raise ConfigError(f"--args {given.args!r}: write it as votes=8,temperature=0.7") from error
+    arguments = read_arguments(model_args)
+    config_of(arguments)
+    if Path(arguments.pretrained).exists():
+        check_model_folder(Path(arguments.pretrained))
 
 
 def _run(command: Sequence[str]) -> list[Exception]:
