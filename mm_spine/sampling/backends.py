@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from mm_spine.config import ConfigError, DecodingConfig, RunConfig
@@ -11,6 +12,8 @@ from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.tree import TreeSampler
+from mm_spine.sampling.vllm import VLLMSampler
+from mm_spine.sampling.vllm import why_not as why_not_vllm
 
 
 class Row(NamedTuple):
@@ -24,7 +27,11 @@ def _hf(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backend:
     return HFSampler(policy, decoding, config.seed)
 
 
-SAMPLERS: Mapping[str, Row] = {"hf": Row(_hf)}
+def _vllm(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backend:
+    return VLLMSampler(policy, decoding, config.sampling.vllm, config.seed)
+
+
+SAMPLERS: Mapping[str, Row] = {"hf": Row(_hf), "vllm": Row(_vllm, partial(why_not_vllm, load=True))}
 
 
 def check_sampler(name: str) -> None:

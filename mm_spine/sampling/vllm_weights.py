@@ -1,0 +1,45 @@
+"""The policy's text model under the names that vLLM's weight loader knows, LoRA merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm_spine.policy.model import Policy
+
+
+def served_weights(policy: Policy, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """(name in the checkpoint, detached tensor) of the text model and its head, one at a time; the tower's are not
+    needed.
+
+    With `trained_only`, of modules in which something trains: whole modules, because vLLM makes what it loads a part of
+    anew. A tied head is named beside the embedding; vLLM would keep the old one.
+    """
+    language_model = policy.text.language_model
+    name = next(name for name, module in policy.model.named_modules() if module is language_model)
+    with torch.no_grad():
+        yield from _of(language_model, name, trained_only)
+        head = policy.text.head.weight
+        if head.requires_grad or not trained_only:
+            yield "lm_head.weight", head.detach()
+
+
+def _of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
+    if hasattr(module, "base_layer"):
+        yield from _merged(module, name)
+        return
+    for own, parameter in module.named_parameters(recurse=False):
+        if parameter.requires_grad or not trained_only:
+            yield f"{name}.{own}", parameter.detach()
+    for child, part in module.named_children():
+        yield from _of(part, f"{name}.{child}", trained_only)
+
+
+def _merged(module: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """A projection that peft has wrapped: W + scale x B A, and its bias."""
+    for own, parameter in module.base_layer.named_parameters():
+        added = own == "weight"
+        yield f"{name}.{own}", parameter + module.get_delta_weight("default") if added else parameter.detach()
