@@ -35,6 +35,11 @@ class Chart:
     band: tuple[Series, Series] | None = None
     note: str = ""
 
+    @property
+    def heading(self) -> str:
+        """The title with its unit; a share's axis says percent itself."""
+        return self.title if self.scale == "share" or not self.unit else f"{self.title}, {self.unit}"
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -98,13 +103,13 @@ QUANTITIES: tuple[Quantity, ...] = (
     Quantity(
         "loss",
         "Loss",
-        "loss",
+        "",
         (("loss", "total"), ("loss_policy", "policy"), ("loss_band", "band"), ("loss_kl", "KL")),
     ),
-    Quantity("grad_norm", "Gradient norm", "norm", (("grad_norm", "gradient norm"),)),
+    Quantity("grad_norm", "Gradient norm", "", (("grad_norm", "gradient norm"),)),
     Quantity(
         "seconds",
-        "Seconds per step",
+        "Time per step",
         "seconds",
         (("sample", "sampling"), ("update", "update")),
         source="timings",

@@ -74,7 +74,7 @@ def draw(chart: Chart) -> Figure:
     lines = _legend_lines(labels)
     height = HEIGHT + LEGEND_LINE * len(lines)
     figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes((0.15, 0.4 / height, 0.82, (HEIGHT - 0.5) / height))
+    axes = figure.add_axes((0.145, 0.4 / height, 0.835, (HEIGHT - 0.5) / height))
     plot(axes, chart)
     _legend(axes, max(map(len, lines)))
     return figure
@@ -90,7 +90,6 @@ def plot(axes: Axes, chart: Chart) -> None:
     for i, line in enumerate(chart.series):
         _line(axes, line, i)
     axes.set_xlabel("step", labelpad=1)
-    axes.set_ylabel({"share": ""}.get(chart.scale, chart.unit), labelpad=2)
     steps = [step for line in chart.series for step in line.x]
     margin = max(0.02 * (max(steps) - min(steps)), 0.15)
     axes.set_xlim(min(steps) - margin, max(steps) + margin)
@@ -115,15 +114,17 @@ def _line(axes: Axes, line: Series, i: int) -> None:
 def _vertical(axes: Axes, chart: Chart) -> None:
     if chart.scale == "log":
         _logarithmic(axes)
+        values = [value for line in chart.series for value in line.y]
+        axes.set_ylim(10.0 ** math.floor(math.log10(min(values))), 10.0 ** math.ceil(math.log10(1.01 * max(values))))
         return
     top = max(value for line in (*chart.series, *(chart.band or ())) for value in line.y)
     low = min(value for line in (*chart.series, *(chart.band or ())) for value in line.y)
     if chart.scale == "share":
         # A share that stays small is shown from 0 to a round number above it, not lost at the bottom of 100 %.
-        ceiling = next(limit for limit in (0.05, 0.1, 0.25, 0.5, 1.0, math.inf) if top <= limit)
-        axes.set_ylim(min(0.0, low), 1.03 * (ceiling if ceiling < math.inf else top))
+        ceiling = next((limit for limit in (0.05, 0.1, 0.25, 0.5, 1.0) if top <= limit), top)
+        axes.set_ylim(min(0.0, low), 1.03 * ceiling)
+        axes.set_yticks(np.linspace(0.0, ceiling, 6))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
     elif low >= 0:
         axes.set_ylim(0, 1.08 * top or 1.0)
 
@@ -228,7 +229,7 @@ def panels(charts: Sequence[Chart]) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, chart in zip(grid.flat, charts, strict=False):
         plot(axes, chart)
-        axes.set_title(chart.title, fontsize=SIZE + 1, loc="left")
+        axes.set_title(chart.heading, fontsize=SIZE + 1, loc="left")
     for axes in grid.flat[len(charts) :]:
         axes.axis("off")
     handles = {
@@ -246,10 +247,12 @@ def frame(figure: Figure) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in edges.items()}
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure on white, 150 dots per inch."""
+def save_png(figure: Figure, path: Path, title: str = "") -> None:
+    """Write the figure on white, 150 dots per inch, below its title."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    if title:
+        figure.suptitle(title, x=0.02, y=1.0, ha="left", va="bottom", fontsize=SIZE + 1)
+    figure.savefig(path, format="png", dpi=150, facecolor="white", bbox_inches="tight", metadata={"Software": None})
 
 
 def svg(figure: Figure, name: str, label: str) -> str:

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mm_spine.config import read_yaml
 from mm_spine.records import read_json, read_json_lines
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 ITEM_KEYS = {"id", "split", "greedy", "greedy_text", "texts", "answers", "classes", "verdicts", "vote"}
 """What the report needs of a line of evaluation/{before,after}.jsonl."""
@@ -73,6 +74,15 @@ def read_run(path: Path) -> Saved:
         rollouts=rollouts,
         missing=reader.missing,
     )
+
+
+def attempt(read: Callable[[], T], missing: list[str]) -> T | None:
+    """What `read()` returns; None, and a sentence in `missing`, where what was saved is damaged."""
+    try:
+        return read()
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        missing.append(f"A part was left out, its files are damaged or of another version: {error}")
+        return None
 
 
 def section(tree: Row, name: str) -> Row:

@@ -1,0 +1,141 @@
+"""The questions that changed, as the page shows them: prompt, images, votes, and a few responses from training."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from mm_spine.reporting import tokens
+from mm_spine.reporting.changed import SHOWN, Change, Changes, changes, text_of, thumbnails
+from mm_spine.reporting.folder import Row, Saved, attempt
+
+ROLLOUTS_EACH = 4
+"""Responses from training that the page shows of a question."""
+
+
+IMAGE_BYTES = 5_000_000
+"""Of images in one page, before their base64; those of later questions stay in the run's folder."""
+
+
+class Share(NamedTuple):
+    """One class of equal answers: how many of the votes it has before and after, and whether it is right."""
+
+    answer: str
+    before: int
+    after: int
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One question of the list of changes."""
+
+    id: str
+    split: str
+    prompt: str
+    images: tuple[str, ...]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    shares: tuple[Share, ...]
+    rollouts: Sequence[Mapping[str, Any]]
+
+
+class Direction(NamedTuple):
+    """The questions that changed one way: how many in all, and those that the page shows."""
+
+    name: str
+    mark: str
+    turn: str
+    title: str
+    total: int
+    shown: Sequence[Shown]
+
+
+def directions(saved: Saved, tokenizer: Tokenizer | None, missing: list[str]) -> list[Direction]:
+    """What changed each way; a damaged file costs its part, and says so in `missing`."""
+    found = attempt(lambda: changes(saved.before, saved.after), missing) or Changes((), (), ())
+    wanted = [change.place[1] for change in found.shown() if change.place[0] == "adapted"]
+    rows = attempt(lambda: tokens.responses(saved.rollouts, wanted, ROLLOUTS_EACH), missing) or {}
+    budget = _Budget(IMAGE_BYTES)
+
+    def direction(name: str, mark: str, turn: str, title: str, part: Sequence[Change]) -> Direction:
+        shown = [_shown(change, saved, rows, tokenizer, budget) for change in part[:SHOWN]]
+        return Direction(name, mark, turn, title, len(part), shown)
+
+    parts = [
+        direction("gained", "▲", "wrong → right", "Wrong before, right after", found.gained),
+        direction("lost", "▼", "right → wrong", "Right before, wrong after", found.lost),
+        direction("moved", "◆", "another vote", "Another vote, no gold answer", found.moved),
+    ]
+    if budget.refused:
+        missing.append(f"Images of {budget.refused} questions are left out to keep this page small; see images/.")
+    return parts
+
+
+class _Budget:
+    """Bytes of images that the page may still take, and how many questions had to go without."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.refused = left, 0
+
+    def take(self, images: Sequence[tuple[str, bytes]]) -> tuple[str, ...]:
+        size = sum(len(data) for _, data in images)
+        if size > self.left:
+            self.refused += 1
+            return ()
+        self.left -= size
+        return tuple(f"data:{media};base64,{base64.b64encode(data).decode()}" for media, data in images)
+
+
+def _shown(
+    change: Change, saved: Saved, rows: Mapping[str, Any], tokenizer: Tokenizer | None, budget: _Budget
+) -> Shown:
+    split, name = change.place
+    sampled = rows.get(name, ()) if split == "adapted" else ()
+    return Shown(
+        id=name,
+        split=split,
+        prompt=tokens.shortened(saved.questions.get((split, name), "")),
+        images=budget.take(list(thumbnails(saved.path, name))),
+        before=_side(change.before),
+        after=_side(change.after),
+        shares=_shares(change),
+        rollouts=[tokens.token_row(row, tokenizer) for row in sampled],
+    )
+
+
+def _side(row: Row) -> dict[str, Any]:
+    """What one evaluation says of a question: greedy text and verdict, the vote, and the votes that it has."""
+    greedy = row["greedy"] if isinstance(row["greedy"], Mapping) else {}
+    classes = [name for name in row["classes"] if name is not None]
+    votes = Counter(classes).most_common(1)
+    return {
+        "text": tokens.shortened(str(row["greedy_text"])),
+        "why": str(greedy.get("why", "")),
+        "correct": greedy.get("correct"),
+        "vote": text_of(row["vote"]),
+        "votes": votes[0][1] if votes else 0,
+        "samples": len(row["classes"]),
+    }
+
+
+def _shares(change: Change, most: int = 6) -> tuple[Share, ...]:
+    """The classes of answers with their votes before and after, the largest first, no answer last."""
+    counts: list[Counter[str | None]] = [Counter(row["classes"]) for row in change]
+    texts, right = dict[str | None, str](), dict[str | None, bool]()
+    for row in change:
+        for place, (name, answer) in enumerate(zip(row["classes"], row["answers"], strict=False)):
+            texts.setdefault(name, text_of(answer) or str(name))
+            if row["verdicts"] is not None and place < len(row["verdicts"]):
+                right.setdefault(name, bool(row["verdicts"][place]["correct"]))
+    order = sorted(texts, key=lambda name: (name is None, -counts[0][name] - counts[1][name], texts[name]))
+    return tuple(
+        Share("no answer" if name is None else tokens.shortened(texts[name], 80, 40), counts[0][name], counts[1][name],
+              None if name is None else right.get(name))
+        for name in order[:most]
+    )  # fmt: skip
