@@ -142,10 +142,11 @@ def test_a_chat_has_the_prompt_and_images_of_its_question(harness: Any, folder: 
 
 def test_models_that_take_images_apart_get_them_in_order_and_marks_in_the_text(folder: Path, tmp_path: Path) -> None:
     (task,) = lmms_tasks.write_tasks(str(folder), tmp_path)
-    doc, choice, *_ = records.read_json_lines(tmp_path / f"{task}.jsonl")
+    doc, choice, turned, _ = records.read_json_lines(tmp_path / f"{task}.jsonl")
     assert lmms_tasks.doc_to_text(doc) == "Is <image> like\n\n<image>, image 1?"
     assert lmms_tasks.doc_to_text(choice) == "Which?\n(A) one\n(B) two"
     assert [image.size for image in lmms_tasks.doc_to_visual(doc)] == [tiny_image(0).size, tiny_image(1).size]
+    assert lmms_tasks.doc_to_visual(turned)[0].size == tiny_image(5).size[::-1] != tiny_image(5).size
 
 
 # Tasks
