@@ -63,9 +63,11 @@ def count_adapter(sizes: Sizes, lora: LoraConfig) -> int:
 
 
 def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Parameters, bytes and tokens per step at most, for one process; the prompts' cache comes on top.
+    """Parameters, bytes and tokens per step at most, for one process.
 
-    So do activations, `bytes_activations_per_packed_token` for each packed token of a micro-batch, and the head's.
+    Of the sampler's cache it is what the responses need; prompts share its limit, `sampling.kv_cache_gb`. vLLM has
+    weights of its own, and on a card its cache is what they leave of `sampling.vllm.memory_share`. On top come
+    activations, `bytes_activations_per_packed_token` for each packed token of a micro-batch, and the head's.
     ZeRO divides gradients and optimiser state among several processes. `bytes_reference` is the KL anchor's copy of
     the starting weights.
     """
@@ -89,19 +91,27 @@ def _bytes(config: RunConfig, sizes: Sizes, trained: int, frozen: int, text: int
     # DeepSpeed keeps the fp32 copy for bf16 weights, and for any weights where a ZeRO stage flattens them.
     master = _MASTER if size == 2 or stage > 0 else 0
     anchored = trained and config.method.kl != "none"
-    questions = max(1, min(config.optim.questions_per_step, config.sampling.batch_rows // config.sampling.votes.max))
-    cached = questions * config.sampling.votes.max * config.sampling.max_new_tokens
     return {
         "bytes_weights": (trained + frozen) * size,
         "bytes_zero3_copy": text * size if trained and stage == 3 else 0,
         "bytes_gradients": trained * size,
         "bytes_optimizer": trained * (_MOMENTS + master),
         "bytes_reference": trained * size if anchored else 0,
-        "bytes_cache_of_responses": cached * sizes.layers * 2 * sizes.keys * size if trained else 0,
+        "bytes_sampler_weights": text * size if trained and config.sampling.backend == "vllm" else 0,
+        "bytes_cache_of_responses": _cache_bytes(config, sizes.layers * 2 * sizes.keys * size) if trained else 0,
         "bytes_activations_per_packed_token": (
             activation_bytes(sizes, size, config.engine.checkpoint_activations) if trained else 0
         ),
     }
+
+
+def _cache_bytes(config: RunConfig, token_bytes: int) -> int:
+    """What is held for responses while sampling: vLLM takes its cache at once, ours grows within its limit."""
+    sampling = config.sampling
+    if sampling.backend == "vllm":
+        return sampling.vllm.kv_cache_gb * 2**30
+    rows = min(sampling.batch_rows, config.optim.questions_per_step * sampling.votes.max)
+    return min(rows * sampling.max_new_tokens * token_bytes, int(sampling.kv_cache_gb * 1e9))
 
 
 def activation_bytes(sizes: Sizes, size: int, recomputed: bool) -> int:

@@ -272,6 +272,7 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
         "bytes_gradients": 100 * 2,
         "bytes_optimizer": 100 * (4 + 4 + 4),  # two fp32 moments and the fp32 copy of bf16 weights
         "bytes_reference": 100 * 2,  # one copy of what trains
+        "bytes_sampler_weights": 0,
         "bytes_cache_of_responses": 3 * 4 * 5 * (3 * 2 * 4) * 2,  # tokens x (layers x k and v x key width)
         "bytes_activations_per_packed_token": 3 * (2 * 64 + 48 + 80) + 48,  # layers, and the last norm
         "steps": 7,
@@ -303,10 +304,18 @@ def test_bytes_of_lora_by_hand(small_model: Path) -> None:
 def test_few_rows_at_a_time_bound_the_cache_and_no_method_takes_nothing(small_model: Path) -> None:
     sampling = {**SMALL_STEP["sampling"], "batch_rows": 9}
     found = estimate(configure({**SMALL_STEP, "sampling": sampling}), small_model)
-    assert found["bytes_cache_of_responses"] == 2 * 4 * 5 * 24 * 4, "two whole questions fit into 9 rows"
+    assert found["bytes_cache_of_responses"] == 9 * 5 * 24 * 4
+    limited = {**SMALL_STEP["sampling"], "kv_cache_gb": 1e-6}
+    assert estimate(configure({**SMALL_STEP, "sampling": limited}), small_model)["bytes_cache_of_responses"] == 1000
     idle = estimate(configure({**SMALL_STEP, "method": {"name": "none"}}), small_model)
     kept = {"parameters_frozen": 126, "parameters_tower_and_merger": 26, "bytes_weights": 126 * 4}
     assert idle == dict.fromkeys(idle, 0) | kept
+
+
+def test_vllm_holds_the_text_weights_once_more_and_its_cache_at_once(small_model: Path) -> None:
+    sampling = {**SMALL_STEP["sampling"], "backend": "vllm", "vllm": {"kv_cache_gb": 3}}
+    found = estimate(configure({**SMALL_STEP, "sampling": sampling}), small_model)
+    assert (found["bytes_sampler_weights"], found["bytes_cache_of_responses"]) == (100 * 4, 3 * 2**30)
 
 
 def test_sizes_of_an_older_config_stand_on_top(small_model: Path) -> None:
