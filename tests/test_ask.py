@@ -1,0 +1,353 @@
+"""`mm-spine ask`: one image, one question, a vote; adapted or not, the weights are afterwards what they were."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from mm_spine import asking, cli, telling
+from mm_spine.asking import Asked, Manner, ask, kind_for, manner, outcome_of, question_of, tokens_of
+from mm_spine.benchmarks import BENCHMARKS
+from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
+from mm_spine.policy.model import Policy
+from mm_spine.reporting.colours import FULL, Token, choices, coloured, legend, shade
+from mm_spine.types import Question, Rollout
+from mm_spine.voting import make_group
+
+WORDS = "What is the sum of the digits?"
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Command:
+    """`mm-spine ask` with these arguments, in this process, with the model of the session."""
+    monkeypatch.setattr(asking, "load", lambda how: policy)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mm-spine", "ask", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Policy, "load", load)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    """The embedded model."""
+    return asking.load(manner())
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two handwritten digits, 4 and 7, that the model was never trained on."""
+    path = tmp_path_factory.mktemp("pictures") / "digits.png"
+    DIGITS.load("held_out").questions[0].images[0].save(path)  # type: ignore[union-attr]
+    return path
+
+
+def asked(policy: Policy, picture: Path, how: Manner, **more: Any) -> list[Asked]:
+    return list(ask(policy, question_of(WORDS, [picture], how), how, **more))
+
+
+# What it prints
+
+
+def test_the_answer_its_vote_and_the_winning_response_are_printed(command: Command, picture: Path) -> None:
+    ended = command(picture, WORDS)
+    assert ended.code == 0
+    first, *rest = ended.out.splitlines()
+    assert first.startswith("answer: 11 ") and first.endswith("% of 16 votes")
+    assert any("boxed{11}" in line for line in rest)
+    assert "«forking tokens»" in ended.out and "16 responses" in ended.out
+
+
+def test_before_and_after_stand_side_by_side(command: Command, picture: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mm_spine")
+    ended = command(picture, WORDS, "--adapt", 2, "--votes", 8)
+    assert ended.code == 0
+    first, second = ended.out.splitlines()[:2]
+    assert first.split() == ["before", "after", "2", "steps", "on", "this", "question", "alone"]
+    assert second.count("answer: 11") == 2
+    assert "adapted in" in ended.out
+    assert "step 2 of 2" in caplog.text and "step 2 of 2" not in ended.out
+
+
+def test_json_is_one_object_and_nothing_else(command: Command, picture: Path) -> None:
+    ended = command(picture, WORDS, "--json", "--votes", 6)
+    found = json.loads(ended.out)
+    assert ended.code == 0 and ended.out.count("\n") == 1
+    assert (found["answer"], found["kind"], found["votes"], found["images"]) == ("11", "integer", 6, [str(picture)])
+    assert found["after"] is None and found["adapted"] is None
+    before = found["before"]
+    assert sum(before["counts"].values()) + before["unparsed"] == len(before["responses"]) == 6
+    assert found["share"] == before["share"] == max(before["counts"].values()) / 6
+    assert "".join(token["text"] for token in before["winner"]["tokens"]) == before["winner"]["text"] + "<|im_end|>"
+    assert all(token["entropy"] >= 0 for token in before["winner"]["tokens"])
+
+
+def test_json_of_an_adapted_question_has_both_votes(command: Command, picture: Path) -> None:
+    found = json.loads(command(picture, WORDS, "--json", "--votes", 4, "--adapt", 2).out)
+    assert found["adapted"]["method"] == "spine" and found["adapted"]["steps"] == 2
+    assert len(found["adapted"]["shares"]) == 2
+    assert found["answer"] == found["after"]["answer"] and found["share"] == found["after"]["share"]
+    assert len(found["before"]["responses"]) == len(found["after"]["responses"]) == 4
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_another_draw(command: Command, picture: Path) -> None:
+    runs = [json.loads(command(picture, WORDS, "--json", "--seed", seed).out)["before"] for seed in (3, 3, 4)]
+    for run in runs:
+        del run["seconds"]
+    assert runs[0] == runs[1] and runs[0]["responses"] != runs[2]["responses"]
+
+
+def test_the_script_is_the_command_from_anywhere(repository: Path, picture: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(repository / "scripts" / "ask.py"), str(picture), WORDS]
+    done = subprocess.run(
+        [*script, "--json", "--votes", "4", "--adapt", "1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["after"]["answer"] is not None, "DeepSpeed and torch must not print there either"
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+# What cannot be asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere.png", WORDS], "nowhere.png: there is no regular file of that name"),
+        (["TEXT", WORDS], "it is none of PNG, JPEG"),
+        (["PICTURE", " "], "the question is empty"),
+        (["PICTURE", WORDS, "--kind", "integr"], "nearest is 'integer'"),
+        (["PICTURE", WORDS, "--image", "nowhere.png"], "nowhere.png: there is no regular file"),
+        (["PICTURE", WORDS, "--model", "./nowhere"], "neither a folder nor a hub id"),
+        (["PICTURE", WORDS, "--benchmark", "slaek"], "'slake'"),
+        (["PICTURE", WORDS, "--method", "spien"], "did you mean 'spine'"),
+        (["PICTURE", WORDS, "--method", "none", "--adapt", "2"], "'none' does not train"),
+        (["PICTURE", WORDS, "--method", "oracle", "--adapt", "2"], "--allow-labels"),
+        (["PICTURE", WORDS, "sampling.temprature=1"], "did you mean 'temperature'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_asked_is_one_message_before_anything_loads(
+    arguments: list[str],
+    expected: str,
+    picture: Path,
+    tmp_path: Path,
+    nothing_loads: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    places = {"PICTURE": str(picture), "TEXT": str(tmp_path / "notes.txt")}
+    monkeypatch.setattr(sys, "argv", ["mm-spine", "ask", *(places.get(word, word) for word in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and not out
+    assert "mm-spine: " in err and expected in err and "Traceback" not in err
+
+
+def test_no_parsable_answer_shows_the_responses_and_fails(command: Command, picture: Path) -> None:
+    ended = command(picture, WORDS, "--kind", "choice", "--votes", 4)
+    assert ended.code == 2 and not ended.out
+    assert "none of 4 responses could be read as an answer" in ended.err
+    assert ended.err.count("boxed{") == 4
+
+
+def test_no_parsable_answer_as_json_is_a_null_and_fails(command: Command, picture: Path) -> None:
+    ended = command(picture, WORDS, "--kind", "choice", "--votes", 4, "--json", "--adapt", 2)
+    found = json.loads(ended.out)
+    assert ended.code == 2
+    assert found["answer"] is None and found["before"]["unparsed"] == 4
+    assert found["after"] is None, "without a vote there is nothing to adapt to"
+
+
+# How a question is put
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "benchmark", "expected"),
+    [
+        ("Which organ is shown?", (), None, "text"),
+        ("Is there a fracture?", (), None, "yes_no"),
+        ("Is this a CT or an MRI?", (), None, "text"),
+        ("Is there a fracture?", ("yes", "no", "unsure"), None, "choice"),
+        (WORDS, (), "digits", "integer"),
+        ("Is the sum greater than 10?", (), "digits", "yes_no"),
+        ("Is there a fracture?", (), "slake", "medical"),
+    ],
+)
+def test_the_kind_follows_choices_words_and_benchmark(
+    words: str, options: tuple[str, ...], benchmark: str | None, expected: str
+) -> None:
+    assert kind_for(words, options, BENCHMARKS[benchmark] if benchmark else None) == expected
+
+
+def test_the_embedded_model_is_asked_in_the_words_given(picture: Path) -> None:
+    assert question_of(WORDS, [picture], manner()).prompt == WORDS
+
+
+def test_another_model_is_told_how_to_answer_unless_as_is(picture: Path) -> None:
+    how = replace(manner(), benchmark=None)
+    asked_of = question_of("Which organ?", [picture], how, choices=("liver", "lung"))
+    assert asked_of.prompt.startswith("Which organ?\n(A) liver\n(B) lung\nThink step by step")
+    assert asked_of.spec.kind == "choice" and asked_of.spec.choices == ("liver", "lung")
+    assert question_of("Which organ?", [picture], how, as_is=True).prompt == "Which organ?"
+
+
+def test_overrides_go_before_everything(picture: Path) -> None:
+    config = manner(votes=8, steps=3, overrides=["sampling.temperature=0.5", "optim.lr=0.1"]).config
+    assert (config.sampling.votes.max, config.sampling.train_rollouts) == (8, 8)
+    assert (config.optim.steps, config.optim.lr, config.sampling.temperature) == (3, 0.1, 0.5)
+    assert config.scope == "question" and config.method.kl == "none", "as configs/digits.yaml has it"
+
+
+# The vote, and the weights afterwards
+
+
+def test_rounds_change_neither_draws_nor_vote(policy: Policy, picture: Path) -> None:
+    how = manner(votes=7)
+    *early, in_rounds = asked(policy, picture, how, each=3)
+    (at_once,) = asked(policy, picture, how)
+    assert [len(found.outcome.responses) for found in early] == [3, 6]
+    texts = [[r.text for r in found.outcome.responses] for found in (in_rounds, at_once)]
+    assert texts[0] == texts[1] and in_rounds.outcome.vote == at_once.outcome.vote
+
+
+def test_adaptation_moves_the_vote_and_leaves_the_weights_as_they_were(policy: Policy, picture: Path) -> None:
+    start = policy.weights()
+    *_, last = asked(policy, picture, manner(steps=3))
+    assert last.after is not None and len(last.steps) == 3 and last.outcome is last.after
+    assert last.after.vote.share > last.before.vote.share, "the same draws, from sharper weights"
+    assert all(torch.equal(start[name], value) for name, value in policy.weights().items())
+
+
+def test_an_error_while_adapting_leaves_the_weights_as_they_were(policy: Policy, picture: Path) -> None:
+    start, seen = policy.weights(), []
+
+    def fail(report: object) -> None:
+        seen.append(not all(torch.equal(start[name], value) for name, value in policy.weights().items()))
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        asked(policy, picture, manner(steps=2, votes=4), on_step=fail)
+    assert seen == [True], "the step had moved them"
+    assert all(torch.equal(start[name], value) for name, value in policy.weights().items())
+
+
+def test_leaving_between_rounds_leaves_the_weights_as_they_were(policy: Policy, picture: Path) -> None:
+    start, how = policy.weights(), manner(steps=1, votes=4)
+    going = ask(policy, question_of(WORDS, [picture], how), how, each=2)
+    after = next(found for found in going if found.after is not None)
+    assert len(after.outcome.responses) == 2
+    going.close()
+    assert all(torch.equal(start[name], value) for name, value in policy.weights().items())
+
+
+def rollout(text: str, index: int, logp: float, tokenizer: Any, entropy: list[float] | None = None) -> Rollout:
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    own = np.linspace(0, 1, len(ids), dtype=np.float32) if entropy is None else np.array(entropy, np.float32)
+    return Rollout("question", index, ids, text, np.full(len(ids), logp, np.float32), own, "stop")
+
+
+def test_the_winner_is_the_likeliest_per_token_of_the_winning_answer(policy: Policy) -> None:
+    texts = [("So \\boxed{4}.", -0.1), ("So \\boxed{7}.", -0.5), ("I see. Thus \\boxed{7}.", -0.3)]
+    rollouts = [rollout(text, i, logp, policy.tokenizer) for i, (text, logp) in enumerate(texts)]
+    group = make_group(Question("question", (), WORDS, asking.AnswerSpec("integer")), rollouts)
+    outcome = outcome_of(group, manner().config, policy.tokenizer)
+    assert outcome.vote.answer == "7" and outcome.winner is outcome.responses[2]
+    assert [response.answer for response in outcome.responses] == ["4", "7", "7"]
+
+
+def test_forks_are_the_top_fifth_by_entropy(policy: Policy) -> None:
+    text = "The answer is 1 2 3"
+    n = len(rollout(text, 0, 0.0, policy.tokenizer).token_ids)
+    entropy = [float(i == 1) for i in range(n)]
+    drawn = rollout(text, 0, 0.0, policy.tokenizer, entropy)
+    group = make_group(Question("question", (), WORDS, asking.AnswerSpec("text")), [drawn])
+    config = manner(overrides=["method.mask_rule=top_k", "method.share=0.01"]).config
+    tokens = outcome_of(group, config, policy.tokenizer).responses[0].tokens
+    assert [token.fork for token in tokens] == [i == 1 for i in range(n)]
+
+
+def test_bytes_of_one_character_are_one_piece_with_their_largest_entropy(policy: Policy) -> None:
+    drawn = rollout("a€b", 0, 0.0, policy.tokenizer)
+    assert len(drawn.token_ids) > 3, "the tokenizer must split the sign for this to say anything"
+    entropy = np.array([0.1, *np.linspace(0.5, 0.9, len(drawn.token_ids) - 2), 0.2], np.float32)
+    forks = np.array([False, True, *[False] * (len(drawn.token_ids) - 2)])
+    tokens = tokens_of(replace(drawn, entropy=entropy), forks, policy.tokenizer)
+    assert [(token.text, round(token.entropy, 3), token.fork) for token in tokens] == [
+        ("a", 0.1, False),
+        ("€", 0.9, True),
+        ("b", 0.2, False),
+    ]
+
+
+# Colours
+
+
+def test_shade_grows_with_entropy_up_to_full() -> None:
+    assert [shade(x) for x in (-1.0, 0.0, FULL / 2, FULL, 9.0)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert shade(float("nan")) == 0.0
+    assert choices(np.log(3)) == pytest.approx(3)
+
+
+def test_forks_are_marked_without_colours_too() -> None:
+    tokens = [Token("So", 0.0), Token(" 4", 1.5, True)]
+    assert coloured(tokens, plain=True).plain == "So« 4»"
+    styled = coloured(tokens)
+    assert styled.plain == "So 4"
+    assert [str(span.style) for span in styled.spans[:-1]] == ["none"], "a certain token stays as it is"
+    assert {"bold", "underline"} <= set(str(styled.spans[-1].style).split())
+    assert "«" in legend(plain=True).plain and "0.69" in legend().plain
+
+
+def test_backgrounds_are_of_one_hue_and_grow_with_entropy() -> None:
+    spans = coloured([Token("x", FULL * k / 4) for k in range(1, 5)]).spans
+    colours = [span.style.bgcolor.triplet for span in spans]  # type: ignore[union-attr]
+    assert colours == sorted(colours) and len(set(colours)) == 4
+    assert all(red < green < blue for red, green, blue in colours)
+
+
+def test_a_response_cannot_act_on_the_terminal(policy: Policy) -> None:
+    hostile = "\x1b[2J\x1b]0;owned\x07[bold]7[/bold]"
+    group = make_group(
+        Question("question", (), WORDS, asking.AnswerSpec("text")), [rollout(hostile, 0, 0.0, policy.tokenizer)]
+    )
+    found = Asked(outcome_of(group, manner().config, policy.tokenizer))
+    console = Console(width=100, record=True, force_terminal=False, color_system=None)
+    with console.capture() as shown:
+        console.print(*telling.report(found, console), sep="\n")
+    assert "\x1b" not in shown.get() and "\x07" not in shown.get()
+    assert "[bold]7" in shown.get().replace("«", "").replace("»", "")
+    assert "\x1b" not in str(telling.no_answer(found.outcome))

@@ -1,0 +1,334 @@
+"""`mm-spine serve`: the page in a browser, and what requests that are no page's own may do, which is nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import torch
+from browser import Opened, open_page
+from PIL import Image
+
+from mm_spine import asking, serving
+from mm_spine.asking import Asked, Outcome, Response
+from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
+from mm_spine.config import ConfigError
+from mm_spine.reporting.colours import Token
+from mm_spine.serving import Desk, Settings, View, Wanted, check_host, page_of, running
+from mm_spine.types import Vote
+
+WORDS = "What is the sum of the digits?"
+MEGABYTES = 1
+HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>${alert(3)}{{alert}}`" onmouseover="alert(4)'
+
+pytest.importorskip("gradio", reason='no gradio: pip install -c constraints.txt "mm-spine[demo]"')
+
+
+class Served(NamedTuple):
+    address: str
+    app: Any
+    desk: Desk
+
+
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    return Desk(asking.load(Settings().manner()))
+
+
+@pytest.fixture(scope="module")
+def served(desk: Desk) -> Iterator[Served]:
+    """The page on a free port of this machine."""
+    with running(desk, max_upload_mb=MEGABYTES) as (address, app):
+        yield Served(address, app, desk)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two handwritten digits, 4 and 7."""
+    path = tmp_path_factory.mktemp("pictures") / "digits.png"
+    DIGITS.load("held_out").questions[0].images[0].save(path)  # type: ignore[union-attr]
+    return path
+
+
+# In a browser
+
+
+def ask_in(opened: Opened, picture: Path, words: str = WORDS, steps: int = 0) -> None:
+    page = opened.page
+    page.get_by_role("heading", name="Ask about an image").wait_for()
+    page.set_input_files("input[type=file]", str(picture))
+    page.get_by_label("Question").fill(words)
+    if steps:
+        page.get_by_text("Options").click()
+        page.get_by_label("number input for Adapt first, steps").fill(str(steps))
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator("text=/responses, \\d+ tokens/").wait_for(timeout=60_000)
+
+
+def clean(opened: Opened) -> None:
+    assert not opened.outside(), "the page asks nobody but this machine"
+    assert not opened.errors
+    assert opened.too_wide() == 0
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_question_is_answered_on_the_page(
+    served: Served, picture: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    with open_page(served.address, width, dark) as opened:
+        ask_in(opened, picture, steps=2 if dark else 0)
+        page = opened.page
+        assert page.locator(".outcome .answer").all_inner_texts() == ["11"] * (2 if dark else 1)
+        assert sum(map(int, page.locator(".outcome").first.locator(".count").all_inner_texts())) == 16
+        assert page.locator(".legend .token").count() == 5
+        fork = page.locator(".tokens .fork").first
+        fork.hover()
+        tip = page.evaluate("e => getComputedStyle(e, '::after').content", fork.element_handle())
+        assert "nats" in tip and "a forking token" in tip
+        page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+        clean(opened)
+        assert opened.fetched()
+
+
+def test_what_is_wrong_is_said_on_the_page(served: Served, picture: Path) -> None:
+    with open_page(served.address) as opened:
+        page = opened.page
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.get_by_text("There is no image yet").wait_for()
+        page.set_input_files("input[type=file]", str(picture))
+        page.get_by_label("Question").fill("  ")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.get_by_text("the question is empty").wait_for()
+        clean(opened)
+
+
+def test_what_a_model_writes_runs_nowhere(served: Served, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = View(1, HOSTILE, outcome_of(HOSTILE), HOSTILE)
+    monkeypatch.setattr(Desk, "answer", lambda self, wanted: iter([shown, shown]))
+    with open_page(served.address) as opened:
+        alerts: list[str] = []
+        opened.page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+        opened.page.get_by_role("button", name="Ask", exact=True).click()
+        opened.page.locator(".outcome .answer").wait_for()
+        opened.page.locator(".tokens .token").hover()
+        assert opened.page.locator(".outcome .answer").inner_text() == HOSTILE
+        assert opened.page.locator(".tokens .token").inner_text() == HOSTILE
+        assert opened.page.locator(".mm-spine img, .mm-spine script").count() == 0
+        assert not alerts
+        clean(opened)
+
+
+def outcome_of(text: str) -> Asked:
+    response = Response(text, text, (Token(text, 1.0, True),))
+    return Asked(Outcome(Vote(text, 1.0, {text: 1}, 1.0, 1), (response,), response, 0.1, 1))
+
+
+# Requests that no page sends
+
+
+def post(served: Served, image: Any, **headers: str) -> str:
+    """What the server answers to a question with this in the place of the image, sent as the page sends it."""
+    event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")
+    data = [image, WORDS, serving.UNSET, "", 4, 1.0, 0]
+    joined = {"data": data, "fn_index": event, "session_hash": "test"}
+    with httpx.Client(base_url=served.address, timeout=30, headers=headers, trust_env=False) as client:
+        answer = client.post("/gradio_api/queue/join", json=joined)
+        if answer.status_code != 200:
+            return answer.text
+        with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "test"}) as stream:
+            lines = [json.loads(line.removeprefix("data:")) for line in stream.iter_lines() if line.startswith("data:")]
+    return json.dumps(lines)
+
+
+def file_data(path: str, **more: Any) -> dict[str, Any]:
+    return {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}, **more}
+
+
+@pytest.fixture
+def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every path that images are read from while a test runs."""
+    found: list[str] = []
+    read, open_ = Path.read_bytes, Image.open
+
+    def noted(self: Path) -> bytes:
+        found.append(str(self))
+        return read(self)
+
+    def noted_open(file: Any, *args: Any, **named: Any) -> Any:
+        found.append(str(file))
+        return open_(file, *args, **named)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    monkeypatch.setattr(Image, "open", noted_open)
+    return found
+
+
+def test_no_path_of_a_request_is_opened(served: Served, picture: Path, opened_files: list[str]) -> None:
+    inside = serving.os.environ["GRADIO_TEMP_DIR"]
+    for image in (
+        str(picture),
+        file_data(str(picture)),
+        file_data(f"{inside}/../{picture.relative_to(picture.anchor)}"),
+        file_data(f"{inside}/../..{picture}"),
+        {"path": str(picture)},
+        {"path": str(picture), "is_stream": True, "meta": {"_type": "gradio.FileData"}},
+        {"path": None, "url": picture.as_uri(), "meta": {"_type": "gradio.FileData"}},
+    ):
+        assert "boxed" not in post(served, image), image
+    assert str(picture) not in opened_files and not opened_files
+
+
+def test_no_address_of_a_request_is_fetched(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradio import processing_utils
+
+    fetched: list[str] = []
+
+    async def fetch(url: str, **named: Any) -> str:
+        fetched.append(url)
+        raise ValueError("no network")
+
+    for name in ("async_ssrf_protected_download", "async_ssrf_protected_get"):
+        monkeypatch.setattr(processing_utils, name, fetch)
+    address = "https://example.invalid/a.png"
+    for image in (file_data(address), file_data("x", url=address), {"path": None, "url": address}):
+        assert "boxed" not in post(served, image)
+    assert not fetched
+
+
+def test_no_file_of_this_machine_is_served(served: Served, repository: Path, picture: Path) -> None:
+    for path in ("/etc/passwd", picture, repository / "pyproject.toml", "pyproject.toml"):
+        assert httpx.get(f"{served.address}gradio_api/file={path}", trust_env=False).status_code in (403, 404), path
+
+
+def test_a_file_above_the_limit_is_refused(served: Served) -> None:
+    large = {"files": ("a.png", b"\x89PNG" + bytes(MEGABYTES * 2**20), "image/png")}
+    assert httpx.post(f"{served.address}gradio_api/upload", files=large, trust_env=False).status_code == 413
+
+
+def test_the_question_can_be_asked_by_upload_alone(served: Served, picture: Path) -> None:
+    files = {"files": ("a.png", picture.read_bytes(), "image/png")}
+    (path,) = httpx.post(f"{served.address}gradio_api/upload", files=files, trust_env=False).json()
+    assert Path(path).is_relative_to(serving.os.environ["GRADIO_TEMP_DIR"])
+    pixel = "data:image/png;base64,iVBORw0KGgo="
+    for image in (file_data(path), file_data(path, url=pixel), file_data(path, url="https://example.invalid/a.png")):
+        answer = post(served, image)
+        assert "4 responses" in answer and "boxed" in answer, "the upload counts, whatever else is said of it"
+
+
+def test_uploads_are_gone_with_the_page(desk: Desk, picture: Path) -> None:
+    files = {"files": ("a.png", picture.read_bytes(), "image/png")}
+    with running(desk) as (address, _):
+        (path,) = httpx.post(f"{address}gradio_api/upload", files=files, trust_env=False).json()
+        assert Path(path).is_file()
+    assert not Path(path).exists()
+
+
+def test_only_this_machine_is_listened_on_unless_meant(caplog: pytest.LogCaptureFixture) -> None:
+    for host in ("127.0.0.1", "localhost", "::1", "127.0.0.2"):
+        check_host(host, False)
+    for host in ("0.0.0.0", "::", "192.168.1.7", "example.org", ""):
+        with pytest.raises(ConfigError, match="--open-to-network"):
+            check_host(host, False)
+    assert not caplog.records
+    check_host("0.0.0.0", True)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+# The desk
+
+
+def wanted(picture: Path, **more: Any) -> Wanted:
+    return Wanted(picture.read_bytes(), WORDS, **{"votes": 8, **more})
+
+
+def test_responses_arrive_in_rounds(desk: Desk, picture: Path) -> None:
+    views = list(desk.answer(wanted(picture)))
+    counts = [len(view.asked.outcome.responses) for view in views if view.asked]
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8] and views[-1].stage.startswith("8 responses, ")
+    assert "3 of 8 responses" in page_of(views[3])
+
+
+def test_an_adapted_answer_stands_beside_the_one_before(desk: Desk, picture: Path) -> None:
+    start = desk.policy.weights()
+    *early, last = desk.answer(wanted(picture, steps=2))
+    assert last.asked is not None and last.asked.after is not None and not last.problem
+    assert [view.stage for view in early if "step " in view.stage] == [f"Adapting: step {k} of 2 …" for k in (1, 2)]
+    assert "Before" in page_of(last) and "After 2 steps" in page_of(last)
+    assert all(torch.equal(start[name], value) for name, value in desk.policy.weights().items())
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_page_that_is_left_stops_the_work_and_frees_the_desk(desk: Desk, picture: Path, steps: int) -> None:
+    start = desk.policy.weights()
+    with closing(desk.answer(wanted(picture, steps=steps))) as views:
+        while (stage := next(views).stage) and "1 of 8" not in stage:
+            pass
+    *_, last = desk.answer(wanted(picture, votes=2))
+    assert last.asked is not None and not last.problem, "the next question finds the desk free"
+    assert all(torch.equal(start[name], value) for name, value in desk.policy.weights().items())
+
+
+def test_one_question_is_answered_at_a_time(desk: Desk, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most, ask = [0], [0], serving.ask
+
+    def counted(*args: Any, **named: Any) -> Iterator[Asked]:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        yield from ask(*args, **named)
+        inside[0] -= 1
+
+    monkeypatch.setattr(serving, "ask", counted)
+    threads = [threading.Thread(target=list, args=(desk.answer(wanted(picture)),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] and inside == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"votes": 65}, "votes=65: from 2 to 64"),
+        ({"steps": -1}, "steps=-1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"kind": "nothing"}, "unknown answer kind"),
+        ({"choices": ("x" * serving.WORDS,)}, "too long"),
+        ({"kind": "choice"}, "No response could be read"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_problem_in_words(
+    desk: Desk, picture: Path, change: dict[str, Any], expected: str
+) -> None:
+    *_, last = desk.answer(wanted(picture, **change))
+    assert expected in last.problem and "Traceback" not in last.problem
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "cut off"])
+def test_a_bad_upload_is_a_problem_in_words(desk: Desk, data: bytes) -> None:
+    *_, last = desk.answer(Wanted(data, WORDS))
+    assert last.problem.startswith("question: cannot read image you gave: ")
+
+
+def test_uploads_are_not_kept_in_memory(desk: Desk, picture: Path) -> None:
+    list(desk.answer(wanted(picture)))
+    kept = [question for question, _ in desk.policy._prompts.values()]
+    assert kept and all(image.data == b"" for question in kept for image in question.images)
+
+
+def test_an_unforeseen_error_says_nothing_of_this_machine(
+    desk: Desk, picture: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **named: Any) -> Iterator[Asked]:
+        raise RuntimeError("/home/secret")
+
+    monkeypatch.setattr(serving, "ask", fail)
+    *_, last = desk.answer(wanted(picture))
+    assert "secret" not in last.problem and "log" in last.problem and "/home/secret" in caplog.text
