@@ -13,8 +13,12 @@ from torch import Tensor
 
 from mm_spine.config import DecodingConfig, LoraConfig, ModelConfig
 from mm_spine.draws import uniforms
+from mm_spine.policy import attention
 from mm_spine.policy.model import Policy
-from mm_spine.sampling.hf import HFSampler, _choose
+from mm_spine.sampling import Completion, Request
+from mm_spine.sampling.batch import Batch, longest
+from mm_spine.sampling.hf import HFSampler, _choose, differing_share
+from mm_spine.sampling.kv_cache import held_tokens, token_bytes
 from mm_spine.types import Question, Rollout
 
 MANY_ENDS = [END, *range(0, 400, 7)]
@@ -313,6 +317,288 @@ def test_top_p_never_leaves_the_nucleus_and_reaches_all_of_it(top_p: float) -> N
     np.testing.assert_allclose(
         [r.logp[0] for r in rollouts[:50]], [float(pi[r.token_ids[0]].log()) for r in rollouts[:50]], atol=1e-4
     )
+
+
+# --- prefixes ---------------------------------------------------------------------------------------------------------
+
+
+def complete(policy: Policy, requests: Sequence[Request], **changes: Any) -> list[Completion]:
+    """Completions with the draws of `sample`."""
+    greedy = changes.pop("greedy", False)
+    sampler = HFSampler(policy, DecodingConfig(**{"max_new_tokens": 12, **changes}))
+    return sampler.complete(requests, step=0, purpose="test", greedy=greedy)
+
+
+def assert_is_the_rest(completion: Completion, rollout: Rollout, at: int) -> None:
+    assert completion.token_ids == rollout.token_ids[at:]
+    assert completion.finish_reason == rollout.finish_reason
+    np.testing.assert_allclose(completion.logp, rollout.logp[at:], atol=1e-5)
+    np.testing.assert_allclose(completion.entropy, rollout.entropy[at:], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_rows", [7, 512])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_response_cut_anywhere_and_continued_is_itself(greedy: bool, batch_rows: int) -> None:
+    """Prefixes of many lengths, none, whole and ended ones, in one call and in no order of question."""
+    policy, questions = ending(), mixed()
+    drawn = sample(policy, questions, 3, greedy=greedy)
+    cuts = [(q, r, at) for at in (3, 0, 12, 1, 7) for q, row in zip(questions, drawn, strict=True) for r in row]
+    requests = [Request(q, r.index, r.token_ids[:at]) for q, r, at in cuts]
+    for completion, (_, rollout, at) in zip(
+        complete(policy, requests, greedy=greedy, batch_rows=batch_rows), cuts, strict=True
+    ):
+        assert_is_the_rest(completion, rollout, at)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "qwen2", "qwen3"])
+def test_what_follows_a_prefix_is_that_of_the_plain_forward(kind: str) -> None:
+    policy, plain = tiny_policy(1, kind=kind), tiny_model(1, kind=kind)
+    questions = tiny_questions(3, 2 if kind.endswith("vl") else 0, side=32)
+    prefixes = [(), (5, 6, 7), (5, 6), (9,), (5, 6, 7, 8)]
+    requests = [Request(q, i, prefix) for q in questions for i, prefix in enumerate(prefixes)]
+    for request, completion in zip(requests, complete(policy, requests, temperature=0.6), strict=True):
+        start, tokens = len(request.prefix), (*request.prefix, *completion.token_ids)
+        assert len(completion.token_ids) == 12 - start or completion.token_ids[-1] == END
+        with torch.no_grad():
+            log_probs = plain_log_probs(plain, request.question, tokens, 0.6)[start:]
+        drawn = log_probs.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        np.testing.assert_allclose(completion.logp, drawn.numpy(), atol=1e-4)
+        np.testing.assert_allclose(completion.entropy, entropy(log_probs).numpy(), atol=1e-4)
+
+
+def test_a_prefix_that_has_ended_or_is_full_has_nothing_to_follow() -> None:
+    policy, question = tiny_policy(), mixed(1)[0]
+    full, over = tuple(range(1, 13)), tuple(range(1, 16))
+    requests = [Request(question, 0, (5, END)), Request(question, 1, full), Request(question, 2, over)]
+    empty = complete(policy, requests)
+    assert [c.finish_reason for c in empty] == ["stop", "length", "length"]
+    assert all(c.token_ids == () and c.logp.shape == c.entropy.shape == (0,) for c in empty)
+    alone = complete(policy, [Request(question, 3)])
+    assert [c.token_ids for c in complete(policy, [requests[0], Request(question, 3)])] == [(), alone[0].token_ids]
+    assert complete(policy, []) == []
+
+
+def test_forks_of_one_response_cost_one_prefill_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, questions = ending(ends=[]), mixed(2)
+    shapes = spied_shapes(policy, monkeypatch)
+    root, other = tuple(range(1, 9)), (1, 2, 99)
+    prefixes = [root[:3], root, root[:5], other, (), root]
+    complete(policy, [Request(q, i, prefix) for q in questions for i, prefix in enumerate(prefixes)])
+    lengths = [len(policy.prompt(q).ids_L) for q in questions]
+    assert shapes[0] == (2, max(lengths)), "each prompt once"
+    assert shapes[1] == (4, len(root)), "of each question its two longest prefixes, once"
+    assert shapes[2:] and {length for _, length in shapes[2:]} == {1}
+
+
+def test_the_longest_prefixes_cover_the_others() -> None:
+    rng = np.random.default_rng(0)
+    prefixes = [tuple(rng.integers(0, 3, rng.integers(1, 6)).tolist()) for _ in range(200)]
+    cover = longest(prefixes)
+    assert set(cover) == set(prefixes)
+    for prefix, long in cover.items():
+        assert long in cover and long[: len(prefix)] == prefix
+        assert not any(len(other) > len(long) and other[: len(long)] == long for other in prefixes)
+
+
+# --- barred first tokens ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_barred_tokens_are_never_first_and_the_rest_share_their_probability(greedy: bool) -> None:
+    """The inverse of the renormalised cumulative distribution at the request's own draw; the log-prob is pi's."""
+    policy, plain, question = tiny_policy(), tiny_model(), mixed(2)[1]
+    prefix = (5, 6)
+    with torch.no_grad():
+        log_pi = plain_log_probs(plain, question, (*prefix, 0), 1.0)[-1]
+    likely = log_pi.argsort(descending=True)[:3].tolist()
+    barred = {token: float(log_pi[token]) for token in likely}
+    requests = [Request(question, i, prefix, barred if i % 2 else {}) for i in range(60)]
+    left = log_pi.double().exp().index_fill(0, torch.tensor(likely), 0.0)
+    edges = (left / left.sum()).cumsum(0)
+    for request, completion in zip(requests, complete(policy, requests, greedy=greedy), strict=True):
+        first = completion.token_ids[0]
+        assert abs(completion.logp[0] - float(log_pi[first])) < 1e-4
+        if request.barred:
+            u = uniforms(12, 0, "test", 0, question.id, request.index)[2]
+            expected = int(left.argmax()) if greedy else int(torch.searchsorted(edges, u, right=True))
+            assert first == expected or float((edges - u).abs().min()) < BOUNDARY
+    free = [c for r, c in zip(requests, complete(policy, requests, greedy=greedy), strict=True) if not r.barred]
+    unbarred = complete(policy, [r for r in requests if not r.barred], greedy=greedy)
+    assert [c.token_ids for c in free] == [c.token_ids for c in unbarred]
+
+
+def test_a_token_is_barred_in_the_first_place_only() -> None:
+    policy, question = tiny_policy(), mixed(1)[0]
+    policy.text.language_model.norm.weight.data.mul_(0.0)  # uniform over what is not banned
+    drawn = complete(policy, [Request(question, i, (), dict.fromkeys(range(200), -6.0)) for i in range(40)])
+    assert min(c.token_ids[0] for c in drawn) >= 200
+    assert min(t for c in drawn for t in c.token_ids[1:]) < 50
+
+
+def test_a_nucleus_is_that_of_the_tokens_that_are_not_barred() -> None:
+    probs = torch.tensor([[0.6, 0.2, 0.15, 0.05]]).double()
+    barred = probs.log().index_fill(-1, torch.tensor([0]), -torch.inf)
+    drawn = [int(_choose(barred, torch.tensor([u]).double(), DecodingConfig(top_p=0.6))) for u in (0.0, 0.5, 0.6, 0.99)]
+    assert drawn == [1, 1, 2, 2]
+
+
+# --- continuous batching under a budget -------------------------------------------------------------------------------
+
+
+def spied_shapes(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows, tokens) of each forward of the language model, as they come."""
+    shapes: list[tuple[int, int]] = []
+    forward = policy.text.language_model.forward
+
+    def spy(**arguments: Any) -> Any:
+        shapes.append(tuple(arguments["inputs_embeds"].shape[:2]))
+        return forward(**arguments)
+
+    monkeypatch.setattr(policy.text.language_model, "forward", spy)
+    return shapes
+
+
+def spied_holdings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """(rows, prompts, bytes really held) at each step."""
+    held: list[tuple[int, int, int]] = []
+    record = Batch.record
+
+    def spy(batch: Batch, *drawn: Any, **more: Any) -> None:
+        tensors = [*batch.prompts.layers, *batch.responses.layers]
+        assert batch.bytes == sum(t.untyped_storage().nbytes() for t in tensors)
+        held.append((len(batch.rows), len(batch.prompts.length_B), batch.bytes))
+        record(batch, *drawn, **more)
+
+    monkeypatch.setattr(Batch, "record", spy)
+    return held
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bytes_planned_for_are_the_bytes_held(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy(kind=kind)
+    policy.model.to(dtype)
+    questions, held = tiny_questions(3, int(kind.endswith("vl")), side=32), spied_holdings(monkeypatch)
+    sample(policy, questions, 5, max_new_tokens=3)
+    tokens = held_tokens([len(policy.prompt(q).ids_L) for q in questions], 15, 3)
+    assert held[0] == (15, 3, tokens * token_bytes(policy.text.language_model))
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 7, 10, 512])
+@pytest.mark.parametrize("rows_in_budget", [0, 2, 9, 1000])
+def test_neither_rows_nor_bytes_pass_their_limits_and_the_texts_are_the_same(
+    batch_rows: int, rows_in_budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, questions = ending(), mixed()
+    longest_prompt = max(len(policy.prompt(q).ids_L) for q in questions)
+    size = token_bytes(policy.text.language_model)
+    budget = size * max(1, held_tokens([longest_prompt] * min(rows_in_budget, 6), rows_in_budget, 12))
+    together = sample(policy, questions)
+    held, shapes = spied_holdings(monkeypatch), spied_shapes(policy, monkeypatch)
+    limited = sample(policy, questions, batch_rows=batch_rows, kv_cache_gb=(budget + 0.5) / 1e9)
+    assert_same_but_at_boundaries(policy, questions, zip(together, limited, strict=True))
+    assert all(rows <= batch_rows for rows, _, _ in held)
+    assert all(total <= budget or (rows, prompts) == (1, 1) for rows, prompts, total in held)
+    assert sum(rows for rows, tokens in shapes if tokens > 1) == len(questions), "each prompt is run once"
+
+
+def test_questions_join_whole_while_others_are_still_going(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, questions = ending(), mixed()
+    admitted: list[tuple[int, list[str]]] = []
+    admit = Batch.admit
+
+    def spy(batch: Batch, numbers: Sequence[int], draws: np.ndarray) -> None:
+        admitted.append((len(batch.rows), [batch.requests[i].question.id for i in numbers]))
+        admit(batch, numbers, draws)
+
+    monkeypatch.setattr(Batch, "admit", spy)
+    sample(policy, questions, 4, batch_rows=10)
+    assert any(running > 0 for running, _ in admitted)
+    assert all(names.count(name) == 4 for _, names in admitted for name in names)
+    order = [name for _, names in admitted for name in dict.fromkeys(names)]
+    lengths = {q.id: len(policy.prompt(q).ids_L) for q in questions}
+    assert sorted(order) == sorted(lengths)
+    assert [lengths[name] for name in order] == sorted(lengths.values(), reverse=True)
+
+
+def test_prompts_of_very_different_lengths_do_not_touch_each_other() -> None:
+    policy, (question, *_) = ending(), mixed()
+    texts = ("Add.", "Which of the two is larger? " * 12, "Read. " * 30, "Even? " * 3, "Say it again. " * 20)
+    questions = [Question(f"l{i}", question.images * (i % 2), text, question.spec) for i, text in enumerate(texts)]
+    lengths = [len(policy.prompt(q).ids_L) for q in questions]
+    assert max(lengths) > 6 * min(lengths)
+    alone = [sample(policy, [q], 3)[0] for q in questions]
+    for batch_rows in (4, 6, 512):
+        together = sample(policy, questions, 3, batch_rows=batch_rows)
+        assert_same_but_at_boundaries(policy, questions, zip(alone, together, strict=True))
+
+
+def test_prompts_are_prefilled_in_pieces_that_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, questions = ending(), mixed()
+    whole = sample(policy, questions)
+    monkeypatch.setattr("mm_spine.sampling.kv_cache.PREFILL_TOKENS", 50)
+    shapes = spied_shapes(policy, monkeypatch)
+    pieces = sample(policy, questions)
+    assert_same_but_at_boundaries(policy, questions, zip(whole, pieces, strict=True))
+    prefills = [shape for shape in shapes if shape[1] > 1]
+    assert len(prefills) > 1 and all(rows == 1 or rows * length <= 50 for rows, length in prefills)
+
+
+def test_logits_are_made_in_pieces_that_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, questions = ending(), mixed(3)
+    whole = sample(policy, questions)
+    monkeypatch.setattr("mm_spine.sampling.hf.LOGIT_BYTES", 4 * 423 * 5)
+    assert_same_but_at_boundaries(policy, questions, zip(whole, sample(policy, questions), strict=True))
+    barring = [Request(questions[0], i, (), dict.fromkeys(range(200), -6.0)) for i in range(12)]
+    assert all(c.token_ids[0] >= 200 for c in complete(policy, barring))
+
+
+def test_rollouts_asked_for_later_are_those_asked_for_at_once() -> None:
+    policy, questions = ending(), mixed()
+    sampler = HFSampler(policy, DecodingConfig(max_new_tokens=12))
+    four, early, late = (
+        sampler.sample(questions, n, step=0, purpose="test", first=first) for n, first in ((4, 0), (2, 0), (2, 2))
+    )
+    pieces = [a + b for a, b in zip(early, late, strict=True)]
+    assert [[r.index for r in row] for row in pieces] == [[0, 1, 2, 3]] * len(questions)
+    assert_same_but_at_boundaries(policy, questions, zip(four, pieces, strict=True))
+
+
+def test_in_bf16_most_texts_are_the_same_in_any_batch(record_property: Any) -> None:
+    """The share that differs is measured; what is reported of a text that does not hardly differs."""
+    policy, questions = ending(), mixed()
+    policy.model.to(torch.bfloat16)
+    large, small = (sample(policy, questions, 16, batch_rows=rows) for rows in (512, 7))
+    share = differing_share(large, small)
+    record_property("differing_share_bf16", share)
+    print(f"bf16: {share:.1%} of the texts differ between batches of 512 and 7 rows")
+    assert share < 0.6
+    pairs = [pair for rows in zip(large, small, strict=True) for pair in zip(*rows, strict=True)]
+    same = [np.abs(a.logp - b.logp).max() for a, b in pairs if a.token_ids == b.token_ids]
+    assert np.median(same) < 0.05
+
+
+def test_the_differing_share_counts_rollouts() -> None:
+    policy, questions = tiny_policy(), mixed(2)
+    first, second = sample(policy, questions, 4), sample(policy, questions, 4, seed=1)
+    assert differing_share(first, first) == 0.0 == differing_share([], [])
+    assert differing_share(first, second) == 1.0
+    assert differing_share(first, [first[0], [*first[1][:3], second[1][3]]]) == 1 / 8
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_kernels_agree_with_the_plain_products(causal: bool) -> None:
+    """Of the output and the log-sum-exp, with fewer key heads than query heads, padded keys and strided buffers."""
+    random = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 4, 5, 16, generator=random)
+    k, v = torch.randn(2, 3, 2, 9, 16, generator=random)[:, :, :, : 5 if causal else 7]
+    bias = None if causal else attention.no_key(7, torch.tensor([7, 3, 1]), torch.float32)
+    found = attention.attend(q, k, v, 0.3, bias, causal)
+    for fast, plain in zip(found, attention.attend_plainly(q, k, v, 0.3, bias, causal), strict=True):
+        assert fast.shape == plain.shape
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
 
 
 # --- questions that cannot be asked -----------------------------------------------------------------------------------

@@ -172,9 +172,12 @@ class Batch:
 
     def step(self) -> None:
         """Feed each row its last token."""
-        if len(self.rows):
-            step = StepPass(self.sharing, self.responses, self.rows.length_R - 1)
-            self.hidden_RD = step.forward(self.policy, self.token_R)
+        if not len(self.rows):
+            return
+        going, at_R = self.rows.going_R, self.rows.length_R - 1
+        # What a finished row does is not read; with the others, it needs no mask where they need none.
+        at_R = np.where(going, at_R, at_R[going].max())
+        self.hidden_RD = StepPass(self.sharing, self.responses, at_R).forward(self.policy, self.token_R)
 
 
 def longest(prefixes: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
