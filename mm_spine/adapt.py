@@ -87,9 +87,11 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the outside may do at a step boundary; none of it can change the step."""
+    """What the outside may do at a step boundary, and hears when a step begins to sample, score or update; none of it
+    can change the step."""
 
     on_step: Callable[[StepRecord], None] = lambda record: None
+    on_part: Callable[[str], None] = lambda part: None
     should_stop: Callable[[], str | None] = lambda: None
     checkpoints: Path | None = None
     resume: bool = False
@@ -159,9 +161,11 @@ class _Loop:
         self.anchored: Bounds | None = None
         self.result = Adapted()
         self.seconds: dict[str, float] = {}
+        self._on_part: Callable[[str], None] = Hooks.on_part
 
     def run(self, hooks: Hooks) -> Adapted:
         """Steps until done or told to stop; checkpoints at step boundaries."""
+        self._on_part = hooks.on_part
         first = self._start(hooks)
         for step in range(first, self.config.optim.steps):
             hooks.on_step(self.step(step))
@@ -200,7 +204,7 @@ class _Loop:
         """Entropies by a pass of our own, only where the sampler gave none; then the gap is known before the update."""
         if all(rollout.entropy is not None for group in groups for rollout in group.rollouts):
             return list(groups), None
-        with self._timed("update"):
+        with self._timed("update", part="score"):
             return self._score(groups)
 
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
@@ -330,7 +334,8 @@ class _Loop:
             )
 
     @contextmanager
-    def _timed(self, phase: str) -> Any:
+    def _timed(self, phase: str, part: str | None = None) -> Any:
+        self._on_part(part or phase)
         started = time.perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started

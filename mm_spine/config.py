@@ -86,14 +86,14 @@ class VotesConfig(_Section):
     """At most `max` rollouts vote on a question; `votes: 64` is short for `votes: {max: 64}`.
 
     `stop: decided` ends a question once no outcome of the remaining rollouts can change its winner, `confident` once
-    the posterior that the leader is the mode exceeds `level`. Both look first after as many rollouts as train, or one
-    round if that is more, then after `round` further ones each.
+    the posterior that the leader is the mode exceeds `level`. Both look first after as many rollouts as train, or as a
+    unanimous vote takes, then after `round` further ones each: fewer spare more tokens and prefill prompts more often.
     """
 
     max: Votes = 16
     stop: Literal["never", "decided", "confident"] = "never"
     level: BelowOne = 0.95
-    round: Count = 4
+    round: Count = 2
 
 
 class TreeConfig(_Section):
@@ -244,10 +244,18 @@ class CacheConfig(_Section):
 
 class ReportingConfig(_Section):
     """What a run writes beyond its figures. `images`: thumbnails of the questions whose answer changed, for the report;
-    with `images: false` no image reaches folder, report or table. `rollouts`: every response with its tokens."""
+    with `images: false` no image reaches folder, report or table. `rollouts`: every response with its tokens.
+
+    `completions`: how many of a step's responses are printed. `trackers` are told every figure, and of each step
+    `tracked_completions` responses with their images; to another machine images go with `send_images` alone.
+    """
 
     images: bool = True
     rollouts: bool = True
+    completions: Natural = 0
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    tracked_completions: Natural = 8
+    send_images: bool = False
 
 
 class RunConfig(_Section):

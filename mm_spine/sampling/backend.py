@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
@@ -15,11 +15,13 @@ from mm_spine.types import Question, Rollout
 
 
 class Backend(ABC):
-    """Draws from `policy`'s distribution at `decoding.temperature`."""
+    """Draws from `policy`'s distribution at `decoding.temperature`. `told` hears while `complete` runs how many more
+    requests are done; no draw depends on it."""
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         self.policy, self.decoding, self.seed = policy, decoding, seed
         self.distribution = Distribution(decoding.temperature, policy.banned)
+        self.told: Callable[[int], None] = lambda count: None
 
     @abstractmethod
     def complete(
