@@ -68,17 +68,12 @@ def test_without_a_rule_there_is_one_call() -> None:
 
 
 def test_open_questions_alone_are_asked_again_and_indices_go_on() -> None:
-    said = {"sure": ["7"] * 8, "late": ["7", "8", "7", "8", "8", "8", "8", "8"], "open": ["7", "8"] * 4}
+    said = {"sure": ["7"] * 8, "late": ["7", "8", "7", "8", "8", "8", "8", "7"], "open": ["8", "7"] * 4}
     sampler = Scripted(said)
     groups = asked(sampler, VotesConfig(max=8, stop="decided", round=2))
-    # 2 of 8 decide nothing, nor do 4 of 8: a class not yet seen could be named before "7".
-    assert sampler.calls == [
-        (["sure", "late", "open"], 2, 0),
-        (["sure", "late", "open"], 2, 2),
-        (["sure", "late", "open"], 2, 4),
-        (["late", "open"], 2, 6),
-    ]
-    assert [[r.index for r in g.rollouts] for g in groups] == [list(range(6)), list(range(8)), list(range(8))]
+    # 4 of 8 decide nothing even if all agree: a class not yet seen could be named before "7".
+    assert sampler.calls == [(["sure", "late", "open"], 5, 0), (["late", "open"], 2, 5), (["open"], 1, 7)]
+    assert [[r.index for r in g.rollouts] for g in groups] == [list(range(5)), list(range(7)), list(range(8))]
     assert [(g.question.id, g.vote.answer) for g in groups] == [("sure", "7"), ("late", "8"), ("open", "7")]
 
 
@@ -86,12 +81,15 @@ def test_open_questions_alone_are_asked_again_and_indices_go_on() -> None:
     ("votes", "least", "whole", "ends"),
     [
         ({"max": 16, "stop": "never", "round": 4}, 2, 5, [16]),
-        ({"max": 16, "round": 4}, 2, 1, [4, 8, 12, 16]),
-        ({"max": 16, "round": 4}, 6, 1, [6, 10, 14, 16]),  # never fewer than are trained on
+        ({"max": 16, "round": 4}, 2, 1, [9, 13, 16]),  # 8 of 16 decide nothing
+        ({"max": 16, "round": 4}, 11, 1, [11, 15, 16]),  # never fewer than are trained on
         ({"max": 16, "round": 4}, 16, 1, [16]),
         ({"max": 3, "round": 4}, 1, 1, [3]),
-        ({"max": 64, "round": 4}, 16, 5, [20, 25, 30, 35, 40, 45, 50, 55, 60, 64]),  # whole trees, then what is left
-        ({"max": 60, "round": 7}, 1, 5, [10, 20, 30, 40, 50, 60]),
+        ({"max": 17, "round": 2, "stop": "confident", "level": 0.95}, 1, 1, [4, 6, 8, 10, 12, 14, 16, 17]),
+        ({"max": 16, "round": 4, "stop": "confident", "level": 0.5}, 1, 1, [4, 8, 12, 16]),
+        ({"max": 16, "round": 4, "stop": "confident", "level": 0.999999}, 1, 1, [16]),
+        ({"max": 64, "round": 4}, 16, 5, [35, 40, 45, 50, 55, 60, 64]),  # whole trees, then what is left
+        ({"max": 60, "round": 7}, 1, 5, [35, 45, 55, 60]),
         ({"max": 4, "round": 1}, 1, 5, [4]),
     ],
 )
@@ -112,7 +110,7 @@ def test_a_question_that_cannot_be_asked_is_left_out_and_not_asked_again() -> No
     sampler = Scripted({"a": ["7", "8"] * 2, "mute": [], "b": ["8", "7"] * 2})
     groups = asked(sampler, VotesConfig(max=4, stop="decided", round=2))
     assert [group.question.id for group in groups] == ["a", "b"]
-    assert sampler.calls == [(["a", "mute", "b"], 2, 0), (["a", "b"], 2, 2)]
+    assert sampler.calls == [(["a", "mute", "b"], 3, 0), (["b"], 1, 3)]  # of a tie 7 : 8, 7 is sure
     assert asked(Scripted({}), VotesConfig(max=4, stop="decided")) == []
 
 
@@ -137,6 +135,16 @@ def test_the_posterior_ends_a_vote_sooner_than_certainty() -> None:
         ("confident", 0.99): 6,
         **{("decided", level): 17 for level in (0.9, 0.95, 0.99)},
     }
+
+
+@pytest.mark.parametrize("stop", ["decided", "confident"])
+@given(st.lists(st.sampled_from(["7", "8", "9", ""]), min_size=2, max_size=16))
+@settings(max_examples=60, deadline=None)
+def test_no_vote_could_have_stopped_within_the_first_round(stop: Any, said: list[str]) -> None:
+    votes = VotesConfig(max=len(said), stop=stop, level=0.8, round=1)
+    for taken in range(1, round_ends(votes, 1)[0]):
+        counts = {name: said[:taken].count(name) for name in set(said[:taken]) - {""}}
+        assert not any(STOPS[stop](counts, len(said) - taken, keyed, 0.8) for keyed in (True, False))
 
 
 def test_the_rules_are_those_of_the_configuration() -> None:
@@ -247,11 +255,12 @@ def test_rounds_of_trees_cut_none() -> None:
     policy, questions = digit_policy(), tiny_questions(3)
     sampler = TreeSampler(HFSampler(policy, small_config().sampling), TreeConfig(forks=2, branches=1))
     full = vote_in_rounds(sampler, questions, VotesConfig(max=11), 1, **HOW)
-    open_to_the_end = VotesConfig(max=11, stop="confident", level=0.9999, round=2)
-    rounds_of_it = vote_in_rounds(sampler, questions, open_to_the_end, 1, **HOW)
-    assert [[r[:3] + r[4:] for r in drawn(group)] for group in rounds_of_it] == [
-        [r[:3] + r[4:] for r in drawn(group)] for group in full
-    ]
+    in_three = VotesConfig(max=11, stop="decided", round=2)
+    assert round_ends(in_three, 1, sampler.whole) == [6, 9, 11]
+    stopped = vote_in_rounds(sampler, questions, in_three, 1, **HOW)
+    for early, late in zip(stopped, full, strict=True):
+        assert [r[:3] + r[4:] for r in drawn(early)] == [r[:3] + r[4:] for r in drawn(late)][: len(early.rollouts)]
+    assert max(len(group.rollouts) for group in stopped) == 11
     assert any(r.parent is not None for group in full for r in group.rollouts)
 
 

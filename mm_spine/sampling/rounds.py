@@ -45,11 +45,13 @@ def vote_in_rounds(
 def round_ends(votes: VotesConfig, least: int, whole: int = 1) -> list[int]:
     """How many rollouts a question has after each round: multiples of `whole`, the last `votes.max` exactly.
 
-    `whole` is the rollouts of one tree, where the sampler draws trees: only in the last round may a part of one remain.
+    The first round is as long as none of its rollouts could be spared: `least`, or what a rule asks of a unanimous
+    vote, which is more than half of `votes.max` until decided. `whole` is the rollouts of one tree, where the sampler
+    draws trees: only in the last round may a part of one remain.
     """
-    if votes.stop == "never":
-        return [votes.max]
-    ends = [_rounded_up(max(least, votes.round), whole)]
+    stop = STOPS[votes.stop]
+    may_stop = (n for n in range(1, votes.max) if stop({"": n}, votes.max - n, True, votes.level))
+    ends = [_rounded_up(max(least, votes.round, next(may_stop, votes.max)), whole)]
     while ends[-1] < votes.max:
         ends.append(ends[-1] + _rounded_up(votes.round, whole))
     return [*ends[:-1], votes.max]
