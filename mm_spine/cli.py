@@ -59,6 +59,7 @@ def adapt(
 ) -> None:
     """Adapt a model to unlabelled questions; evaluate before and after."""
     from mm_spine import distributed
+    from mm_spine.reporting.live import watching
     from mm_spine.run import check, load_config, run
 
     config = load_config(target, overrides or (), method, seed)
@@ -68,7 +69,8 @@ def adapt(
         return
     if output is None:
         raise ConfigError("--output is not set: name a folder for this run")
-    summary = run(config, output, resume=resume, allow_labels=allow_labels)
+    with watching() as view:
+        summary = run(config, output, resume=resume, allow_labels=allow_labels, view=view)
     console.quiet = distributed.rank() > 0
     if summary is None:
         stopped = _stopped_by(output)

@@ -33,13 +33,15 @@ def main() -> None:
 
 def run_method(name: str, output: Path, seed: int, overrides: list[str]) -> Path:
     """One run in `output/name`, an earlier demo's replaced; the first run's "before" serves all."""
+    from mm_spine.reporting.live import watching
     from mm_spine.run import load_config, run
 
     folder, shared = output / name, output / METHODS[0]
     shutil.rmtree(folder, ignore_errors=True)
     before = [] if folder == shared else [f"evaluation.before={shared}"]
     logging.info("method %s", name)
-    run(load_config("digits", [*overrides, *before], name, seed), folder)
+    with watching() as view:
+        run(load_config("digits", [*overrides, *before], name, seed), folder, view=view)
     return folder
 
 

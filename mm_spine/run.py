@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +34,11 @@ from mm_spine.methods import Method, configure, find
 from mm_spine.policy.attention import backend_name
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import FrozenError, Policy, check_model_folder, checksum, resolve_model
+from mm_spine.reporting import trackers
+from mm_spine.reporting.completions import some
+from mm_spine.reporting.live import Guarded, Plain, Quiet, Step, View
+from mm_spine.sampling import Sampler
+from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.backends import check_sampler, make_sampler
 from mm_spine.types import AnswerKey, LabelledSet
 
@@ -45,7 +50,10 @@ ROUNDING_ONLY = {"threads", "engine.token_budget", "engine.checkpoint_activation
 SHARED = "image-cache"
 """Folder of a run's image features, while several ranks work on it."""
 
-NO_RESULT = {"cache.memory_gb", "cache.folder", "cache.disk_gb"}
+NO_RESULT = {
+    *("cache.memory_gb", "cache.folder", "cache.disk_gb", "reporting.completions", "reporting.trackers"),
+    *("reporting.tracked_completions", "reporting.send_images"),
+}
 """Keys that a resumed run may change without a word: no figure depends on them."""
 
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -106,6 +114,7 @@ def check(config: RunConfig, allow_labels: bool = False) -> Plan:
         raise ConfigError("scope=question runs on one process: start one run per GPU, each with its own questions")
     check_sampler(config.sampling.backend)
     lmms_hook.check(config)
+    trackers.check(config.reporting)
     model = config.model.path or benchmark.default_model
     if model is None:
         raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
@@ -130,10 +139,12 @@ def _check_files(config: RunConfig) -> None:
 class Run:
     """One run and its folder. `execute` gives the summary; an interrupted run gives None and can be resumed."""
 
-    def __init__(self, plan: Plan, output: Path, resume: bool = False) -> None:
+    def __init__(self, plan: Plan, output: Path, resume: bool = False, view: View | None = None) -> None:
         self.plan, self.output, self.resume = plan, output, resume
         self.config = plan.config
         self.main = distributed.rank() == 0
+        self.view = Guarded(view or Plain()) if self.main else Quiet()
+        self.trackers = trackers.Trackers(self.config.reporting)
         self.seconds = {"sample": 0.0, "update": 0.0, "evaluate": 0.0, "total": 0.0}
         self.tokens = {"rollouts": 0, "sampled": 0, "tokens_saved": 0, "trained": 0, "selected": 0}
         self._started = time.perf_counter()
@@ -141,6 +152,7 @@ class Run:
     def execute(self) -> dict[str, Any] | None:
         """Evaluate, adapt, evaluate; write everything of the output folder."""
         self._check_folder()
+        self.view.phase("loading")
         adapted_set, held_out = self._load_questions()
         policy = Policy.load(resolve_model(self.plan.model), self.config.model, self.config.seed, self._cache())
         trainable, frozen = policy.count_parameters()
@@ -151,6 +163,7 @@ class Run:
         self._claim_folder()
         before = self._before(policy, adapted_set, held_out)
         outside = {"before": self._outside(policy, "before")}
+        self._begin_steps(before, len(adapted_set.questions))
         if self.config.scope == "question":
             ended, after = self._adapt_each(policy, adapted_set)
         else:
@@ -169,6 +182,7 @@ class Run:
         summary |= self._about_questions(adapted_set, held_out, before, after)
         summary["lmms_eval"] = outside if self.config.evaluation.lmms_eval else None
         self._write("summary.json", summary)
+        self._track_evaluation(ended.steps, summary)
         self._report(adapted_set, held_out)
         return summary
 
@@ -200,6 +214,31 @@ class Run:
         (self.output / "config.yaml").write_text(config)
         (self.output / "stopped.json").unlink(missing_ok=True)
         self._write("environment.json", environment(self.config.seed))
+        self.trackers = trackers.start(self.output, self.config, self._steps_done() if self.resume else None)
+
+    def _steps_done(self) -> int:
+        """By the newest checkpoint, where the run goes on from one."""
+        newest = newest_checkpoint(self.output / "checkpoints") if self.resume else None
+        return int(records.read_json(newest / "state.json")["step"]) if newest else 0
+
+    def _begin_steps(self, before: Sequence[evaluation.Item], questions: int) -> None:
+        """Tell view and trackers that the training begins, or goes on after a first part that told them the rest."""
+        steps, done = self.config.optim.steps, self._steps_done()
+        if self.plan.method.trains and steps:
+            self.view.phase("adapting", steps * (questions if self.config.scope == "question" else 1), done)
+        if self.trackers and not done:
+            blocks = {split: _metrics(before, split) or {} for split in ("adapted", "held_out")}
+            self.trackers.figures({"evaluation": blocks}, 0)
+
+    def _track_evaluation(self, steps: int, summary: Mapping[str, Any]) -> None:
+        """What is known after the run: the evaluation at its last step, the accuracy of votes and rewards at theirs."""
+        after = {"adapted": summary["after"] or {}, "held_out": (summary["held_out"] or {}).get("after", {})}
+        self.trackers.figures({"evaluation": after}, steps)
+        for when, step in (("before", 0), ("after", steps)):
+            self.trackers.figures({"lmms_eval": (summary["lmms_eval"] or {}).get(when, {})}, step)
+        accuracy = self.output / "evaluation" / "steps.jsonl"
+        if self.trackers and accuracy.is_file():
+            self.trackers.accuracy(records.read_json_lines(accuracy))
 
     def _load_questions(self) -> tuple[LabelledSet, LabelledSet | None]:
         benchmark, config = self.plan.benchmark, self.config
@@ -210,12 +249,19 @@ class Run:
         held_out = benchmark.load(benchmark.held_out_split, config.source, config.prompt)
         return adapted, _first(held_out, config.evaluation.limit)
 
-    def _evaluate(self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None) -> list[evaluation.Item]:
+    def _evaluate(
+        self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None, when: str | None = None
+    ) -> list[evaluation.Item]:
         started = time.perf_counter()
         settings = self.config.evaluation
         sampler = make_sampler(policy, self.config, settings)
+        parts = {"adapted": _first(adapted, settings.limit), "held_out": held_out}
+        if when is not None:
+            shares = (len(distributed.mine(labelled.questions)) for labelled in parts.values() if labelled is not None)
+            self.view.phase(f"evaluating {when}", sum(shares))
+            _hear(sampler, lambda count: self.view.advance(count / (1 + settings.samples)))
         items = []
-        for split, labelled in (("adapted", _first(adapted, settings.limit)), ("held_out", held_out)):
+        for split, labelled in parts.items():
             if labelled is not None:
                 share = distributed.mine(labelled.questions)
                 part = evaluation.evaluate(share, labelled.key, sampler, samples=settings.samples, split=split)
@@ -237,7 +283,7 @@ class Run:
             items = _read_items(source / "evaluation" / "before.jsonl")
         else:
             log.info("evaluating the starting model")
-            items = self._evaluate(policy, adapted, held_out)
+            items = self._evaluate(policy, adapted, held_out, "before")
         self._write_items(path, items)
         return items
 
@@ -246,7 +292,7 @@ class Run:
     ) -> list[evaluation.Item]:
         if self.plan.method.trains:
             log.info("evaluating the adapted model")
-            items = self._evaluate(policy, adapted, held_out)
+            items = self._evaluate(policy, adapted, held_out, "after")
         else:
             items = before
         self._write_items(self.output / "evaluation" / "after.jsonl", items)
@@ -255,9 +301,13 @@ class Run:
     def _adapt(self, policy: Policy, labelled: LabelledSet, offset: int = 0) -> Adapted:
         method = self._method(labelled.key)
         sampler = make_sampler(policy, self.config)
+        _hear(sampler, self.view.sampled)
+        asked = min(self.config.optim.questions_per_step, len(labelled.questions))
+        most = {"sample": -(-asked // distributed.world_size()) * self.config.sampling.votes.max}
         with signals() as received:
             hooks = Hooks(
                 on_step=lambda record: self._on_step(policy, record, offset),
+                on_part=lambda part: self.view.part(part, most.get(part)),
                 should_stop=lambda: received[-1] if received else None,
                 checkpoints=self.output / "checkpoints" if self.config.scope == "dataset" else None,
                 resume=self.resume and newest_checkpoint(self.output / "checkpoints") is not None,
@@ -315,14 +365,17 @@ class Run:
         timing = {"step": report.step, **record.seconds, "selected": count, "peak_memory_bytes": peak_memory()}
         timing["token_budget"] = record.token_budget
         self._count(vars(report), timing)
-        log.info(_line(report, self.config.optim.steps))
         if not self.main:
             return
+        shown = some(record.groups, self.config.reporting.completions)
+        self.view.step(Step(report, self.config.optim.steps, record.seconds, shown))
+        self.view.advance()
         if self.config.reporting.rollouts:
             name = f"step_{report.step:06d}.parquet"
             records.write_rollouts(self.output / "rollouts" / name, record.groups, report.step, selected)
         records.JsonLines(self.output / "steps.jsonl").append(report)
         records.JsonLines(self.output / "timings.jsonl").append(timing)
+        self.trackers.step(vars(report), timing, record.groups)
 
     def _count(self, report: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """Add one step's tokens and seconds to the run's."""
@@ -337,8 +390,7 @@ class Run:
     def _drop_steps_after_checkpoint(self, hooks: Hooks) -> None:
         if not self.resume or not self.main or hooks.checkpoints is None:
             return
-        newest = newest_checkpoint(hooks.checkpoints)
-        done = records.read_json(newest / "state.json")["step"] if newest else 0
+        done = self._steps_done()
         for name in ("steps.jsonl", "timings.jsonl"):
             records.JsonLines(self.output / name).truncate_after(done - 1)
         for path in (self.output / "rollouts").glob("step_*.parquet"):
@@ -425,6 +477,7 @@ class Run:
         """report.html and what it shows of the questions that changed. Its failure must not cost the run."""
         if not self.main:
             return
+        self.view.phase("report")
         try:
             from mm_spine.reporting import changed, report  # matplotlib takes a second to import
 
@@ -454,13 +507,22 @@ class Run:
             records.write_json_lines(path, [evaluation.to_json(item) for item in items])
 
 
-def run(config: RunConfig, output: Path, *, resume: bool = False, allow_labels: bool = False) -> dict[str, Any] | None:
-    """Check, then execute. Returns summary.json's content, None if a signal stopped it (the run can be resumed)."""
+def run(
+    config: RunConfig, output: Path, *, resume: bool = False, allow_labels: bool = False, view: View | None = None
+) -> dict[str, Any] | None:
+    """Check, then execute. Returns summary.json's content, None if a signal stopped it (the run can be resumed).
+
+    `view` hears how far the run is (`reporting.live`); log lines say so unless given.
+    """
     plan = check(config, allow_labels)
     distributed.initialise()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    summary = Run(plan, output, resume).execute()
+    this = Run(plan, output, resume, view)
+    try:
+        summary = this.execute()
+    finally:
+        this.trackers.close()
     distributed.barrier()  # what rank 0 wrote is there for all
     if summary is not None and distributed.rank() == 0:
         shutil.rmtree(output / SHARED, ignore_errors=True)
@@ -577,9 +639,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _line(report: Any, steps: int) -> str:
-    return (
-        f"step {report.step + 1}/{steps}  vote share {report.majority_share:.2f}  unparsed {report.unparsed:.2f}  "
-        f"length {report.length_mean:.1f}  entropy {report.entropy_mean:.3f}  forks {report.entropy_forks:.3f}  "
-        f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {report.parity_max:.1e}"
-    )
+def _hear(sampler: Sampler, told: Callable[[int], None]) -> None:
+    """Have `told` called with how many more responses the sampler's backend has finished."""
+    backend = getattr(sampler, "backend", sampler)
+    if isinstance(backend, Backend):
+        backend.told = told

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from itertools import chain, islice, zip_longest
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 
 from PIL import Image
 
