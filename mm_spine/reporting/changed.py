@@ -16,7 +16,7 @@ from PIL import Image
 
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.records import write_json_lines
-from mm_spine.reporting.folder import Row
+from mm_spine.reporting.folder import Row, inside
 from mm_spine.types import Question
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def thumbnails(run: Path, question_id: str) -> Iterator[tuple[str, bytes]]:
     for number in range(IMAGES_EACH):
         for suffix in SUFFIXES:
             path = run / "images" / f"{safe_name(question_id, number)}{suffix}"
-            if not path.is_file() or not path.resolve().is_relative_to(run.resolve()):
+            if not path.is_file() or not inside(path, run):
                 continue
             data = path.read_bytes()
             if media := next((kind for magic, kind in kinds.items() if data.startswith(magic)), None):

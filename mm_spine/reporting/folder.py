@@ -57,7 +57,7 @@ def read_run(path: Path) -> Saved:
     reader = _Reader(path)
     config = reader.mapping("config.yaml", read_yaml)
     summary = reader.mapping("summary.json", read_json)
-    rollouts = tuple(sorted((path / "rollouts").glob("step_*.parquet")))
+    rollouts = tuple(sorted(file for file in (path / "rollouts").glob("step_*.parquet") if inside(file, path)))
     if not rollouts:
         reader.missing.append(_no_rollouts(config))
     return Saved(
@@ -97,6 +97,11 @@ def number(value: object) -> float | None:
     return float(value) if real else None  # type: ignore[arg-type]
 
 
+def inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in `folder` itself, its links followed."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 class _Reader:
     """Reads files of one folder and keeps a sentence on each that could not be had."""
 
@@ -124,7 +129,7 @@ class _Reader:
             if not optional:
                 self.missing.append(f"{name} is not in the folder{_WITHOUT.get(name, '')}.")
             return None
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        if not inside(path, self.path):
             self.missing.append(f"{name} points out of the folder; it was not read.")
             return None
         try:

@@ -6,6 +6,7 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -64,8 +65,8 @@ def directions(saved: Saved, tokenizer: Tokenizer | None, missing: list[str]) ->
     budget = _Budget(IMAGE_BYTES)
 
     def direction(name: str, mark: str, turn: str, title: str, part: Sequence[Change]) -> Direction:
-        shown = [_shown(change, saved, rows, tokenizer, budget) for change in part[:SHOWN]]
-        return Direction(name, mark, turn, title, len(part), shown)
+        tried = [attempt(partial(_shown, change, saved, rows, tokenizer, budget), missing) for change in part[:SHOWN]]
+        return Direction(name, mark, turn, title, len(part), [each for each in tried if each is not None])
 
     parts = [
         direction("gained", "▲", "wrong → right", "Wrong before, right after", found.gained),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from mm_spine.records import read_rollout_table
+from mm_spine.reporting.folder import inside
 
 MAX_STEPS = 60
 """Rollout files that the histogram and the token table read, spread evenly over the run."""
@@ -68,8 +69,10 @@ def spread(paths: Sequence[Path]) -> Spread | None:
 
     Raises ValueError naming a file that cannot be read.
     """
-    chosen = [paths[i] for i in sorted(set(np.linspace(0, len(paths) - 1, MAX_STEPS).round().astype(int)))]
-    parts = [part for part in map(_flat, chosen if paths else []) if part is not None]
+    if not paths:
+        return None
+    chosen = sorted(set(np.linspace(0, len(paths) - 1, MAX_STEPS).round().astype(int)))
+    parts = [part for part in (_flat(paths[i]) for i in chosen) if part is not None]
     if not parts:
         return None
     selected = sum((_counts(part.entropy_T[part.selected_T]) for part in parts), np.zeros(_BINS, np.int64))
@@ -137,14 +140,19 @@ def _forks(parts: Iterable[Flat]) -> tuple[Fork, ...]:
 
 
 def load_tokenizer(run: Path) -> Tokenizer | None:
-    """The run's own tokenizer, from adapted/; None where there is none or it cannot be read."""
+    """The run's own tokenizer, from adapted/; None where there is none, or it cannot be read."""
     path = run / "adapted" / "tokenizer.json"
-    if not path.is_file() or not path.resolve().is_relative_to(run.resolve()):
+    if not path.is_file() or not inside(path, run):
         return None
     try:
-        return Tokenizer.from_file(str(path))
+        return load_tokenizer_file(path)
     except Exception:  # the library raises bare Exception on what it cannot parse
         return None
+
+
+def load_tokenizer_file(path: Path) -> Tokenizer:
+    """A tokenizer.json. Raises Exception, the library's choice, where it is none."""
+    return Tokenizer.from_file(str(path))
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

@@ -86,7 +86,8 @@
 
   document.querySelectorAll("details.question").forEach(function (details) {
     details.addEventListener("toggle", function () {
-      const place = details.querySelector(".rollouts");
+      const first = details.querySelector("img.first"), place = details.querySelector(".rollouts");
+      if (details.open && first && !first.src) first.src = details.querySelector(".thumb img").src; // held once
       if (!details.open || !place || place.childElementCount) return;
       const top = Number(document.documentElement.dataset.top);
       read(details.querySelector("script")).forEach((roll) => place.appendChild(rollout(roll, top)));
