@@ -209,8 +209,8 @@ def page_of(view: View) -> str:
 
 
 def _tip(token: Token) -> str:
-    what = ", a forking token" if token.fork else ""
-    return f"{token.entropy:.2f} nats, as {choices(token.entropy):.1f} equal choices{what}"
+    fork = " · fork" if token.fork else ""
+    return f"{token.entropy:.2f} nats ≈ {choices(token.entropy):.1f} equal choices{fork}"
 
 
 @cache
@@ -292,9 +292,7 @@ def _app(desk: Desk, uploads: Path) -> Any:
     """The page: fields on the left, the answer on the right; on a phone one below the other."""
     gr = _gradio()
     with gr.Blocks(title="mm-spine: ask about an image", analytics_enabled=False, delete_cache=(600, 3600)) as app:
-        gr.Markdown(
-            "## Ask about an image\nSeveral answers are sampled and put to a vote. Everything stays on this machine."
-        )
+        gr.Markdown(f"## Ask about an image\n{INTRODUCTION}")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 image = _only_uploads(gr, uploads)
@@ -321,7 +319,7 @@ def _options(gr: Any, settings: Settings) -> list[Any]:
         votes = gr.Slider(*VOTES, value=16, step=1, label="Votes")
         start = settings.manner().config.sampling.temperature
         temperature = gr.Slider(*TEMPERATURE, value=start, step=0.05, label="Temperature")
-        alone = "On this question alone; undone afterwards."
+        alone = "On this question alone, undone afterwards. Makes answers surer, not always right."
         steps = gr.Slider(*STEPS, value=0, step=1, label="Adapt first, steps", info=alone)
     return [kind, choices, votes, temperature, steps]
 

@@ -57,11 +57,11 @@ def legend(plain: bool = False) -> Text:
 
 
 def _style(token: Token) -> Style:
-    return _background(shade(token.entropy)) + Style(bold=token.fork, underline=token.fork)
+    return _background(shade(token.entropy)) + Style(bold=token.fork or None, underline=token.fork or None)
 
 
 def _background(level: float) -> Style:
     if level < _BARELY:
         return Style()
     red, green, blue = (round(low + level * (high - low)) for low, high in zip(_LOW, _HIGH, strict=True))
-    return Style(color="white", bgcolor=f"rgb({red},{green},{blue})")
+    return Style(color="rgb(255,255,255)", bgcolor=f"rgb({red},{green},{blue})")
