@@ -93,10 +93,12 @@ def evaluate(
     seed: Seed = None,
 ) -> None:
     """Greedy, pass@1, maj@N and pass@N of a model with intervals, on the adapted split or `split=NAME`."""
+    from mm_spine.reporting.live import watching
     from mm_spine.run import evaluate_model, load_config
 
     config = load_config(benchmark, [*(overrides or ()), f"model.path={json.dumps(model)}"], "none", seed)
-    figures = evaluate_model(config, output)
+    with watching() as view:
+        figures = evaluate_model(config, output, view)
     losses = {name: figures.pop(name) for name in ("skipped", "bad_rows")}
     by_tag = figures.pop("breakdown")
     _print_mapping(f"{model} on {benchmark}", figures)

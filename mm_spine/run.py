@@ -529,16 +529,17 @@ def run(
     return summary
 
 
-def evaluate_model(config: RunConfig, output: Path | None = None) -> dict[str, Any]:
+def evaluate_model(config: RunConfig, output: Path | None = None, view: View | None = None) -> dict[str, Any]:
     """One metrics block of `config.model` on `config.split`; verdicts to `output` if given."""
-    plan = check(config)
+    plan, view, samples = check(config), Guarded(view or Plain()), config.evaluation.samples
+    view.phase("loading")
     name = config.split or plan.benchmark.adapt_split
     labelled = plan.load(name)
     policy = Policy.load(resolve_model(plan.model), config.model, config.seed, config.cache)
     sampler = make_sampler(policy, config, config.evaluation)
-    items = evaluation.evaluate(
-        labelled.questions, labelled.key, sampler, samples=config.evaluation.samples, split=name
-    )
+    view.phase("evaluating", len(labelled.questions))
+    _hear(sampler, lambda count: view.advance(count / (1 + samples)))
+    items = evaluation.evaluate(labelled.questions, labelled.key, sampler, samples=samples, split=name)
     if output is not None:
         records.write_json_lines(output, [evaluation.to_json(item) for item in items])
     by_tag = evaluation.breakdown(items, labelled.tags, plan.benchmark.breakdowns)
