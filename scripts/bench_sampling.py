@@ -9,7 +9,7 @@ token is one that nobody may draw, so that every response has exactly `response-
 after one turn that is not counted. TRL is 1.16's GRPOTrainer, unchanged: every prompt and its image repeated
 `rollouts` times, chat and images processed for each (timed apart), left-padded, one call of generate. Ours starts from
 questions: with images known (any step that meets them again) or new (decoded, hashed, through the tower once each).
-vLLM takes the weights over before each turn, untimed, so that nothing of the turn before is left in its caches.
+vLLM takes the weights over in each turn, as after an update: nothing of the turn before is left in its caches.
 
 Tokens a question, trees and stopped votes are measured on `digits` and its starting model, one turn each.
 """
@@ -22,7 +22,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ import bench_digits
 import bench_generate
 import bench_measure
 import bench_models
+import bench_parity
 import torch
 from bench_draws import drawn_tokens, logprob_gap, markdown_table
 from bench_measure import Took, middle, ratio, together
@@ -175,6 +176,7 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
         "vllm_tokens_per_second_ratio": ratio(taken[HF], taken[VLLM]) if VLLM in taken else None,
         "vllm_speedup_vs_trl_generate": ratio(taken[GENERATE], taken[VLLM]) if VLLM in taken else None,
         "logprob_gaps": gaps,
+        "parity": parity(bench),
         "load": os.getloadavg()[0],
         "ways": {
             name: {
@@ -186,6 +188,25 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
             for name, times in taken.items()
         },
     }
+
+
+PARITY_QUESTIONS, PARITY_TOKENS, UPDATES = 20, 64, 20
+
+
+def parity(bench: Bench) -> dict[str, Any] | None:
+    """vLLM against ours on transformers: greedy responses that differ, the log-prob gap before and after updates.
+
+    Changes the weights, hence the last to be measured. None without vLLM.
+    """
+    if VLLM not in bench.samplers:
+        return None
+    sizes = replace(bench.sizes, image_tokens=PARITY_TOKENS, questions=PARITY_QUESTIONS)
+    policy, vllm, questions = bench.policy, bench.samplers[VLLM], bench_models.make_questions(sizes)
+    before = logprob_gap(policy, questions, vllm.sample(questions, 2, step=0, purpose="parity"))
+    differing, unlevel = bench_parity.greedy_differences(policy, questions, bench.samplers[HF], vllm, 2 * before)
+    after = bench_parity.gap_after_updates(policy, questions[:4], vllm, UPDATES)
+    return {"greedy_questions": len(questions), "greedy_differing": differing, "greedy_differing_not_level": unlevel,
+            "logprob_gap": before, "logprob_gap_after_updates": after, "updates": UPDATES}  # fmt: skip
 
 
 def _check_equal_tokens(tokens: Mapping[str, int], sizes: Sizes) -> None:
@@ -217,7 +238,12 @@ TOP_LEVEL = ("tree_token_ratio", "tree_mean_fork_position", "adaptive_token_rati
 def summary(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> dict[str, Any]:
     """What `--json` prints: the figures of ours on transformers at the top, everything else below."""
     hf = on_digits["backends"]["hf"]
-    gaps = [*prompts["logprob_gaps"].values(), *(each["logprob_gap"] for each in on_digits["backends"].values())]
+    after = [prompts["parity"]["logprob_gap_after_updates"]] if prompts["parity"] else []
+    gaps = [
+        *prompts["logprob_gaps"].values(),
+        *after,
+        *(each["logprob_gap"] for each in on_digits["backends"].values()),
+    ]
     return {
         "speedup_vs_trl_generate": prompts["speedup_vs_trl_generate"],
         "vllm_tokens_per_second_ratio": prompts["vllm_tokens_per_second_ratio"],
@@ -247,6 +273,7 @@ def show(bench: Bench, prompts: Mapping[str, Any], on_digits: Mapping[str, Any],
         markdown_table((*RATES, "votes a question", "answers as the full vote's, %"), votes),
         *(_figures_in_words(backend, found) for backend, found in on_digits["backends"].items()),
         _rest_in_words(prompts, on_digits),
+        *([_parity_in_words(prompts["parity"])] if prompts["parity"] else []),
     ]
     return "\n\n".join(parts)
 
@@ -303,6 +330,16 @@ def _rest_in_words(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> 
         f"{say.get('vllm_tokens_per_second_ratio', 'not measured')}. Log-prob gaps on the prompts, nats: {gaps}. "
         f"Responses that differ between batches of 512 and 16 rows: {on_digits['differing']['float32']:.2%} in fp32, "
         f"{on_digits['differing']['bfloat16']:.2%} in bf16."
+    )
+
+
+def _parity_in_words(found: Mapping[str, Any]) -> str:
+    return (
+        f"vLLM beside ours on transformers, greedy, {found['greedy_questions']} questions with images of "
+        f"{PARITY_TOKENS} tokens: {found['greedy_differing']} responses differ, "
+        f"{found['greedy_differing_not_level']} of them where the two tokens' log-probs are further apart than twice "
+        f"the gap. Log-prob gap {found['logprob_gap']:.1e} nats, {found['logprob_gap_after_updates']:.1e} over "
+        f"{found['updates']} rounds of update and sync."
     )
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import bench_digits
 import bench_draws
+import bench_parity
 import bench_sampling
 import study_trees
 from bench_models import Sizes
@@ -155,6 +156,28 @@ def test_the_log_prob_gap_is_the_largest_of_all_tokens() -> None:
     shifted[-1] += 0.25
     drawn[1][1] = replace(drawn[1][1], logp=shifted)
     assert bench_draws.logprob_gap(policy, questions, drawn) == pytest.approx(0.25, abs=1e-5)
+
+
+def _sampler(policy: Policy) -> HFSampler:
+    return HFSampler(policy, DecodingConfig(max_new_tokens=6))
+
+
+def test_greedy_responses_of_one_policy_are_the_same_and_of_two_not() -> None:
+    policy, questions = tiny_policy(), tiny_questions(4)
+    same, other = _sampler(tiny_policy()), _sampler(tiny_policy(seed=1))
+    assert bench_parity.greedy_differences(policy, questions, _sampler(policy), same, 1e-4) == (0, 0)
+    differing, unlevel = bench_parity.greedy_differences(policy, questions, _sampler(policy), other, 1e-4)
+    assert differing == unlevel == 4
+    assert bench_parity.greedy_differences(policy, questions, _sampler(policy), other, 1e9) == (4, 0)
+
+
+def test_updates_move_the_weights_and_a_sampler_that_follows_keeps_its_gap() -> None:
+    policy, questions = tiny_policy(), tiny_questions(2)
+    before = policy.weights()
+    assert bench_parity.gap_after_updates(policy, questions, _sampler(policy), rounds=2) < 1e-5
+    assert all(not weight.equal(before[name]) for name, weight in policy.trainable().items())
+    stale = _sampler(tiny_policy())
+    assert bench_parity.gap_after_updates(policy, questions, stale, rounds=1) > 1e-4
 
 
 @pytest.fixture(scope="module")
