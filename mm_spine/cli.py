@@ -166,7 +166,7 @@ def serve(
     method: Annotated[str, typer.Option(help="How it adapts, and which tokens are forks.")] = "spine",
     seed: Annotated[int, typer.Option(help="Seeds every draw.")] = 0,
     host: Annotated[str, typer.Option(help="Which address to listen on; another than this machine's is open.")] = LOCAL,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the first free one from 7860 on.")] = 7860,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that may be uploaded.")] = 20,
     open_to_network: Annotated[bool, typer.Option(help="Needed for a --host that others can reach.")] = False,
 ) -> None:

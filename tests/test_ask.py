@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from small import Silent
 
 from mm_spine import asking, cli, telling
 from mm_spine.asking import Asked, Manner, ask, kind_for, manner, outcome_of, question_of, tokens_of
 from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
+from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.policy.model import Policy
 from mm_spine.reporting.colours import FULL, Token, choices, coloured, legend, shade
 from mm_spine.types import Question, Rollout
@@ -311,6 +313,39 @@ def test_bytes_of_one_character_are_one_piece_with_their_largest_entropy(policy:
         ("€", 0.9, True),
         ("b", 0.2, False),
     ]
+
+
+def test_a_sampler_without_entropies_is_scored(policy: Policy, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = manner(votes=4)
+    (plain,) = asked(policy, picture, how)
+    make = asking.make_sampler
+    monkeypatch.setattr(asking, "make_sampler", lambda *given: Silent(make(*given)))
+    (scored,) = asked(policy, picture, how)
+    assert plain.outcome.winner is not None and scored.outcome.winner is not None
+    pairs = zip(plain.outcome.winner.tokens, scored.outcome.winner.tokens, strict=True)
+    assert all(a.text == b.text and a.entropy == pytest.approx(b.entropy, abs=1e-4) for a, b in pairs)
+
+
+def test_a_model_folder_is_asked_as_its_benchmark(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "ask",
+        str(picture),
+        WORDS,
+        "--model",
+        str(MODEL_DIR),
+        "--benchmark",
+        "digits",
+        "--votes",
+        "4",
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["mm-spine", "ask", str(picture), WORDS, *named, "--votes", "4", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    found = json.loads(capsys.readouterr().out)
+    assert not ended.value.code and found["model"] == str(MODEL_DIR) and found["question"] == WORDS
 
 
 # Colours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -239,6 +240,12 @@ def test_only_this_machine_is_listened_on_unless_meant(caplog: pytest.LogCapture
     assert not caplog.records
     check_host("0.0.0.0", True)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_without_gradio_the_extra_to_install_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ConfigError, match=r"mm-spine\[demo\]"), running(desk):
+        pass
 
 
 # The desk
