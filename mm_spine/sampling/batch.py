@@ -149,8 +149,8 @@ class Batch:
         rows.stopped_R = rows.stopped_R | ended
         rows.going_R = going & ~ended & (rows.length_R < self.length)
 
-    def retire(self, needed: Iterable[int]) -> dict[int, Completion]:
-        """Number -> completion of the rows that leave now. Their prompts leave too, but for those `needed`."""
+    def retire(self, needed: int | None) -> dict[int, Completion]:
+        """Number -> completion of the rows that leave now. Prompts that nobody reads leave too, but for `needed`."""
         going = self.rows.going_R
         if going.any() and (~going).mean() <= LEAVE:
             return {}
@@ -159,12 +159,13 @@ class Batch:
         self._keep(np.flatnonzero(going), needed)
         return done
 
-    def _keep(self, kept: np.ndarray, needed: Iterable[int]) -> None:
+    def _keep(self, kept: np.ndarray, needed: int | None) -> None:
         self.rows = self.rows.kept(kept)
         self.token_R = self.token_R[torch.from_numpy(kept)]
         self.responses.keep(kept, self.length)
         wanted = np.isin(np.arange(len(self.prompts.length_B)), self.rows.slot_R)
-        wanted[[self.prompts.slots[name] for name in needed if name in self.prompts.slots]] = True
+        if needed in self.prompts.slots:
+            wanted[self.prompts.slots[needed]] = True
         self.rows.slot_R = self.prompts.keep_only(wanted)[self.rows.slot_R]
         self.hidden_RD = self.hidden_RD[:0]
         if len(kept):

@@ -59,7 +59,9 @@ class HFSampler(Backend):
             if joining := self._joining(batch, waiting):
                 batch.admit(joining, np.stack([self._draws(requests[i], step, purpose, greedy) for i in joining]))
             batch.record(*self._draw(batch, greedy), ends=self._eos)
-            done |= batch.retire(needed=[id(question.prompt) for question in waiting])
+            before = len(done)
+            done |= batch.retire(needed=id(waiting[0].prompt) if waiting else None)
+            self.told(len(done) - before)
             batch.step()
         return [done[i] for i in range(len(requests))]
 

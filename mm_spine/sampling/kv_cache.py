@@ -90,7 +90,7 @@ class Prompts(Held):
             self.slots |= {id(prompt): len(self.length_B) + i for i, prompt in enumerate(chunk)}
             self.length_B = np.append(self.length_B, [len(p.ids_L) for p in chunk])
             self.next_position_B = np.append(self.next_position_B, [p.next_position for p in chunk])
-            self.join(Held(run.layers))
+            self.join(run.held)
 
     def keep_only(self, needed_B: np.ndarray) -> np.ndarray:
         """Drop the prompts where `needed_B` is False. Returns the new slot of each old one."""
@@ -117,10 +117,10 @@ class PromptPass:
     """Prompts by themselves: causal, so that padding behind them needs no mask."""
 
     def __init__(self) -> None:
-        self.layers: list[Tensor] = []
+        self.held = Held()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        self.layers.append(torch.stack([key, value]))
+        self.held.layers.append(torch.stack([key, value]))
         return attend(query, key, value, scale, causal=True)[0].transpose(1, 2)
 
     def forward(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
@@ -195,7 +195,8 @@ class StepPass:
         """Of the new keys; rows that are all at one column need no index."""
         if self.at_R.min() == self.at_R.max():
             return slice(None), slice(None), self.columns - 1
-        return torch.arange(len(self.at_R)), slice(None), torch.from_numpy(self.at_R)
+        at_R = torch.from_numpy(self.at_R).to(self.responses.layers[0].device)
+        return torch.arange(len(at_R), device=at_R.device), slice(None), at_R
 
     @cached_property
     def bias(self) -> Tensor | None:
