@@ -329,18 +329,7 @@ def test_a_sampler_without_entropies_is_scored(policy: Policy, picture: Path, mo
 def test_a_model_folder_is_asked_as_its_benchmark(
     picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "ask",
-        str(picture),
-        WORDS,
-        "--model",
-        str(MODEL_DIR),
-        "--benchmark",
-        "digits",
-        "--votes",
-        "4",
-        "--json",
-    ]
+    named = ["--model", str(MODEL_DIR), "--benchmark", "digits"]
     monkeypatch.setattr(sys, "argv", ["mm-spine", "ask", str(picture), WORDS, *named, "--votes", "4", "--json"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
