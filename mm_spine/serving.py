@@ -167,6 +167,7 @@ class Desk:
                     tell(View(wanted.votes, _stage(asked, wanted), asked))
         finally:
             upload.data = b""
+            self.policy.forget(question)
         tell(_ended(asked, wanted))
 
 

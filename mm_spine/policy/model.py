@@ -126,6 +126,11 @@ class Policy:
             return False
         return True
 
+    def forget(self, question: Question) -> None:
+        """Drop what is kept of `question`; its image features stay, within the cache's bounds."""
+        self._prompts.pop(id(question), None)
+        self.skipped.pop(question.id, None)
+
     @property
     def context(self) -> int:
         """Tokens that the text model has positions for, prompt and response together."""
