@@ -22,7 +22,7 @@ from mm_spine import cli, evaluation
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.evaluation import Item
 from mm_spine.records import read_json_lines, write_json, write_json_lines, write_rollouts
-from mm_spine.reporting import changed, curves, figures, headline, page, report, tokens
+from mm_spine.reporting import changed, curves, figures, headline, page, questions, report, tokens
 from mm_spine.reporting.folder import read_run
 from mm_spine.run import run
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Verdict, Vote
@@ -322,7 +322,7 @@ def test_a_run_without_labels_shows_the_votes_that_moved(tmp_path: Path) -> None
 def test_a_run_of_no_steps_has_a_page(tmp_path: Path) -> None:
     text = text_of(write_run(tmp_path / "run", BEFORE, BEFORE, steps=0))
     assert "The run has no step" in text and "No question's greedy answer turned" in text
-    assert "no entropies of tokens" in text
+    assert "The run made no step: before and after are one evaluation" in text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -538,6 +538,13 @@ def test_compare_writes_what_it_is_asked_for(finished: Path, other: Path, tmp_pa
     assert done.exit_code == 0 and "written to" in done.output and (tmp_path / "c.html").is_file()
 
 
+def test_a_run_looks_alike_in_every_figure(finished: Path, other: Path) -> None:
+    write_json_lines(other / "evaluation" / "steps.jsonl", [])
+    runs = [("other", read_run(other)), ("finished", read_run(finished))]
+    places = {(line.label, line.place) for chart in curves.overlaid(runs) for line in chart.series}
+    assert places == {("other", 0), ("finished", 1)}
+
+
 def test_runs_of_one_name_are_told_apart(finished: Path, tmp_path: Path) -> None:
     again = write_run(tmp_path / "again")
     assert [name for name, _ in report._named([finished, again])] == ["spine (run)", "spine (again)"]
@@ -662,6 +669,13 @@ def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(tmp_path: Path)
         opened.page.locator("details.question > summary").first.click()
         assert opened.page.locator("details.question .tok").count() == 4 * (tokens.HEAD + tokens.TAIL)
         assert (opened.errors, opened.fetched(), opened.too_wide()) == ([], [], 0)
+
+
+def test_what_does_not_fit_is_left_out_and_said(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "IMAGE_BYTES", 10)
+    monkeypatch.setattr(questions, "RESPONSE_BYTES", 10)
+    text = text_of(finished)
+    assert "Images of 3 questions are left out" in text and "Responses of 2 questions are left out" in text
 
 
 def test_the_numbers_of_every_step_are_a_table(finished: Path) -> None:

@@ -16,11 +16,12 @@ Scale = Literal["linear", "share", "log"]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a figure; `y` in the unit of its chart."""
+    """One line of a figure; `y` in the unit of its chart. Lines of one `place` look alike in every figure."""
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def charts(saved: Saved) -> Iterator[Chart]:
     """A chart per quantity of which the run has a value; the shares of ways to answer, where a benchmark names them."""
     for quantity in QUANTITIES:
         rows = _rows(saved, quantity)
-        drawn = [_series(rows, key, label, quantity) for key, label in quantity.fields]
+        drawn = [_series(rows, key, label, quantity, i) for i, (key, label) in enumerate(quantity.fields)]
         if series := tuple(line for line in drawn if line.x):
             yield _chart(quantity, quantity.name, quantity.title, series, _band(rows, quantity), _thinned(rows))
     if habits := _habits(saved):
@@ -149,7 +150,7 @@ def overlaid(runs: Sequence[tuple[str, Saved]]) -> Iterator[Chart]:
     by_name = {quantity.name: quantity for quantity in QUANTITIES}
     for name, key, title in OVERLAID:
         quantity = by_name[name]
-        drawn = [_series(_rows(saved, quantity), key, label, quantity) for label, saved in runs]
+        drawn = [_series(_rows(saved, quantity), key, label, quantity, i) for i, (label, saved) in enumerate(runs)]
         if series := tuple(line for line in drawn if line.x):
             thinned = any(_thinned(_rows(saved, quantity)) for _, saved in runs)
             yield _chart(quantity, key, title, series, None, thinned, note="")
@@ -176,12 +177,13 @@ def _thinned(rows: Sequence[Row]) -> bool:
     return len(rows) > MAX_POINTS
 
 
-def _series(rows: Sequence[Row], key: str, label: str, quantity: Quantity) -> Series:
+def _series(rows: Sequence[Row], key: str, label: str, quantity: Quantity, place: int = 0) -> Series:
     pairs = finite(rows, key)
     if quantity.scale == "log":
         pairs = [(step, value) for step, value in pairs if value > 0]
     pairs = pairs[:: -(-len(pairs) // MAX_POINTS) or 1]
-    return Series(label, tuple(step for step, _ in pairs), tuple(quantity.factor * value for _, value in pairs))
+    x, y = tuple(step for step, _ in pairs), tuple(quantity.factor * value for _, value in pairs)
+    return Series(label, x, y, place)
 
 
 def _band(rows: Sequence[Row], quantity: Quantity) -> tuple[Series, Series] | None:
@@ -199,5 +201,5 @@ def _habits(saved: Saved) -> Chart | None:
     names = sorted({str(name) for row in rows for name in row["habits"]})
     flat = [{"step": row["step"], **{name: row["habits"].get(name, 0.0) for name in names}} for row in rows]
     quantity = Quantity("habits", "Ways to answer", "share", tuple((name, name) for name in names), scale="share")
-    series = tuple(_series(flat, name, name, quantity) for name in names)
+    series = tuple(_series(flat, name, name, quantity, i) for i, name in enumerate(names))
     return _chart(quantity, "habits", quantity.title, series, None, _thinned(rows)) if series else None

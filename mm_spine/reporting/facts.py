@@ -12,7 +12,7 @@ LISTED = 50
 """Skipped questions and bad rows that are listed; summary.json has them all."""
 
 
-STEP_ROWS = 1000
+STEP_ROWS = 250
 """Rows of the table of steps; a longer run's are thinned evenly."""
 
 

@@ -72,7 +72,7 @@ def draw(chart: Chart) -> Figure:
     """One chart over steps, its legend above the axes. To be called, and saved, within `style()`."""
     labels = [line.label for line in chart.series] + (["band"] if chart.band else [])
     lines = _legend_lines(labels)
-    height = HEIGHT + LEGEND_LINE * len(lines)
+    height = HEIGHT + 0.05 + LEGEND_LINE * len(lines)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0.145, 0.4 / height, 0.835, (HEIGHT - 0.5) / height))
     plot(axes, chart)
@@ -87,8 +87,8 @@ def plot(axes: Axes, chart: Chart) -> None:
         axes.fill_between(low.x, low.y, high.y, color=BAND, alpha=0.45, linewidth=0, label="band")
         for bound in chart.band:
             axes.plot(bound.x, bound.y, color=COLOURS[0], linewidth=0.6, linestyle=(0, (2, 2)))
-    for i, line in enumerate(chart.series):
-        _line(axes, line, i)
+    for line in chart.series:
+        _line(axes, line)
     axes.set_xlabel("step", labelpad=1)
     steps = [step for line in chart.series for step in line.x]
     margin = max(0.02 * (max(steps) - min(steps)), 0.15)
@@ -97,7 +97,8 @@ def plot(axes: Axes, chart: Chart) -> None:
     _vertical(axes, chart)
 
 
-def _line(axes: Axes, line: Series, i: int) -> None:
+def _line(axes: Axes, line: Series) -> None:
+    i = line.place
     axes.plot(
         line.x,
         line.y,
@@ -139,7 +140,7 @@ def _logarithmic(axes: Axes) -> None:
 
 def _legend(axes: Axes, columns: int) -> None:
     axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.17, 1.0), ncols=columns, frameon=False, borderaxespad=0.1,
+        loc="lower left", bbox_to_anchor=(-0.17, 1.02), ncols=columns, frameon=False, borderaxespad=0.1,
         fontsize=SIZE - 1, handlelength=2.6, columnspacing=1.1, handletextpad=0.5, borderpad=0.2,
     )  # fmt: skip
 

@@ -58,16 +58,17 @@ def read_run(path: Path) -> Saved:
     config = reader.mapping("config.yaml", read_yaml)
     summary = reader.mapping("summary.json", read_json)
     rollouts = tuple(sorted(file for file in (path / "rollouts").glob("step_*.parquet") if inside(file, path)))
-    if not rollouts:
+    still = summary.get("steps") == 0  # a run of no step has no file of steps
+    if not rollouts and not still:
         reader.missing.append(_no_rollouts(config))
     return Saved(
         path=path,
         summary=summary,
         config=config,
         environment=reader.mapping("environment.json", read_json),
-        steps=reader.rows("steps.jsonl", {"step"}),
-        timings=reader.rows("timings.jsonl", {"step"}),
-        accuracy=reader.rows("evaluation/steps.jsonl", {"step"}),
+        steps=reader.rows("steps.jsonl", {"step"}, still),
+        timings=reader.rows("timings.jsonl", {"step"}, still),
+        accuracy=reader.rows("evaluation/steps.jsonl", {"step"}, still),
         before=reader.rows("evaluation/before.jsonl", ITEM_KEYS),
         after=reader.rows("evaluation/after.jsonl", ITEM_KEYS),
         questions=_prompts(reader),

@@ -36,6 +36,7 @@ class Split:
     measures: tuple[Measure, ...]
     over_vote: Interval | None
     breakdown: Mapping[str, Any]
+    stepped: bool = True
 
     @property
     def known(self) -> bool:
@@ -76,6 +77,7 @@ def _split(name: str, before: Row, after: Row, saved: Saved, run: compare.Run | 
         measures=measures,
         over_vote=over_vote,
         breakdown=section(saved.summary, "breakdowns") if name == "adapted" else {},
+        stepped=saved.summary.get("steps") != 0,
     )
 
 
@@ -93,6 +95,13 @@ def sentences(split: Split) -> Iterator[str]:
     greedy, vote = split.measures[0], split.measures[2]
     if not split.known:
         yield "No gold answers: what the adaptation was worth cannot be said; see the shares and curves below."
+        return
+    if not split.stepped and greedy.before and vote.before:
+        yield (
+            f"The run made no step: before and after are one evaluation. One greedy answer is right on "
+            f"{percent(greedy.before.value)} of {split.questions:,} questions, the model's own vote ({vote.name}) on "
+            f"{percent(vote.before.value)}."
+        )
         return
     if greedy.before and greedy.after and greedy.gain:
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from mm_spine.reporting.folder import Row, Saved, attempt
 ROLLOUTS_EACH = 4
 """Responses from training that the page shows of a question."""
 
-
-IMAGE_BYTES = 5_000_000
+IMAGE_BYTES = 4_500_000
 """Of images in one page, before their base64; those of later questions stay in the run's folder."""
+
+
+RESPONSE_BYTES = 6_000_000
+"""Of responses from training, with their tokens, in one page."""
 
 
 class Share(NamedTuple):
@@ -62,10 +66,10 @@ def directions(saved: Saved, tokenizer: Tokenizer | None, missing: list[str]) ->
     found = attempt(lambda: changes(saved.before, saved.after), missing) or Changes((), (), ())
     wanted = [change.place[1] for change in found.shown() if change.place[0] == "adapted"]
     rows = attempt(lambda: tokens.responses(saved.rollouts, wanted, ROLLOUTS_EACH), missing) or {}
-    budget = _Budget(IMAGE_BYTES)
+    budgets = _Budget(IMAGE_BYTES), _Budget(RESPONSE_BYTES)
 
     def direction(name: str, mark: str, turn: str, title: str, part: Sequence[Change]) -> Direction:
-        tried = [attempt(partial(_shown, change, saved, rows, tokenizer, budget), missing) for change in part[:SHOWN]]
+        tried = [attempt(partial(_shown, change, saved, rows, tokenizer, budgets), missing) for change in part[:SHOWN]]
         return Direction(name, mark, turn, title, len(part), [each for each in tried if each is not None])
 
     parts = [
@@ -73,41 +77,52 @@ def directions(saved: Saved, tokenizer: Tokenizer | None, missing: list[str]) ->
         direction("lost", "▼", "right → wrong", "Right before, wrong after", found.lost),
         direction("moved", "◆", "another vote", "Another vote, no gold answer", found.moved),
     ]
-    if budget.refused:
-        missing.append(f"Images of {budget.refused} questions are left out to keep this page small; see images/.")
+    for what, budget in zip(("Images", "Responses"), budgets, strict=True):
+        if budget.refused:
+            missing.append(f"{what} of {budget.refused} questions are left out to keep this page below 15 MB.")
     return parts
 
 
 class _Budget:
-    """Bytes of images that the page may still take, and how many questions had to go without."""
+    """Bytes that the page may still take of one kind, and how many questions had to go without."""
 
     def __init__(self, left: int) -> None:
         self.left, self.refused = left, 0
 
-    def take(self, images: Sequence[tuple[str, bytes]]) -> tuple[str, ...]:
-        size = sum(len(data) for _, data in images)
-        if size > self.left:
-            self.refused += 1
-            return ()
-        self.left -= size
-        return tuple(f"data:{media};base64,{base64.b64encode(data).decode()}" for media, data in images)
+    def allows(self, size: int) -> bool:
+        """Whether `size` bytes still fit; they are then taken."""
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        self.refused += not fits
+        return fits
 
 
 def _shown(
-    change: Change, saved: Saved, rows: Mapping[str, Any], tokenizer: Tokenizer | None, budget: _Budget
+    change: Change,
+    saved: Saved,
+    rows: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    budgets: tuple[_Budget, _Budget],
 ) -> Shown:
     split, name = change.place
     sampled = rows.get(name, ()) if split == "adapted" else ()
+    responses = [tokens.token_row(row, tokenizer) for row in sampled]
+    images = list(thumbnails(saved.path, name))
+    of_images, of_responses = budgets
     return Shown(
         id=name,
         split=split,
         prompt=tokens.shortened(saved.questions.get((split, name), "")),
-        images=budget.take(list(thumbnails(saved.path, name))),
+        images=_embedded(images) if of_images.allows(sum(len(data) for _, data in images)) else (),
         before=_side(change.before),
         after=_side(change.after),
         shares=_shares(change),
-        rollouts=[tokens.token_row(row, tokenizer) for row in sampled],
+        rollouts=responses if of_responses.allows(len(json.dumps(responses))) else (),
     )
+
+
+def _embedded(images: Sequence[tuple[str, bytes]]) -> tuple[str, ...]:
+    return tuple(f"data:{media};base64,{base64.b64encode(data).decode()}" for media, data in images)
 
 
 def _side(row: Row) -> dict[str, Any]:
