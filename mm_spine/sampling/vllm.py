@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.vllm_engine import SamplerDied, VLLMEngine
+from mm_spine.sampling.vllm_engine import SamplerDied, VLLMEngine, import_vllm
 
 __all__ = ["SamplerDied", "VLLMSampler", "why_not"]
 
@@ -62,6 +63,7 @@ class VLLMSampler(Backend):
             chosen = going[at : at + self.decoding.batch_rows]
             completions = self._complete([requests[i] for i in chosen], step, purpose, greedy)
             done |= zip(chosen, completions, strict=True)
+            self.told(len(chosen))
         return [done[i] for i in range(len(requests))]
 
     def _ended(self, request: Request) -> Completion | None:
@@ -149,10 +151,10 @@ def why_not(load: bool = False) -> str:
     if Version(found).release[:2] != Version(SERIES).release:
         return f"vLLM {found} is installed, {SERIES}.* is needed; {install}"
     for package in ("torchaudio", "torchcodec"):
-        error = _import_error(package) if _version(package) else ""
+        error = _failure(partial(importlib.import_module, package)) if _version(package) else ""
         if error:
             return f"{package}, which vLLM imports, does not load here ({error}); pip uninstall {package}"
-    error = _import_error("vllm") if load else ""
+    error = _failure(import_vllm) if load else ""
     return f"vLLM {found} does not load here ({error}); install it again: {install}" if error else ""
 
 
@@ -163,10 +165,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _import_error(module: str) -> str:
-    """The first line of what importing `module` raises, "" if it loads."""
+def _failure(load: Callable[[], object]) -> str:
+    """The first line of what `load` raises, "" if it does not."""
     try:
-        importlib.import_module(module)
+        load()
     except Exception as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return ""

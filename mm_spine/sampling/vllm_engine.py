@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,7 +45,9 @@ class VLLMEngine:
         self.version = 0
         self.stale = True
         self._folder = tempfile.TemporaryDirectory(prefix="mm-spine-vllm-")
+        weakref.finalize(policy, self._folder.cleanup)
         with _failing("starting"), _environment(self._folder.name, policy.device, self.apart):
+            _check_heads(policy)
             _write_model(policy, Path(self._folder.name))
             self._llm: Any = _start(policy, self._settings(policy))
         self._workers = multiprocessing.active_children() if self.apart else []
@@ -63,11 +67,6 @@ class VLLMEngine:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
             self._sleep()
         return outputs
-
-    def close(self) -> None:
-        """End the engine and its processes."""
-        self._llm.llm_engine.engine_core.shutdown()
-        self._folder.cleanup()
 
     def _take_over(self, policy: Policy) -> None:
         """The policy's weights, if they may have changed, and none of what the old ones left in caches."""
@@ -108,6 +107,7 @@ class VLLMEngine:
             self._asleep = True
 
     def _settings(self, policy: Policy) -> dict[str, Any]:
+        import_vllm()
         from mm_spine.sampling import vllm_worker
 
         config = self.config
@@ -144,14 +144,22 @@ def _images(policy: Policy) -> dict[str, Any]:
     return {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
 
 
-def _start(policy: Policy, settings: Mapping[str, Any]) -> Any:
-    from vllm import LLM
+def import_vllm() -> Any:
+    """The package, without its notices. Raises what it raises."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("vllm")
 
+
+def _start(policy: Policy, settings: Mapping[str, Any]) -> Any:
     # When a process dies it would print every prompt, image features included. A level would be reset by vLLM.
     logging.getLogger("vllm.logging_utils.dump_input").addFilter(lambda record: False)
     threads = torch.set_num_threads
     try:
-        llm = LLM(**settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            llm = import_vllm().LLM(**settings)
     finally:
         torch.set_num_threads = threads  # vLLM's CPU worker puts a function there that does nothing
     weakref.finalize(policy, llm.llm_engine.engine_core.shutdown)
@@ -164,7 +172,6 @@ def _write_model(policy: Policy, folder: Path) -> None:
     config.architectures = config.architectures or [type(policy.model).__name__]
     config.save_pretrained(folder)
     policy.processor.save_pretrained(folder)
-    _check_heads(policy)
 
 
 def _check_heads(policy: Policy) -> None:
@@ -208,7 +215,6 @@ def _environment(folder: str, device: torch.device, apart: bool) -> Iterator[Non
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler lives here, wherever the model does
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # ranks would be bound to the same cores
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_healing(Path(folder)), before.get("PYTHONPATH"))))
     if apart:
         for name in LAUNCHED:

