@@ -169,8 +169,9 @@ def test_the_headline_by_hand(finished: Path) -> None:
     assert (greedy.before.value, greedy.after.value, greedy.gain.value) == (0.5, 1.0, 0.5)  # type: ignore[union-attr]
     assert (pass_at_1.before.value, pass_at_1.after.value) == (0.375, 1.0)  # type: ignore[union-attr]
     assert (vote.name, vote.before.value, vote.after.value) == ("maj@4", 0.5, 1.0)  # type: ignore[union-attr]
-    # Greedy after: 1 0 1 0; the vote before: 0 1 1 0.
+    # Adapted, greedy after 1 0 1 0 and the vote before 0 1 1 0; held out, 1 1 and 0 1.
     assert adapted.over_vote is not None and adapted.over_vote.value == 0.0
+    assert held_out.over_vote is not None and held_out.over_vote.value == 0.5
     assert (adapted.questions, adapted.labelled) == (4, 4)
 
 
@@ -213,8 +214,12 @@ def test_the_page_is_one_file_that_may_load_nothing(finished: Path) -> None:
 
 
 def test_ids_of_the_drawings_do_not_meet(finished: Path) -> None:
-    ids = re.findall(r'\bid="([^"]*)"', (finished / "report.html").read_text())
+    html = (finished / "report.html").read_text()
+    ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
+    assert set(re.findall(r'url\(#([^)]*)\)|xlink:href="#([^"]*)"', html)) <= {
+        pair for x in ids for pair in ((x, ""), ("", x))
+    }
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
