@@ -53,6 +53,7 @@ def report(folders: list[Path], seconds: float) -> None:
     console.print(compare(folders))
     console.print(f"\n{len(folders)} runs in {seconds:.0f} s. Each folder under {folders[0].parent}/ holds:")
     for name, what in (
+        ("report.html", "all of it as one page: result, curves, tokens, the questions that changed"),
         ("summary.json", "figures with intervals, seconds, tokens, what was frozen"),
         ("steps.jsonl", "a line per step: vote share, entropies, band, losses, sampler-trainer gap"),
         ("rollouts/", "every response with its answer, reward, advantage, token entropies and mask"),
