@@ -29,6 +29,9 @@ def readme(repository: Path) -> str:
     return path.read_text()
 
 
+PROGRAMS = ("pip", "git", "cd", "torchrun", "deepspeed", "hf", "lmms-eval", "tensorboard", "trackio", "wandb", "head")
+
+
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
@@ -60,9 +63,18 @@ def _loads(folder: Path, policy: Any) -> None:
 
 
 def test_every_command_is_one_that_can_be_given(readme: str, repository: Path) -> None:
-    given = [list(dropwhile(lambda word: "=" in word, words)) for words in commands(readme)]  # MODEL=... scripts/...
-    assert {words[0].split("/")[0] for words in given} >= {"mm-spine", "scripts"}
-    for words in given:
+    assert {words[0].split("/")[0] for words in given(readme)} >= {"mm-spine", "scripts"}
+    check_commands(readme, repository)
+
+
+def given(text: str) -> list[list[str]]:
+    """Its commands without the variables before them (MODEL=... scripts/...)."""
+    return [list(dropwhile(lambda word: "=" in word, words)) for words in commands(text)]
+
+
+def check_commands(text: str, repository: Path) -> None:
+    """Fail for a command of the bash blocks that cannot be given as it stands."""
+    for words in given(text):
         program = words[0]
         if program == "mm-spine":
             _can_be_parsed(words[1], words[2:])
@@ -70,8 +82,10 @@ def test_every_command_is_one_that_can_be_given(readme: str, repository: Path) -
             assert os.access(repository / program, os.X_OK), f"{program} is not an executable file"
         elif program.startswith("python") and words[1] == "-m":
             assert importlib.util.find_spec(words[2]) is not None, words
+        elif program.startswith("python"):
+            assert (repository / words[1]).is_file(), words
         else:
-            assert program in ("pip", "git", "cd", "torchrun", "deepspeed"), f"{shlex.join(words)}: unknown program"
+            assert program in PROGRAMS, f"{shlex.join(words)}: unknown program"
 
 
 def _can_be_parsed(name: str, arguments: list[str]) -> None:

@@ -1,0 +1,246 @@
+"""What the pages under docs/ say is so: examples run, links resolve; keys, fields and messages are the code's."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_readme import blocks, check_commands
+
+from mm_spine import config, evaluation
+from mm_spine.benchmarks import BENCHMARKS
+from mm_spine.methods import METHODS
+from mm_spine.processors.answers import KINDS
+from mm_spine.records import ROLLOUT_SCHEMA
+from mm_spine.types import StepReport
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md"))
+RUN = ("extending.md", "slake_3b.md")
+"""Pages whose Python blocks are run; a block of text right behind one is what it prints."""
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """What an example adds to a table is gone afterwards."""
+    kept = [(table, dict(table)) for table in (BENCHMARKS, KINDS, METHODS)]
+    yield
+    for table, rows in kept:
+        for name in table.keys() - rows.keys():
+            del table[name]  # type: ignore[attr-defined]
+
+
+def examples(page: str) -> list[tuple[int, str, str | None]]:
+    """(line, code, what it prints or None) of each Python block."""
+    pattern = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+    return [(page.count("\n", 0, found.start()) + 1, found[1], found[2]) for found in pattern.finditer(page)]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_examples_run_and_print_what_stands_below_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "docs"}
+    found = examples((ROOT / "docs" / name).read_text())
+    assert found
+    for line, code, printed in found:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile("\n" * line + code, name, "exec"), names)  # its own text, from this checkout
+        if printed is not None:
+            assert out.getvalue() == printed, f"{name}, line {line}"
+
+
+def test_no_page_has_python_that_is_not_run() -> None:
+    assert {page.name for page in PAGES if blocks(page.read_text(), "python")} <= set(RUN)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_can_be_given(page: Path) -> None:
+    check_commands(page.read_text(), ROOT)
+
+
+def links(page: Path) -> list[str]:
+    """Targets of the links and images of a page, code left out."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text) and [
+        a or b for a, b in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    ]
+
+
+def headings(page: Path) -> set[str]:
+    """GitHub's anchors of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    for link in links(page):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in headings(target), f"{page.name}: {link}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {link.partition("#")[0] for link in links(ROOT / "README.md")}
+    assert {f"docs/{page.name}" for page in PAGES} <= linked
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_configuration_is_what_its_script_writes() -> None:
+    written = script("write_config_docs").page()
+    assert (ROOT / "docs" / "config.md").read_text() == written, "run python scripts/write_config_docs.py"
+
+
+def test_every_key_of_the_configuration_is_described_and_no_other() -> None:
+    found = script("write_config_docs")
+    known = set()
+    for prefix, model in found.sections():
+        for name in model.model_fields:
+            shared = name in config.DecodingConfig.model_fields and prefix in ("sampling.", "evaluation.")
+            known.add(f"decoding.{name}" if shared else prefix + name)
+    assert found.MEANINGS.keys() == known
+
+
+def fields(page: str, heading: str) -> set[str]:
+    """The names in the first column of a section's tables."""
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+
+
+@pytest.fixture(scope="module")
+def outputs() -> str:
+    return (ROOT / "docs" / "outputs.md").read_text()
+
+
+def test_every_figure_of_a_step_is_described(outputs: str) -> None:
+    assert fields(outputs, "steps.jsonl") == set(StepReport.__dataclass_fields__)
+
+
+def test_every_column_of_the_rollouts_is_described(outputs: str) -> None:
+    assert fields(outputs, "rollouts") == set(ROLLOUT_SCHEMA.names)
+
+
+def test_every_field_of_a_verdict_is_described(outputs: str) -> None:
+    assert fields(outputs, "evaluation/before.jsonl, evaluation/after.jsonl") == set(
+        evaluation.Item.__dataclass_fields__
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run."""
+    from small import BASE, write_data, write_model
+
+    from mm_spine.methods import configure
+    from mm_spine.run import run
+
+    folder = tmp_path_factory.mktemp("docs")
+    given = {"benchmark": str(write_data(folder / "data")), "model": {"path": str(write_model(folder / "model"))}}
+    assert run(configure(BASE, given, {"optim": {"steps": 1}, "checkpoint": {"every": 1}}), folder / "run") is not None
+    return folder / "run"
+
+
+def test_every_key_of_the_summary_is_described(outputs: str, finished: Path) -> None:
+    import json
+
+    summary = json.loads((finished / "summary.json").read_text())
+    named = fields(outputs, "summary.json")
+    inner = {f"{name}.{key}" for name in ("seconds", "tokens", "image_cache") for key in summary[name]}
+    metrics = set(summary["before"])
+    assert named == summary.keys() - {"seconds", "tokens", "image_cache"} | inner | metrics
+
+
+def test_every_key_of_timings_and_step_accuracy_is_described(outputs: str, finished: Path) -> None:
+    import json
+
+    timing = json.loads((finished / "timings.jsonl").read_text().splitlines()[0])
+    accuracy = json.loads((finished / "evaluation" / "steps.jsonl").read_text().splitlines()[0])
+    assert timing.keys() <= fields(outputs, "timings.jsonl")
+    assert fields(outputs, "evaluation/steps.jsonl") == accuracy.keys() | {"habits"}
+
+
+def test_every_file_of_a_run_is_described(outputs: str, finished: Path) -> None:
+    table = outputs.split("## The files")[1].split("\n## ")[0]
+    for path in finished.iterdir():
+        assert f"`{path.name}{'/' if path.is_dir() else ''}" in table, path.name
+
+
+def sources() -> str:
+    """The literal texts of the code, joined in order: what stands between the values of a message."""
+    parts: list[str] = []
+    for folder in ("mm_spine", "processors", "benchmarks", "scripts"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts.append("".join(p.value if isinstance(p, ast.Constant) else "\0" for p in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    parts.append(node.value)
+    return "\n".join(parts)
+
+
+OTHERS = ("operator torchvision::nms does not exist",)
+"""Messages of other packages."""
+
+
+def quoted(page: str) -> list[str]:
+    """The messages of the FAQ: headings in code, `...` for what varies."""
+    return re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+
+
+def test_every_message_of_the_faq_is_one_of_the_code() -> None:
+    page, known = (ROOT / "docs" / "faq.md").read_text(), sources()
+    messages = quoted(page)
+    assert len(messages) > 20
+    for message in messages:
+        parts = [part.strip() for part in message.split("...") if part.strip()]
+        assert parts
+        missing = [part for part in parts if part not in known and message not in OTHERS]
+        assert not missing, f"{message}: {missing}"
+
+
+def test_a_message_that_the_code_lacks_would_be_seen() -> None:
+    assert "this sentence is nowhere in the " + "code" not in sources()
+
+
+def test_the_picture_is_one_that_browsers_draw() -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    text = (ROOT / "docs" / "loop.svg").read_text()
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert not re.search(r"<script|href=\"http|@import|url\(http", text)
+
+
+def test_paths_that_pages_name_exist() -> None:
+    for page in [ROOT / "README.md", *PAGES]:
+        named = set(
+            re.findall(r"`((?:mm_spine|processors|benchmarks|configs|scripts|tests|docs)/[\w./-]+)`", page.read_text())
+        )
+        missing = sorted(name for name in named if not (ROOT / name).exists() and not name.startswith("benchmarks/sky"))
+        assert not missing, f"{page.name}: {missing}"
+    assert os.access(ROOT / "scripts" / "write_config_docs.py", os.R_OK)
