@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -205,7 +206,17 @@ def test_a_resumed_run_goes_on_at_its_step(config: Any, sealed: list[Any], tenso
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """The logged rows, by wandb's own reader."""
+    """The logged rows, once they are all there: wandb's own process may still be writing."""
+    for _ in range(300):
+        rows = saved(run)
+        if any("accuracy/questions" in row and row["step"] == 2 for row in rows):
+            return rows
+        time.sleep(0.1)
+    raise AssertionError(f"wandb has written {len(rows)} rows, the last one is missing")
+
+
+def saved(run: Path) -> list[dict[str, Any]]:
+    """The rows that are there, by wandb's own reader."""
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
@@ -218,6 +229,7 @@ def history(run: Path) -> list[dict[str, Any]]:
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+    store.close()
     return rows
 
 
@@ -250,25 +262,41 @@ def test_wandb_knows_nothing_of_machine_and_code(wandb: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked, known, mode",
+    "asked, known, there, mode",
     [
-        (None, False, "offline"),
-        ("online", False, "offline"),
-        ("shared", False, "offline"),
-        ("offline", True, "offline"),
-        ("dryrun", True, "offline"),
-        ("disabled", False, "disabled"),
-        (None, True, "online"),
-        ("online", True, "online"),
+        (None, False, True, "offline"),
+        ("online", False, True, "offline"),
+        ("shared", False, True, "offline"),
+        ("offline", True, True, "offline"),
+        ("dryrun", True, True, "offline"),
+        ("disabled", False, True, "disabled"),
+        (None, True, True, "online"),
+        ("online", True, True, "online"),
+        ("online", True, False, "offline"),
     ],
 )
-def test_wandb_never_asks_for_credentials(
-    asked: str | None, known: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+def test_wandb_never_asks_for_credentials_nor_waits_for_a_server(
+    asked: str | None, known: bool, there: bool, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(trackers, "answers", lambda url: there)
     if asked:
         monkeypatch.setenv("WANDB_MODE", asked)
-    assert trackers.wandb_mode(SimpleNamespace(api=SimpleNamespace(is_authenticated=known))) == mode
+    assert trackers.wandb_mode(SimpleNamespace(is_authenticated=known, api_url="http://127.0.0.1:1")) == mode
+
+
+def test_a_server_answers_where_something_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(address: tuple[str, int], timeout: float) -> Any:
+        if address not in {("there.example", 443), ("there.example", 8080)}:
+            raise ConnectionRefusedError
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(trackers, "getproxies", lambda: {"no": "localhost"})
+    found = {url: trackers.answers(url) for url in ("https://there.example", "http://there.example:8080", "http://x")}
+    assert found == {"https://there.example": True, "http://there.example:8080": True, "http://x": False}
+    monkeypatch.setattr(trackers, "getproxies", lambda: {"https": "http://proxy:1"})
+    assert trackers.answers("http://x"), "a proxy may know the way"
 
 
 def test_a_run_keeps_its_name_on_a_server(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import importlib
 import io
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 from PIL import Image
@@ -28,8 +31,8 @@ log = logging.getLogger(__name__)
 
 PROJECT = "mm-spine"
 HEADINGS = ("question", "rollout", "answer", "vote", "reward", "response")
-INIT_SECONDS = 30
-"""How long a run waits for the server of Weights & Biases before it goes on without."""
+INIT_SECONDS, ANSWER_SECONDS = 30, 5
+"""How long a run waits for Weights & Biases before it goes on without, and for its server before it stays offline."""
 
 
 class Shown(NamedTuple):
@@ -95,7 +98,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in RUN/wandb, offline without credentials. Curves have their own step, which may come late or again."""
+    """A run in RUN/wandb, offline without credentials. Curves have their own step, which may come late or again.
+
+    Offline, each part of a resumed run has files of its own: wandb sync --append joins them.
+    """
 
     def __init__(self, output: Path, config: RunConfig, first: int | None) -> None:
         folder = output.resolve()
@@ -105,7 +111,8 @@ class WeightsAndBiases:
         with environment(self._own):
             import wandb
 
-            self._wandb, mode = wandb, wandb_mode(wandb)
+            self._wandb = wandb
+            mode = wandb_mode(wandb.api)
             self.sends = mode not in ("offline", "disabled")
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -158,15 +165,30 @@ WANDB_SETTINGS: Mapping[str, Any] = {
 """Nothing of the machine, the code or the terminal: what we log, alone."""
 
 
-def wandb_mode(wandb: Any) -> Any:
-    """`WANDB_MODE` or "online"; without credentials "offline", because wandb would ask for some."""
+def wandb_mode(api: Any) -> Any:
+    """`WANDB_MODE` or "online"; "offline" without credentials, for which wandb would ask, or without a server."""
     asked = os.environ.get("WANDB_MODE", "").lower() or "online"
     if asked in ("offline", "dryrun"):
         return "offline"
-    if asked == "disabled" or wandb.api.is_authenticated:
+    if asked == "disabled":
         return asked
-    log.info("wandb: no API key, so the run is kept offline; send it later with: wandb sync RUN/wandb/offline-run-*")
-    return "offline"
+    why = "" if api.is_authenticated else "no API key"
+    why = why or ("" if answers(api.api_url) else f"no answer from {api.api_url}")
+    if why:
+        log.info("wandb: %s, so the run is kept offline; send it later with: wandb sync RUN/wandb/offline-run-*", why)
+    return "offline" if why else asked
+
+
+def answers(url: str) -> bool:
+    """Whether the server of `url` takes a connection. What a proxy reaches is not looked into."""
+    parts = urlsplit(url)
+    if parts.hostname is None or getproxies().keys() - {"no"}:
+        return True
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def run_id(folder: Path) -> str:
