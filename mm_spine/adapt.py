@@ -33,7 +33,7 @@ from mm_spine.policy.reference import Reference
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
-from mm_spine.selection import Bounds, band_bounds, select
+from mm_spine.selection import Bounds, BoundsRule, band_bounds, select
 from mm_spine.types import Group, Question, StepReport
 from mm_spine.update import (
     DIVERGENCES,
@@ -150,7 +150,6 @@ class _Loop:
         self, questions: Sequence[Question], policy: Policy, sampler: Sampler, method: Method, config: RunConfig
     ) -> None:
         self.questions, self.policy, self.sampler = questions, policy, sampler
-        self._by_id = {question.id: question for question in questions}
         self.method, self.config = method, config
         self.options = config.method
         self.distribution = Distribution(config.sampling.temperature, policy.banned)
@@ -183,12 +182,11 @@ class _Loop:
         sampling, options = self.config.sampling, self.options
         self.seconds = {}
         with self._timed("sample"):
-            asked = distributed.mine(batch_of(self.questions, self.config, step))
-            least = sampling.train_rollouts
-            voted = vote_in_rounds(self.sampler, asked, sampling.votes, least, step=step, purpose="train")
-            groups = self._everyones(voted)
-        voted = groups
-        kept = [share_identical(subsample(group, sampling.train_rollouts)) for group in groups]
+            batch, least = batch_of(self.questions, self.config, step), sampling.train_rollouts
+            asked = distributed.mine(batch)
+            drawn = vote_in_rounds(self.sampler, asked, sampling.votes, least, step=step, purpose="train")
+            voted = self._everyones(drawn, batch)
+        kept = [share_identical(subsample(group, least)) for group in voted]
         groups, gap = self._scored(kept)
         groups = assign_credit(groups, self.method, options)
         tokens = choose_tokens(groups, self.method, options, self.config.seed, step, self.anchored)
@@ -210,16 +208,18 @@ class _Loop:
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
         share = distributed.mine(groups)
         scored, gap = self.budget.within(lambda: score(self.policy, share, self.distribution, self.budget.at_once))
-        return self._everyones(scored), joined(distributed.gather([gap]))
+        return self._everyones(scored, [group.question for group in groups]), joined(distributed.gather([gap]))
 
     def _gap_of_the_idle(self, rows: Sequence[Row], groups: Sequence[Group]) -> Gap | None:
         """The gap of a step that trains nothing, whose forward would have measured it: none goes without."""
         return self._score(groups)[1] if groups and not rows else None
 
-    def _everyones(self, share: Sequence[Group]) -> list[Group]:
-        """All ranks' groups. Images do not travel, and questions stay the objects by which the policy knows prompts."""
+    def _everyones(self, share: Sequence[Group], questions: Sequence[Question]) -> list[Group]:
+        """All ranks' groups, in the order of `questions` however many could not be asked. Images do not travel, and
+        questions stay the objects by which the policy knows prompts."""
         light = [replace(group, question=replace(group.question, images=())) for group in share]
-        return [replace(group, question=self._by_id[group.question.id]) for group in distributed.gather(light)]
+        groups = {group.question.id: group for group in distributed.gather(light)}
+        return [replace(groups[q.id], question=q) for q in questions if q.id in groups]
 
     def _update(self, step: int, rows: Sequence[Row], over: Denominators, gap: Gap | None) -> StepReport:
         report = StepReport(step, lr=learning_rate(self.config, step))
@@ -281,20 +281,22 @@ class _Loop:
         if state.get("anchored"):
             self.anchored = Bounds(*(torch.tensor(bound) for bound in state["anchored"]))
         elif self.method.bounds is not None and self.options.band_anchor == "initial":
-            self.anchored = self._measure_anchor()
+            self.anchored = self._measure_anchor(self.method.bounds(self.options))
         self.result.steps = state.get("step", 0)
         return self.result.steps
 
-    def _measure_anchor(self) -> Bounds:
-        """The band of the starting model: one rollout pass over the first batch."""
-        questions = batch_of(self.questions, self.config, 0)
-        rollouts = self.sampler.sample(questions, self.config.sampling.train_rollouts, step=0, purpose="anchor")
-        groups, _ = self._scored([make_group(q, r) for q, r in zip(questions, rollouts, strict=True) if r])
-        entropies = [torch.from_numpy(rollout.entropy) for group in groups for rollout in group.rollouts]
-        masks = select(entropies, self.method.band_mask(self.options), self.options.mask_scope)
-        if self.method.bounds is None:
-            raise ConfigError("method.band_anchor=initial: this method has no band")
-        return band_bounds(entropies, masks, self.method.bounds(self.options), "batch")[0]
+    def _measure_anchor(self, rule: BoundsRule) -> Bounds | None:
+        """The band of the starting model: one rollout pass over the first batch that can be asked; None without one."""
+        for step in range(self.config.optim.steps):
+            questions = batch_of(self.questions, self.config, step)
+            rollouts = self.sampler.sample(questions, self.config.sampling.train_rollouts, step=step, purpose="anchor")
+            drawn = [make_group(q, r) for q, r in zip(questions, rollouts, strict=True) if r]
+            if drawn:
+                groups, _ = self._scored(drawn)
+                entropies = [torch.from_numpy(rollout.entropy) for group in groups for rollout in group.rollouts]
+                masks = select(entropies, self.method.band_mask(self.options), self.options.mask_scope)
+                return band_bounds(entropies, masks, rule, "batch")[0]
+        return None
 
     def _checkpoint(self, hooks: Hooks, done: int, forced: bool) -> None:
         every = self.config.checkpoint.every

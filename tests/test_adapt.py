@@ -320,6 +320,18 @@ def test_an_anchored_band_keeps_the_bounds_of_the_starting_model() -> None:
     assert len({(record.report.band_low, record.report.band_high) for record in running}) == 3
 
 
+@pytest.mark.parametrize("broken", [1, 2])
+def test_an_anchored_band_is_that_of_the_first_batch_that_can_be_asked(broken: int) -> None:
+    """One question a step, the first one's image no image; then both."""
+    config = small_config({"method": {"band_anchor": "initial"}, "optim": {"questions_per_step": 1, "steps": 2}})
+    order = [batch_of(QUESTIONS[:2], config, step)[0].id for step in range(2)]
+    bad = [replace(q, images=(b"no image",)) if q.id in order[:broken] else q for q in QUESTIONS[:2]]
+    seen: list[StepRecord] = []
+    assert adapt(bad, digit_policy(), config=config, hooks=Hooks(on_step=seen.append)).steps == 2
+    assert [len(record.groups) for record in seen] == [0, 2 - broken]
+    assert [record.report.band_low is None for record in seen] == [True, broken == 2]
+
+
 def test_a_method_without_a_band_reports_none() -> None:
     report = run(PLAIN, {"optim": {"steps": 1}})[2][0].report
     assert report.band_low is report.band_high is report.share_below is report.share_above is None
@@ -331,6 +343,16 @@ def test_an_image_is_encoded_once_and_the_step_says_what_that_saved() -> None:
     assert policy.images.misses == len(QUESTIONS)
     for record in records:
         assert record.report.cache_hits == sum(len(group.rollouts) - 1 for group in record.groups) > 0
+
+
+def test_groups_stand_in_the_order_of_the_batch_whatever_order_ranks_return_them_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where one rank has a question that cannot be asked, and its others move up among the other ranks'."""
+    monkeypatch.setattr(distributed, "gather", lambda share: list(share)[::-1])
+    config = small_config(PLAIN)
+    for step, record in enumerate(run(PLAIN)[2]):
+        assert [group.question for group in record.groups] == batch_of(QUESTIONS, config, step)
 
 
 def test_groups_from_other_ranks_bring_no_image_and_no_second_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.batch import Batch, longest
 from mm_spine.sampling.hf import HFSampler, _choose, differing_share
-from mm_spine.sampling.kv_cache import held_tokens, token_bytes
+from mm_spine.sampling.kv_cache import Sharing, held_tokens, token_bytes
 from mm_spine.types import Question, Rollout
 
 MANY_ENDS = [END, *range(0, 400, 7)]
@@ -544,6 +544,36 @@ def test_prompts_are_prefilled_in_pieces_that_bound_the_memory(monkeypatch: pyte
     assert_same_but_at_boundaries(policy, questions, zip(whole, pieces, strict=True))
     prefills = [shape for shape in shapes if shape[1] > 1]
     assert len(prefills) > 1 and all(rows == 1 or rows * length <= 50 for rows, length in prefills)
+
+
+def test_short_prompts_and_prefixes_are_not_padded_to_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, (question, *_) = ending(ends=[]), mixed()
+    questions = [Question(f"s{i}", (), "Say it again. " * (60 if i == 3 else 1), question.spec) for i in range(8)]
+    prefixes = [tuple(range(60 if i == 5 else 2)) for i in range(8)]
+    shapes = spied_shapes(policy, monkeypatch)
+    requests = [Request(q, i, prefix) for i, (q, prefix) in enumerate(zip(questions, prefixes, strict=True))]
+    complete(policy, requests, max_new_tokens=61)
+    computed = sum(rows * tokens for rows, tokens in shapes if tokens > 1)
+    real = sum(len(policy.prompt(q).ids_L) + len(prefix) for q, prefix in zip(questions, prefixes, strict=True))
+    assert computed <= 2 * real, (computed, real)
+
+
+def test_prefixes_ask_only_their_own_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prefixes beside 12 prompts: no forward has queries for a prompt that none of them follows."""
+    policy = ending(ends=[])
+    asked: list[int] = []
+    attend = Sharing.attend
+
+    def spy(sharing: Sharing, layer: int, query: Tensor, scale: float) -> Any:
+        asked.append(sharing.grid_BN.numel() / len(query))
+        return attend(sharing, layer, query, scale)
+
+    monkeypatch.setattr(Sharing, "attend", spy)
+    requests = [Request(q, i, (5, 6) if i % 7 == 3 else ()) for i, q in enumerate(mixed(12))]
+    plain = complete(policy, requests)
+    assert max(asked) == 1.0
+    alone = [complete(policy, [request])[0] for request in requests]
+    assert [c.token_ids for c in plain] == [c.token_ids for c in alone]
 
 
 def test_logits_are_made_in_pieces_that_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

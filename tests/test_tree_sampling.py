@@ -252,8 +252,9 @@ def test_special_tokens_are_all_that_the_tokenizer_marks_and_all_that_end() -> N
     marked = tiny_policy()
     marked.model.generation_config.eos_token_id = [END, 7]
     assert special_ids(marked) == {7, *range(415, 423)}
-    marked.model.generation_config.eos_token_id = None
-    assert special_ids(marked) == set(range(415, 423))
+    for ends, more in ((0, {0}), (None, set()), ([], set())):
+        marked.model.generation_config.eos_token_id = ends
+        assert special_ids(marked) == {*range(415, 423), *more}
 
 
 def test_nothing_forks_at_a_special_token() -> None:

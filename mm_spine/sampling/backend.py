@@ -14,6 +14,12 @@ from mm_spine.sampling import Completion, Request
 from mm_spine.types import Question, Rollout
 
 
+def end_ids(policy: Policy) -> tuple[int, ...]:
+    """The token ids that end a response, by the model's generation config: one, several or none."""
+    ends = policy.model.generation_config.eos_token_id
+    return (ends,) if isinstance(ends, int) else tuple(ends or ())
+
+
 class Backend(ABC):
     """Draws from `policy`'s distribution at `decoding.temperature`. `told` hears while `complete` runs how many more
     requests are done; no draw depends on it."""

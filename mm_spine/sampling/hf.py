@@ -20,7 +20,7 @@ from mm_spine.objective import entropy_of
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.backend import Backend, end_ids
 from mm_spine.sampling.batch import Batch
 from mm_spine.sampling.kv_cache import held_tokens, token_bytes
 from mm_spine.types import Rollout
@@ -41,8 +41,7 @@ class HFSampler(Backend):
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         super().__init__(policy, decoding, seed)
-        eos = policy.model.generation_config.eos_token_id
-        self._eos = np.array([eos] if isinstance(eos, int) else list(eos or []), np.int64)
+        self._ends = np.array(end_ids(policy), np.int64)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the sampler reads the policy's own weights."""
@@ -58,7 +57,7 @@ class HFSampler(Backend):
         while waiting or len(batch.rows):
             if joining := self._joining(batch, waiting):
                 batch.admit(joining, np.stack([self._draws(requests[i], step, purpose, greedy) for i in joining]))
-            batch.record(*self._draw(batch, greedy), ends=self._eos)
+            batch.record(*self._draw(batch, greedy), ends=self._ends)
             before = len(done)
             done |= batch.retire(needed=id(waiting[0].prompt) if waiting else None)
             self.told(len(done) - before)
@@ -67,7 +66,7 @@ class HFSampler(Backend):
 
     def _ended(self, request: Request) -> Completion | None:
         """The empty completion of a prefix that has ended or is full."""
-        stopped = bool(request.prefix) and request.prefix[-1] in self._eos
+        stopped = bool(request.prefix) and request.prefix[-1] in self._ends
         if not stopped and len(request.prefix) < self.decoding.max_new_tokens:
             return None
         logp, entropy = np.zeros((2, 0), np.float32)

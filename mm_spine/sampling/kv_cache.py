@@ -28,6 +28,9 @@ T = TypeVar("T")
 PREFILL_TOKENS = 2**14
 """Of one forward over prompts or prefixes, padding included, unless one alone is longer."""
 
+SHORTEST = 0.5
+"""Of the longest in one forward: what is shorter waits for the next, so that at most half of a forward is padding."""
+
 
 def token_bytes(language_model: Any) -> int:
     """Bytes of one token's keys and values in all layers."""
@@ -105,12 +108,16 @@ class Prompts(Held):
 
 
 def chunks(items: Sequence[T], length: Callable[[T], int]) -> Iterator[Sequence[T]]:
-    """Runs of `items`, longest first, of at most PREFILL_TOKENS padded tokens."""
-    start = 0
-    while start < len(items):
-        count = max(1, PREFILL_TOKENS // length(items[start]))
-        yield items[start : start + count]
-        start += count
+    """Runs of `items`, which come longest first: of at most PREFILL_TOKENS padded tokens, and of lengths alike."""
+    run: list[T] = []
+    for item in items:
+        longest = length(run[0]) if run else 0
+        if run and ((len(run) + 1) * longest > PREFILL_TOKENS or length(item) < SHORTEST * longest):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
 
 
 class PromptPass:
@@ -140,31 +147,41 @@ class PromptPass:
 
 
 class Sharing:
-    """Which prompt each of R rows reads: the rows `grid_BN[b]` read prompt b, row r is at `place_R` of the grid."""
+    """Which prompt each of R rows reads: the rows `grid_BN[b]` read the b-th prompt, row r is at `place_R` of the grid.
+
+    The B prompts are all that are held, or, where rows read a few of them only, as prefixes may, copies of those.
+    """
 
     def __init__(self, slot_R: np.ndarray, prompts: Prompts) -> None:
-        self.prompts = prompts
-        counts = np.bincount(slot_R, minlength=len(prompts.length_B))
+        self.prompts, device = prompts, prompts.policy.device
+        self.next_position_R = torch.from_numpy(prompts.next_position_B[slot_R]).to(device)
+        self.length_B, self.few = prompts.length_B, None
+        used, among_used_R = np.unique(slot_R, return_inverse=True)
+        if 2 * len(used) < len(self.length_B):
+            slot_R, self.length_B, self.few = among_used_R, self.length_B[used], torch.from_numpy(used).to(device)
+        counts = np.bincount(slot_R, minlength=len(self.length_B))
         order = np.argsort(slot_R, kind="stable")
         column_R = np.empty_like(slot_R)
         column_R[order] = np.arange(len(slot_R)) - (counts.cumsum() - counts)[slot_R[order]]
         grid_BN = np.zeros((len(counts), max(counts)), np.int64)
         grid_BN[slot_R, column_R] = np.arange(len(slot_R))
-        device = prompts.policy.device
         self.grid_BN, slot, column = (torch.from_numpy(x).to(device) for x in (grid_BN, slot_R, column_R))
         self.place_R = (slot, column)
-        self.next_position_R = torch.from_numpy(prompts.next_position_B[slot_R]).to(device)
+
+    def _read(self, layer: int) -> Tensor:
+        held = self.prompts.layers[layer]
+        return held if self.few is None else held.index_select(1, self.few)
 
     @cached_property
     def bias(self) -> Tensor | None:
         """For the keys of prompts: none where there is no padding."""
-        lengths = self.prompts.length_B
-        ends = torch.from_numpy(lengths).to(self.grid_BN.device)
-        return None if min(lengths) == max(lengths) else no_key(int(max(lengths)), ends, self.prompts.layers[0].dtype)
+        width = int(max(self.prompts.length_B))
+        ends = torch.from_numpy(self.length_B).to(self.grid_BN.device)
+        return None if min(self.length_B) == width else no_key(width, ends, self.prompts.layers[0].dtype)
 
     def attend(self, layer: int, query_RHXD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Queries of each key head on their prompt's keys, one product for all rows of a prompt: output and lse."""
-        key, value = self.prompts.layers[layer]
+        key, value = self._read(layer)
         grid = query_RHXD[self.grid_BN].transpose(1, 2)
         found = attend(grid.flatten(2, 3), key, value, scale, self.bias)
         slot, column = self.place_R

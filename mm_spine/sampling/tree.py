@@ -17,7 +17,7 @@ from mm_spine.config import TreeConfig
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.backend import Backend, end_ids
 from mm_spine.types import Question, Rollout
 
 DECIMALS = 4
@@ -161,10 +161,9 @@ def _continued(root: Rollout, at: int, drawn: Completion) -> Completion:
 
 def special_ids(policy: Policy) -> frozenset[int]:
     """Token ids at which nothing forks: special tokens, those that end a response, and the banned ones."""
-    ends = policy.model.generation_config.eos_token_id
     added = policy.tokenizer.added_tokens_decoder.items()
     marked = {token_id for token_id, token in added if token.special}
-    return frozenset({*policy.tokenizer.all_special_ids, *marked, *policy.banned, *np.ravel(ends or []).tolist()})
+    return frozenset({*policy.tokenizer.all_special_ids, *marked, *policy.banned, *end_ids(policy)})
 
 
 def fork_places(token_ids: Sequence[int], signal_T: np.ndarray, forks: int, special: frozenset[int]) -> list[int]:
