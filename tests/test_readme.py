@@ -82,6 +82,8 @@ def check_commands(text: str, repository: Path) -> None:
             assert os.access(repository / program, os.X_OK), f"{program} is not an executable file"
         elif program.startswith("python") and words[1] == "-m":
             assert importlib.util.find_spec(words[2]) is not None, words
+        elif program.startswith("python") and words[1] == "-c":
+            compile(words[2], "-c", "exec")
         elif program.startswith("python"):
             assert (repository / words[1]).is_file(), words
         else:
