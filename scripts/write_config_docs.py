@@ -30,7 +30,7 @@ HEAD = """\
 Written by `scripts/write_config_docs.py` from `mm_spine/config.py`: change that, then run it again.
 
 A run is one tree of keys. Later wins: the defaults below, the method's own options (`mm-spine methods`), the YAML
-file (for a benchmark's name, the one of `configs/`), `--method` and `--seed`, then `KEY=VALUE` arguments in their order:
+file (for a benchmark's name, the one of `configs/`), `--method` and `--seed`, `KEY=VALUE` arguments in their order:
 
 ```bash
 mm-spine adapt digits --output runs/a --method ttrl --seed 1 optim.steps=24 sampling.votes=32

@@ -6,12 +6,15 @@ import ast
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from test_readme import blocks, check_commands
@@ -73,9 +76,7 @@ def test_commands_can_be_given(page: Path) -> None:
 def links(page: Path) -> list[str]:
     """Targets of the links and images of a page, code left out."""
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text) and [
-        a or b for a, b in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
-    ]
+    return re.findall(r"\]\(([^)\s]+)\)", text)
 
 
 def headings(page: Path) -> set[str]:
@@ -167,8 +168,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_key_of_the_summary_is_described(outputs: str, finished: Path) -> None:
-    import json
-
     summary = json.loads((finished / "summary.json").read_text())
     named = fields(outputs, "summary.json")
     inner = {f"{name}.{key}" for name in ("seconds", "tokens", "image_cache") for key in summary[name]}
@@ -177,8 +176,6 @@ def test_every_key_of_the_summary_is_described(outputs: str, finished: Path) -> 
 
 
 def test_every_key_of_timings_and_step_accuracy_is_described(outputs: str, finished: Path) -> None:
-    import json
-
     timing = json.loads((finished / "timings.jsonl").read_text().splitlines()[0])
     accuracy = json.loads((finished / "evaluation" / "steps.jsonl").read_text().splitlines()[0])
     assert timing.keys() <= fields(outputs, "timings.jsonl")
@@ -191,6 +188,7 @@ def test_every_file_of_a_run_is_described(outputs: str, finished: Path) -> None:
         assert f"`{path.name}{'/' if path.is_dir() else ''}" in table, path.name
 
 
+@cache
 def sources() -> str:
     """The literal texts of the code, joined in order: what stands between the values of a message."""
     parts: list[str] = []
@@ -229,8 +227,6 @@ def test_a_message_that_the_code_lacks_would_be_seen() -> None:
 
 
 def test_the_picture_is_one_that_browsers_draw() -> None:
-    import xml.etree.ElementTree as ElementTree
-
     text = (ROOT / "docs" / "loop.svg").read_text()
     assert ElementTree.fromstring(text).tag.endswith("svg")
     assert not re.search(r"<script|href=\"http|@import|url\(http", text)
