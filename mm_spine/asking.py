@@ -18,12 +18,14 @@ import torch
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.benchmarks import Benchmark, resolve
 from mm_spine.benchmarks.prompts import asks_yes_no, render
+from mm_spine.benchmarks.prompts import options as lettered
 from mm_spine.benchmarks.release import Entry
 from mm_spine.config import ConfigError, RunConfig, parse_overrides
 from mm_spine.methods import configure, find
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy, resolve_model
 from mm_spine.processors.answers import kind_of
+from mm_spine.processors.answers.choice import LABELS
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.reporting.colours import Token
 from mm_spine.run import check, load_config
@@ -111,6 +113,8 @@ def manner(
 
     `overrides` (KEY=VALUE) go before everything. Raises ConfigError, ModelError or ValueError before a model loads.
     """
+    if model is not None and not model.strip():
+        raise ConfigError("--model is empty: give a model's folder or hub id, or leave it out for the embedded one")
     name = benchmark or ("digits" if model is None else None)
     ours = [f"sampling.votes.max={votes}", f"sampling.train_rollouts={min(votes, 16)}", "optim.questions_per_step=1"]
     named = [] if model is None else [f"model.path={json.dumps(model)}"]
@@ -133,19 +137,44 @@ def question_of(
     choices: Sequence[str] = (),
     as_is: bool = False,
 ) -> Question:
-    """The question as the model gets it, images unopened. ValueError: no words, or no such kind.
+    """The question as the model gets it, images unopened. ValueError: no words, no text, no such kind, no choice.
 
-    Instructions on how to answer are added unless `as_is`, or where the benchmark's own questions have none: the
-    embedded one's, and a folder's. For `kind` unset see `kind_for`.
+    Choices are listed and instructions on how to answer added unless `as_is`; no instructions where the benchmark's own
+    questions have none: the embedded one's, and a folder's. For `kind` unset see `kind_for`.
     """
     if not words.strip():
         raise ValueError("the question is empty; write what you want to know about the image")
-    spec = AnswerSpec(kind or kind_for(words, choices, how.benchmark), tuple(choices))
-    kind_of(spec)
     benchmark = how.benchmark
-    bare = as_is or (benchmark is not None and benchmark.source is None)
-    prompt = words if bare else render(Entry(ID, words, spec, ()), how.config.prompt)
+    spec = AnswerSpec(kind or kind_for(words, choices, benchmark), _options(choices))
+    kind_of(spec)
+    _check_text(words, *choices)
+    if as_is:
+        prompt = words
+    elif benchmark is not None and benchmark.source is None:
+        prompt = "\n".join([words, *lettered(spec.choices).splitlines()])
+    else:
+        prompt = render(Entry(ID, words, spec, ()), how.config.prompt)
     return Question(ID, tuple(images), prompt, spec, benchmark.name if benchmark else "own")
+
+
+def _options(choices: Sequence[str]) -> tuple[str, ...]:
+    """ValueError: fewer than two, more than can be lettered, an empty one, or one twice."""
+    options = tuple(choice.strip() for choice in choices)
+    wanted = f"give 2 to {len(LABELS)} different ones, or none"
+    if options and not 2 <= len(options) <= len(LABELS):
+        raise ValueError(f"{len(options)} choices: {wanted}")
+    if not all(options):
+        raise ValueError(f"choice {options.index('') + 1} is empty: {wanted}")
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise ValueError(f"choice {twice[0]!r} is there twice: {wanted}")
+    return options
+
+
+def _check_text(*texts: str) -> None:
+    """ValueError: a byte that is no UTF-8, which Python reads from a command line as half a character."""
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{text!r} is no text in UTF-8; write it again")
 
 
 def kind_for(words: str, choices: Sequence[str], benchmark: Benchmark | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import signal
@@ -134,7 +135,7 @@ def ask(
         list[str] | None, typer.Option("--choices", "--choice", help="One option to choose from; repeated for each.")
     ] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Add no words on how to answer.")] = False,
-    votes: Annotated[int, typer.Option(min=2, help="How many responses vote.")] = 16,
+    votes: Annotated[int, typer.Option(min=2, max=1024, help="How many responses vote.")] = 16,
     steps: Annotated[int, typer.Option("--adapt", min=0, help="Adapt to this question first, so many steps.")] = 0,
     method: Annotated[str, typer.Option(help="How it adapts, and which tokens are forks.")] = "spine",
     seed: Annotated[int, typer.Option(help="Seeds every draw.")] = 0,
@@ -150,7 +151,7 @@ def ask(
     asked = asking.answer(asking.load(how), asked_of, how)
     failed = None if asked.outcome.vote.answer is not None else telling.no_answer(asked.outcome)
     if as_json:
-        print(json.dumps(telling.as_json(asked_of, how, asked, list(map(str, images))), ensure_ascii=False))
+        print(json.dumps(telling.as_json(asked_of, how, asked, list(map(str, images)))))  # ASCII: names may be no UTF-8
     elif failed is None or asked.after is not None:
         console.print(*telling.report(asked, console), sep="\n")
     if failed is not None:
@@ -386,6 +387,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     quiet_logs()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal has no sign for ends no command
     try:
         app()
     except (ConfigError, RunStopped, BadQuestion, ValueError, OSError) as error:  # OSError: a full disk, ...

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich import box
 from rich.console import Console, ConsoleRenderable, Group
 from rich.markup import escape
 from rich.panel import Panel
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +19,8 @@ from mm_spine.reporting.colours import coloured, legend
 from mm_spine.showing import visible
 from mm_spine.types import Question
 
-BAR = 20  # characters of a full bar
+BAR = 20  # characters of a full bar, where there is room
+BESIDE = 100  # columns of a terminal from which before and after stand side by side
 
 
 class NoAnswer(ValueError):
@@ -57,16 +60,22 @@ def no_answer(outcome: Outcome) -> NoAnswer:
 
 
 def report(asked: Asked, console: Console) -> Iterator[ConsoleRenderable]:
-    """What to print: the answer, the vote and the winning response; before and after side by side if it adapted."""
-    plain = console.color_system is None
+    """What to print: the answer, the vote and the winning response; if it adapted, before and after side by side,
+    or one below the other where the terminal is narrow."""
+    plain = console.color_system is None or console.no_color
     if asked.after is None:
         yield _outcome(asked.before, plain)
     else:
-        both = Table.grid(expand=True, padding=(0, 1))
-        both.add_column(ratio=1)
-        both.add_column(ratio=1)
-        both.add_row(Text("before", "bold"), Text(f"after {len(asked.steps)} steps on this question alone", "bold"))
-        both.add_row(_outcome(asked.before, plain), _outcome(asked.after, plain))
+        steps = "1 step" if len(asked.steps) == 1 else f"{len(asked.steps)} steps"
+        titles = Text("before", "bold"), Text(f"after {steps} on this question alone", "bold")
+        outcomes = _outcome(asked.before, plain), _outcome(asked.after, plain)
+        wide = console.width >= BESIDE
+        both = Table.grid(*(["", ""] if wide else [""]), expand=True, padding=(0, 1))
+        for column in both.columns:
+            column.ratio = 1
+        rows = (titles, outcomes) if wide else [(part,) for pair in zip(titles, outcomes, strict=True) for part in pair]
+        for row in rows:
+            both.add_row(*row)
         yield both
     yield legend(plain)
     yield Text(_cost(asked))
@@ -88,11 +97,13 @@ def _headline(outcome: Outcome) -> Text:
 
 
 def _counts(outcome: Outcome) -> Table:
-    table = Table("answer", "votes", "")
-    for name, count in [*outcome.vote.counts.items(), (None, len(outcome.responses) - outcome.vote.n_parsed)]:
+    table, of = Table("answer", "votes", "", box=box.SIMPLE_HEAD), len(outcome.responses)
+    table.columns[1].justify = "right"
+    for name, count in [*outcome.vote.counts.items(), (None, of - outcome.vote.n_parsed)]:
         if count:
             words = "[dim]not readable[/]" if name is None else escape(visible(name))
-            table.add_row(words, str(count), "█" * max(1, round(BAR * count / len(outcome.responses))))
+            bar = ProgressBar(of, count, BAR, complete_style="bright_blue", finished_style="bright_blue")
+            table.add_row(words, str(count), bar)
     return table
 
 

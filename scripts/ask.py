@@ -22,8 +22,10 @@ def main() -> None:
     python = VENV / "bin" / "python"
     if importlib.util.find_spec("mm_spine") is None:
         if Path(sys.prefix) == VENV or not python.exists():
-            sys.exit("mm_spine is not installed: run scripts/demo.sh once, or pip install -c constraints.txt -e .")
-        os.execv(VENV / "bin" / "python", [str(VENV / "bin" / "python"), *sys.argv])
+            install = "scripts/demo.sh, or pip install -c constraints.txt -e ."
+            print(f"mm_spine is not installed: run {install}", file=sys.stderr)
+            sys.exit(2)
+        os.execv(python, [str(python), *sys.argv])
     from mm_spine.cli import main as command
 
     sys.argv[:1] = ["mm-spine", "ask"]

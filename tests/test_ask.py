@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.policy.model import Policy
 from mm_spine.reporting.colours import FULL, Token, choices, coloured, legend, shade
-from mm_spine.types import Question, Rollout
+from mm_spine.types import Question, Rollout, StepReport
 from mm_spine.voting import make_group
 
 WORDS = "What is the sum of the digits?"
@@ -88,11 +90,14 @@ def test_the_answer_its_vote_and_the_winning_response_are_printed(command: Comma
     first, *rest = ended.out.splitlines()
     assert first.startswith("answer: 11 ") and first.endswith("% of 16 votes")
     assert any("boxed{11}" in line for line in rest)
-    assert "«forking tokens»" in ended.out and "16 responses" in ended.out
+    assert "«forking tokens»: " in ended.out and "16 responses" in ended.out
 
 
-def test_before_and_after_stand_side_by_side(command: Command, picture: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_before_and_after_stand_side_by_side(
+    command: Command, picture: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level("INFO", "mm_spine")
+    monkeypatch.setattr(cli, "console", Console(width=120))
     ended = command(picture, WORDS, "--adapt", 2, "--votes", 8)
     assert ended.code == 0
     first, second = ended.out.splitlines()[:2]
@@ -130,6 +135,31 @@ def test_the_same_seed_gives_the_same_answer_and_another_another_draw(command: C
     assert runs[0] == runs[1] and runs[0]["responses"] != runs[2]["responses"]
 
 
+def test_a_file_whose_name_is_no_text_is_asked_about_in_ascii(command: Command, picture: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "d\udcff \u6f22.png"
+    odd.write_bytes(picture.read_bytes())
+    ended = command(odd, WORDS, "--json", "--votes", 2)
+    assert ended.out.isascii() and json.loads(ended.out)["images"] == [str(odd)]
+
+
+def test_a_terminal_without_the_signs_gets_others(
+    command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
+    assert command(picture, WORDS, "--votes", 2).code == 0
+    sys.stdout.flush()
+    assert b"answer: " in out.getvalue() and b"2 responses" in out.getvalue()
+
+
+def test_the_script_without_its_environment_says_how_to_make_one(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(repository / "scripts" / "ask.py", tmp_path / "scripts")
+    done = subprocess.run([sys.executable, "-I", "-S", script, "a.png", "b"], capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert "run scripts/demo.sh" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_script_is_the_command_from_anywhere(repository: Path, picture: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(repository / "scripts" / "ask.py"), str(picture), WORDS]
     done = subprocess.run(
@@ -157,6 +187,14 @@ def test_the_script_is_the_command_from_anywhere(repository: Path, picture: Path
         (["PICTURE", WORDS, "--method", "none", "--adapt", "2"], "'none' does not train"),
         (["PICTURE", WORDS, "--method", "oracle", "--adapt", "2"], "--allow-labels"),
         (["PICTURE", WORDS, "sampling.temprature=1"], "did you mean 'temperature'"),
+        (["PICTURE", WORDS, "--model", ""], "--model is empty"),
+        (["PICTURE", WORDS, "--choice", "one"], "1 choices: give 2 to 10 different ones"),
+        (["PICTURE", WORDS, *(f"--choice={i}" for i in range(11))], "11 choices: give 2 to 10"),
+        (["PICTURE", WORDS, "--choice", "one", "--choice", " "], "choice 2 is empty"),
+        (["PICTURE", WORDS, "--choice", "one", "--choice", "one"], "choice 'one' is there twice"),
+        (["PICTURE", "what\udcff"], "is no text in UTF-8"),
+        (["PICTURE", WORDS, "--choice", "a", "--choice", "\udcff"], "is no text in UTF-8"),
+        (["PICTURE", WORDS, "--votes", "99999999999"], "less than or equal to 1024"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -176,7 +214,7 @@ def test_what_cannot_be_asked_is_one_message_before_anything_loads(
         cli.main()
     out, err = capsys.readouterr()
     assert ended.value.code == 2 and not out
-    assert "mm-spine: " in err and expected in err and "Traceback" not in err
+    assert expected in " ".join(err.split()) and "Traceback" not in err
 
 
 def test_no_parsable_answer_shows_the_responses_and_fails(command: Command, picture: Path) -> None:
@@ -225,6 +263,11 @@ def test_another_model_is_told_how_to_answer_unless_as_is(picture: Path) -> None
     assert asked_of.prompt.startswith("Which organ?\n(A) liver\n(B) lung\nThink step by step")
     assert asked_of.spec.kind == "choice" and asked_of.spec.choices == ("liver", "lung")
     assert question_of("Which organ?", [picture], how, as_is=True).prompt == "Which organ?"
+
+
+def test_choices_are_shown_to_a_model_that_gets_no_instructions(picture: Path) -> None:
+    prompt = question_of("Which?", [picture], manner(), choices=("10", " 11 ")).prompt
+    assert prompt == "Which?\n(A) 10\n(B) 11"
 
 
 def test_overrides_go_before_everything(picture: Path) -> None:
@@ -335,6 +378,45 @@ def test_a_model_folder_is_asked_as_its_benchmark(
         cli.main()
     found = json.loads(capsys.readouterr().out)
     assert not ended.value.code and found["model"] == str(MODEL_DIR) and found["question"] == WORDS
+
+
+# In a terminal
+
+
+def printed(found: Asked, **how: Any) -> list[str]:
+    console = Console(force_terminal=True, **how)
+    with console.capture() as shown:
+        console.print(*telling.report(found, console), sep="\n")
+    return shown.get().splitlines()
+
+
+@pytest.fixture(scope="module")
+def split_vote(policy: Policy) -> Asked:
+    """Three of four for 7, one for 4, alike before and after a step."""
+    texts = ["\\boxed{7}", "\\boxed{7}", "\\boxed{7}", "\\boxed{4}"]
+    rollouts = [rollout(text, i, 0.0, policy.tokenizer) for i, text in enumerate(texts)]
+    group = make_group(Question("question", (), WORDS, asking.AnswerSpec("integer")), rollouts)
+    outcome = outcome_of(group, manner().config, policy.tokenizer)
+    return Asked(outcome, (StepReport(0),), 0.1, outcome)
+
+
+@pytest.mark.parametrize("width", [36, 60, 120])
+def test_bars_are_in_proportion_at_any_width(split_vote: Asked, width: int) -> None:
+    lines = printed(replace(split_vote, after=None), width=width, color_system=None)
+    rows = [line for line in lines if line.split()[:2] in (["7", "3"], ["4", "1"])]
+    three, one = (row.count("━") + row.count("╸") / 2 for row in rows)
+    assert three == pytest.approx(3 * one, abs=1.5) and one >= 1
+
+
+def test_before_and_after_stand_below_each_other_where_there_is_no_room(split_vote: Asked) -> None:
+    narrow, wide = (printed(split_vote, width=width, color_system=None) for width in (60, 120))
+    assert [line.strip() for line in narrow if "after" in line] == ["after 1 step on this question alone"]
+    assert wide[0].split("  ")[0] == "before" and wide[0].rstrip().endswith("alone")
+
+
+def test_without_colours_forks_are_marked_by_signs(split_vote: Asked) -> None:
+    shown = "\n".join(printed(split_vote, width=80, no_color=True, color_system="truecolor"))
+    assert "«" in shown and "0.69" not in shown
 
 
 # Colours

@@ -49,9 +49,9 @@ def coloured(tokens: Sequence[Token], plain: bool = False) -> Text:
 
 def legend(plain: bool = False) -> Text:
     """One line that says what `coloured` means."""
-    forks = Text("«forking tokens»") if plain else Text("forking tokens", Style(bold=True, underline=True))
     if plain:
-        return forks
+        return Text("«forking tokens»: the uncertain ones, where the response is decided")
+    forks = Text("forking tokens", Style(bold=True, underline=True))
     marks = [part for nats, words in MARKS for part in ((f" {nats:.2f} ", _background(shade(nats))), f" {words}  ")]
     return Text.assemble("entropy in nats: ", *marks, forks)
 
