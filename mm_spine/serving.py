@@ -38,7 +38,7 @@ ROUNDS = 8
 """In how many parts the responses arrive."""
 
 WAITING = 8
-"""Questions that may wait while one is answered; further ones are told to come again."""
+"""Questions that may be open at once, the one being answered included; further ones are told to come again."""
 
 VOTES, STEPS, TEMPERATURE = (2, 64), (0, 32), (0.05, 2.0)
 """What a page may ask for, from and to."""
@@ -118,17 +118,30 @@ class Desk:
     policy: Policy
     settings: Settings = Settings()
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "answering"), repr=False)
+    _open: set[Event] = field(default_factory=set, repr=False)
 
     def answer(self, wanted: Wanted) -> Iterator[View]:
-        """Views as responses arrive, the last one complete, or with the problem that ended it. Closing it stops the
-        work at the next round or step."""
+        """Views as responses arrive, the last one complete, or with the problem that ended it; first of all, that it
+        waits, if it does. Closing it stops the work at the next round or step."""
+        if len(self._open) >= WAITING:
+            yield View(wanted.votes, problem=f"{len(self._open)} questions are being asked already; ask again later.")
+            return
         news: SimpleQueue[View | None] = SimpleQueue()
-        left = Event()
-        self._worker.submit(self._work, wanted, news.put, left)
+        left, waits = Event(), bool(self._open)
+        self._open.add(left)
         try:
+            self._worker.submit(self._work, wanted, news.put, left)
+            if waits:
+                yield View(wanted.votes, "Waiting: another question is being answered …")
             while (view := news.get()) is not None:
                 yield view
         finally:
+            left.set()
+            self._open.discard(left)
+
+    def leave(self) -> None:
+        """Stop the work on all open questions at their next round or step."""
+        for left in tuple(self._open):
             left.set()
 
     def _work(self, wanted: Wanted, tell: Callable[[View | None], None], left: Event) -> None:
@@ -262,6 +275,7 @@ def running(desk: Desk, host: str = "127.0.0.1", port: int = 0, max_upload_mb: i
             _, address, _ = app.launch(server_name=host, server_port=port or None, **_launch(max_upload_mb))
             yield address, app
         finally:
+            desk.leave()
             if app is not None:
                 app.close(verbose=False)
             if before is None:
@@ -298,7 +312,9 @@ def _app(desk: Desk, uploads: Path) -> Any:
             with gr.Column(scale=2, min_width=320):
                 image = _only_uploads(gr, uploads)
                 words = gr.Textbox(label="Question", lines=2, max_length=WORDS, placeholder="Is there a fracture?")
-                button = gr.Button("Ask", variant="primary")
+                with gr.Row():
+                    button = gr.Button("Ask", variant="primary", scale=3, min_width=120)
+                    stop = gr.Button("Stop", scale=1, min_width=80)
                 options = _options(gr, desk.settings)
             with gr.Column(scale=3, min_width=320):
                 shown = gr.HTML(page_of(View(0, "The answer will stand here.")), elem_id="answer")
@@ -306,10 +322,12 @@ def _app(desk: Desk, uploads: Path) -> Any:
         def on_ask(*values: Any) -> Iterator[str]:
             yield from map(page_of, desk.answer(_wanted(*values)))
 
-        quiet = {"show_progress": "hidden", "concurrency_limit": 1, "api_visibility": "private"}
-        for trigger in (button.click, words.submit):
-            trigger(on_ask, [image, words, *options], shown, concurrency_id="answer", **quiet)
-    return app.queue(default_concurrency_limit=1, max_size=WAITING)
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        # All at once: the desk puts them in a row, and tells whoever waits.
+        how = {"concurrency_limit": None, "concurrency_id": "answer", **quiet}
+        asking = [trigger(on_ask, [image, words, *options], shown, **how) for trigger in (button.click, words.submit)]
+        stop.click(lambda: page_of(View(0, "Stopped.")), None, shown, cancels=asking, **quiet)
+    return app.queue(max_size=2 * WAITING)
 
 
 def _options(gr: Any, settings: Settings) -> list[Any]:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -129,6 +130,46 @@ def test_what_a_model_writes_runs_nowhere(served: Served, picture: Path, monkeyp
 def outcome_of(text: str) -> Asked:
     response = Response(text, text, (Token(text, 1.0, True),))
     return Asked(Outcome(Vote(text, 1.0, {text: 1}, 1.0, 1), (response,), response, 0.1, 1))
+
+
+def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
+    with open_page(served.address) as opened:
+        page = opened.page
+        page.set_input_files("input[type=file]", str(picture))
+        page.get_by_label("Question").fill(WORDS)
+        page.get_by_text("Options").click()
+        page.get_by_label("number input for Adapt first, steps").fill("32")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator("text=/Adapting: /").wait_for(timeout=60_000)
+        page.get_by_role("button", name="Stop", exact=True).click()
+        page.get_by_text("Stopped.").wait_for()
+        assert becomes_free(served.desk)
+        clean(opened)
+
+
+def test_a_closed_page_ends_its_work_and_one_that_waits_is_told(served: Served, picture: Path) -> None:
+    with open_page(served.address) as opened:
+        event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")
+        upload = {"files": ("a.png", picture.read_bytes(), "image/png")}
+        with httpx.Client(base_url=served.address, timeout=30, trust_env=False) as client:
+            (path,) = client.post("/gradio_api/upload", files=upload).json()
+            data = [file_data(path), WORDS, serving.UNSET, "", 64, 1.0, 32]
+            joined = {"data": data, "fn_index": event, "session_hash": "closed"}
+            assert client.post("/gradio_api/queue/join", json=joined).status_code == 200
+            with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "closed"}) as stream:
+                lines = stream.iter_lines()
+                assert any("of 64 responses" in line for line in lines)
+                opened.page.set_input_files("input[type=file]", str(picture))
+                opened.page.get_by_label("Question").fill(WORDS)
+                opened.page.get_by_role("button", name="Ask", exact=True).click()
+                opened.page.get_by_text("Waiting: another question").wait_for()
+        opened.page.locator("text=/16 responses, \\d+ tokens/").wait_for(timeout=60_000)
+        assert becomes_free(served.desk)
+
+
+def becomes_free(desk: Desk) -> bool:
+    """Within some seconds: gradio notices by and by that a page has gone."""
+    return any(not desk._open or time.sleep(0.1) for _ in range(200))
 
 
 # Requests that no page sends
@@ -298,6 +339,27 @@ def test_one_question_is_answered_at_a_time(desk: Desk, picture: Path, monkeypat
     for thread in threads:
         thread.join()
     assert most == [1] and inside == [0]
+
+
+def test_one_question_too_many_is_told_to_come_again(desk: Desk, picture: Path) -> None:
+    start = [desk.answer(wanted(picture)) for _ in range(serving.WAITING)]
+    try:
+        first = [next(views).stage for views in start]
+        assert first[0] == "Reading the image …" and all(stage.startswith("Waiting") for stage in first[1:])
+        (refused,) = desk.answer(wanted(picture))
+        assert refused.problem.endswith("ask again later.")
+    finally:
+        for views in start:
+            views.close()  # type: ignore[attr-defined]
+    *_, last = desk.answer(wanted(picture, votes=2))
+    assert last.asked is not None and not last.problem
+
+
+def test_the_end_of_the_server_ends_its_work(desk: Desk, picture: Path) -> None:
+    views = desk.answer(wanted(picture, votes=64, steps=32))
+    next(view for view in views if "of 64" in view.stage)
+    desk.leave()
+    assert not any("Adapting" in view.stage for view in views)
 
 
 @pytest.mark.parametrize(
