@@ -27,7 +27,7 @@ import yaml
 from mm_spine import distributed, evaluation, records
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
-from mm_spine.config import CacheConfig, ConfigError, RunConfig, merge, nearest, parse_overrides, read_yaml
+from mm_spine.config import CacheConfig, ConfigError, RunConfig, VLLMConfig, merge, nearest, parse_overrides, read_yaml
 from mm_spine.engine import newest_checkpoint
 from mm_spine.integrations import lmms_hook
 from mm_spine.methods import Method, configure, find
@@ -44,15 +44,23 @@ from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
 
-ROUNDING_ONLY = {"threads", "engine.token_budget", "engine.checkpoint_activations"}
-"""Keys that a resumed run may change: the loop warns, because sums are then rounded in another order."""
+ROUNDING_ONLY = {
+    *("engine.checkpoint_activations", "sampling.batch_rows", "sampling.kv_cache_gb"),
+    *("evaluation.batch_rows", "evaluation.kv_cache_gb"),
+    *(f"sampling.vllm.{name}" for name in VLLMConfig.model_fields),
+}
+"""Keys that a resumed run may change, with a warning: sums are then rounded in another order."""
+
+SAID_BY_THE_LOOP = {"threads", "engine.token_budget"}
+"""Likewise, but the loop compares what was in use."""
 
 SHARED = "image-cache"
 """Folder of a run's image features, while several ranks work on it."""
 
 NO_RESULT = {
     *("cache.memory_gb", "cache.folder", "cache.disk_gb", "reporting.completions", "reporting.trackers"),
-    *("reporting.tracked_completions", "reporting.send_images"),
+    *("reporting.tracked_completions", "reporting.send_images", "reporting.images"),
+    *("checkpoint.every", "checkpoint.keep", "engine.parity_limit"),
 }
 """Keys that a resumed run may change without a word: no figure depends on them."""
 
@@ -627,9 +635,15 @@ def _read_items(path: Path) -> list[evaluation.Item]:
 
 def _same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
     old, new = dict(_flat(saved)), dict(_flat(given))
-    for key in sorted((old.keys() | new.keys()) - ROUNDING_ONLY - NO_RESULT):
-        if old.get(key) != new.get(key):
+    silent = NO_RESULT | SAID_BY_THE_LOOP
+    changed = [key for key in sorted((old.keys() | new.keys()) - silent) if old.get(key) != new.get(key)]
+    for key in changed:
+        if key not in ROUNDING_ONLY:
             raise ConfigError(f"{path}: {key} was {old.get(key)!r}, now {new.get(key)!r}; resume with the same")
+    for key in changed:
+        log.warning(
+            "resumed with %s=%s, written with %s: results may differ in rounding", key, new.get(key), old.get(key)
+        )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

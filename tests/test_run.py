@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from small import golds_of, small_config, write_data, write_model
 from mm_spine import records
 from mm_spine.config import ConfigError
 from mm_spine.policy.model import FrozenError, ModelError, Policy
-from mm_spine.run import Run, load_config, run
+from mm_spine.run import Run, _same_config, load_config, run
 from mm_spine.types import Answer
 
 STEP_KEYS = {
@@ -268,6 +269,20 @@ def test_threads_and_token_budget_may_change_but_it_is_said(
             torch.set_num_threads(1)
     text = "\n".join(caplog.messages)
     assert "threads=2, written with 1" in text and "token_budget=99, written with 8192" in text
+
+
+def test_what_only_rounds_otherwise_may_change_and_is_said_what_only_reports_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rounds = {"sampling.kv_cache_gb": 1, "evaluation.batch_rows": 7, "sampling.vllm.max_rows": 8}
+    silent = {"reporting.images": "false", "reporting.completions": 3, "checkpoint.every": 2, "engine.parity_limit": 1}
+    old, new = load_config("digits"), load_config("digits", [f"{k}={v}" for k, v in (rounds | silent).items()])
+    with caplog.at_level(logging.WARNING):
+        _same_config(old.model_dump(mode="json"), new.model_dump(mode="json"), Path("config.yaml"))
+    assert [re.findall(r"with ([\w.]+)=", message) for message in caplog.messages] == [[key] for key in sorted(rounds)]
+    with pytest.raises(ConfigError, match=r"reporting\.rollouts was True, now False"):
+        other = load_config("digits", ["reporting.rollouts=false", "sampling.kv_cache_gb=1"])
+        _same_config(old.model_dump(mode="json"), other.model_dump(mode="json"), Path("config.yaml"))
 
 
 def test_there_must_be_something_to_resume(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
