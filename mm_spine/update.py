@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import Divergence
 from mm_spine.policy.model import Policy, Trained
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
+from mm_spine.policy.scoring import score_responses
 from mm_spine.selection import Bounds, band_bounds, select
 from mm_spine.types import Group, Question, Rollout, TokenStats
 
@@ -97,7 +99,6 @@ def share_identical(group: Group) -> Group:
     return replace(group, rollouts=tuple(replace(r, logp=f.logp, entropy=f.entropy) for r, f in pairs))
 
 
-@torch.no_grad()
 def score(
     policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int
 ) -> tuple[list[Group], Gap]:
@@ -109,12 +110,11 @@ def score(
     entropies: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
     gaps = []
     for batch in whole_groups(policy, rows, token_budget):
-        micro = collate(policy, batch)
-        stats = policy.text(micro.packed, distribution).stats
-        gaps.append(gap_of(micro, stats))
-        leaves = ((row.question.id, leaf.rollout.token_ids) for row in batch for leaf in row.leaves)
-        entropy_NT = stats.entropy_NT.cpu().numpy()
-        entropies |= {name: values[: len(name[1])].copy() for name, values in zip(leaves, entropy_NT, strict=True)}
+        asked = [(row.question, [leaf.rollout.token_ids for leaf in row.leaves]) for row in batch]
+        found = chain(*score_responses(policy, asked, distribution))
+        for leaf, scores in zip(chain(*(row.leaves for row in batch)), found, strict=True):
+            entropies[leaf.rollout.question_id, leaf.rollout.token_ids] = scores.entropy
+            gaps.append(_gap(torch.from_numpy(leaf.rollout.logp - scores.logp)))
     scored = [
         replace(g, rollouts=tuple(replace(r, entropy=entropies[g.question.id, r.token_ids]) for r in g.rollouts))
         for g in groups
@@ -124,11 +124,14 @@ def score(
 
 def gap_of(micro: MicroBatch, stats: TokenStats) -> Gap:
     """Over the tokens that `stats` is of. The KL estimate is k3 of sampler and trainer on the sampler's draws."""
-    gap = (micro.sampled_logp_NT - stats.logp_NT.detach())[stats.selected_NT]
-    if not len(gap):
+    return _gap((micro.sampled_logp_NT - stats.logp_NT.detach())[stats.selected_NT])
+
+
+def _gap(gap_S: Tensor) -> Gap:
+    if not len(gap_S):
         return Gap()
-    size = gap.abs()
-    return Gap(float(len(gap)), float(size.sum()), float((torch.expm1(-gap) + gap).sum()), float(size.max()))
+    size_S = gap_S.abs()
+    return Gap(float(len(gap_S)), float(size_S.sum()), float((torch.expm1(-gap_S) + gap_S).sum()), float(size_S.max()))
 
 
 def joined(gaps: Sequence[Gap]) -> Gap:
