@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ import psutil
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
 from small import small_config, write_data, write_model
 from tiny import BANNED, TEMPERATURE, inputs, tiny_image, tiny_policy, tiny_questions
 
@@ -29,6 +30,7 @@ from mm_spine.config import ConfigError, DecodingConfig, LoraConfig, ModelConfig
 from mm_spine.engine import newest_checkpoint
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
+from mm_spine.reporting.live import Quiet, Step
 from mm_spine.run import run
 from mm_spine.sampling import Completion, Request, vllm, vllm_engine, vllm_weights
 from mm_spine.sampling.backend import Backend
@@ -40,6 +42,9 @@ from mm_spine.types import Question, Rollout
 
 needs_vllm = pytest.mark.skipif(bool(why_not()), reason=f"vLLM cannot run here: {why_not()}")
 KINDS = ("qwen3_vl", "qwen2", "qwen3")
+TOKEN_BYTES = 2 * 2 * 32 * 4
+"""Keys and values of a token of the smallest policy: of 2 layers, 32 numbers each in fp32."""
+
 EXACT = 1e-4
 """Nats: the most that a sampled token's log-prob may differ by from the trainer's, in fp32."""
 
@@ -84,7 +89,7 @@ def policy(served: Policy) -> Iterator[Policy]:
 def sampler_of(policy: Policy, **decoding: Any) -> VLLMSampler:
     seed = decoding.pop("seed", 0)
     decoding = {"temperature": TEMPERATURE, "max_new_tokens": 12, **decoding}
-    return VLLMSampler(policy, DecodingConfig(**decoding), VLLMConfig(max_rows=64), seed)
+    return VLLMSampler(policy, DecodingConfig(**decoding), VLLMConfig(), seed)
 
 
 def mixed(count: int = 6) -> list[Question]:
@@ -258,16 +263,22 @@ def test_a_new_sampler_takes_the_weights_as_they_are(policy: Policy) -> None:
 
 
 @needs_vllm
-def test_vision_specials_are_never_drawn(policy: Policy) -> None:
+@pytest.mark.parametrize(("temperature", "factor"), [(TEMPERATURE, 20), (2.0, 200)])
+def test_vision_specials_are_never_drawn(policy: Policy, temperature: float, factor: float) -> None:
     with torch.no_grad():
-        policy.text.head.weight[list(BANNED)] *= 20
-    sampler, questions = sampler_of(policy), mixed(3)
+        policy.text.head.weight[list(BANNED)] *= factor
+    sampler, questions = sampler_of(policy, temperature=temperature), mixed(3)
     rollouts = sample(sampler, questions, 16)
     assert not {token for row in ids(rollouts) for tokens in row for token in tokens} & set(BANNED)
     with torch.no_grad():
         logits = policy.model(**inputs(questions[0], rollouts[0][0].token_ids)).logits[0]
     assert logits[-12:].softmax(-1)[:, list(BANNED)].sum(-1).mean() > 0.3
     assert gap(sampler, questions, rollouts) < EXACT
+
+
+def test_a_temperature_that_vllm_does_not_take_is_named(policy: Policy) -> None:
+    with pytest.raises(ConfigError, match="temperature=2.5: vLLM takes 2 at most; .* sampling.backend=hf"):
+        sampler_of(policy, temperature=2.5)
 
 
 @needs_vllm
@@ -278,6 +289,36 @@ def test_draws_do_not_depend_on_the_batch(policy: Policy) -> None:
     assert ids(sample(sampler, questions[:1], 1)) == [together[0][:1]]
     assert ids(sample(sampler, questions, 2, first=2)) == [row[2:] for row in together]
     assert ids(sample(sampler_of(policy, batch_rows=1), questions)) == together
+
+
+@needs_vllm
+def test_more_prompts_than_one_forward_takes_draw_the_same(policy: Policy) -> None:
+    """300 short prompts: what a forward has no room for is cut, and a cut prompt's draws begin where they would."""
+    questions = [
+        replace(question, id=f"many{i}", prompt=f"Which digit is number {i} of the row of numbers? Answer with one.")
+        for i, question in enumerate(tiny_questions(300, 0))
+    ]
+    every, few = sampler_of(policy, max_new_tokens=2), sampler_of(policy, max_new_tokens=2, batch_rows=32)
+    assert sum(len(policy.prompt(question).ids_L) for question in questions) > 3 * 4096
+    assert ids(sample(every, questions, 1)) == ids(sample(few, questions, 1))
+
+
+@needs_vllm
+def test_preempted_responses_draw_the_same(served: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values for a few responses only, and forwards of 64 tokens: what is dropped is computed again in
+    pieces."""
+    usual = vllm_engine.VLLMEngine._settings
+
+    def narrow(engine: Any, policy: Policy) -> dict[str, Any]:
+        room = {"kv_cache_memory_bytes": 60 * vllm_engine.BLOCK * TOKEN_BYTES, "max_num_batched_tokens": 64}
+        return {**usual(engine, policy), **room, "max_num_seqs": 64}
+
+    monkeypatch.setattr(vllm_engine.VLLMEngine, "_settings", narrow)
+    questions = mixed(12)
+    ours = sampler_of(tiny_policy(1), max_new_tokens=40)
+    drawn = sample(ours, questions, 6)
+    assert vllm._engines[ours.policy].max_tokens == 512
+    assert ids(drawn) == ids(sample(sampler_of(served, max_new_tokens=40), questions, 6))
 
 
 @needs_vllm
@@ -373,6 +414,14 @@ def test_barred_tokens_are_not_drawn_first_and_log_probs_stay_the_policys(policy
 
 
 @needs_vllm
+def test_all_the_mass_may_be_barred(policy: Policy) -> None:
+    """A token as good as certain: what is left is drawn, at a log-prob that is low and finite."""
+    (drawn,) = complete(sampler_of(policy), [Request(mixed(1)[0], 0, (5, 6), {7: 0.0})])
+    assert drawn.token_ids[0] != 7
+    assert -100 < drawn.logp[0] < -16
+
+
+@needs_vllm
 @pytest.mark.parametrize("distinct", [False, True])
 def test_trees_grow_in_vllm(policy: Policy, distinct: bool) -> None:
     """Forks by surprisal, from vLLM's own log-probs: every leaf is the policy's, and shares its root's beginning."""
@@ -450,6 +499,81 @@ def test_heads_that_vllm_cannot_compute_here_are_named(monkeypatch: pytest.Monke
         sample(sampler_of(tiny_policy()), mixed(1))
 
 
+# --- engines ----------------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_an_engine_goes_with_its_policy_and_leaves_the_others(policy: Policy) -> None:
+    questions = mixed(3)
+    other = tiny_policy(2)
+    sample(sampler_of(policy), questions)
+    sample(sampler_of(other), questions)
+    engine, folder = weakref.ref(vllm._engines[other]), Path(vllm._engines[other]._folder.name)
+    alone = dist.is_initialized()
+    del other
+    gc.collect()
+    assert engine() is None and not folder.exists()
+    assert dist.is_initialized() == alone
+    assert gc.get_freeze_count() == 0
+    disturb(policy, 0)
+    sampler = sampler_of(policy)
+    assert gap(sampler, questions, sample(sampler, questions)) < EXACT
+
+
+class Card:
+    """What the engine asks of a vLLM on a card."""
+
+    def __init__(self, heard: list[str]) -> None:
+        self.heard = heard
+        self.llm_engine = self
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: self.heard.append(name)
+
+
+def test_on_a_card_an_engine_is_awake_inside_alone(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the trainer's allocator keeps is given back before vLLM asks for its memory."""
+    heard: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: heard.append("empty_cache"))
+    monkeypatch.setattr(vllm_engine.VLLMEngine, "_take_over", lambda engine, policy: heard.append("take_over"))
+    engine = vllm_engine.VLLMEngine.__new__(vllm_engine.VLLMEngine)
+    engine._llm, engine.cuda, engine._asleep, engine._workers = Card(heard), True, False, []
+    for _ in range(2):
+        with engine.ready(policy):
+            engine.generate([], [])
+            engine.generate([], [])
+    first = ["take_over", "generate", "generate", "sleep"]
+    assert heard == [*first, "empty_cache", "wake_up", *first]
+
+
+def test_an_engine_of_several_cards_is_refused_where_ranks_have_one_each() -> None:
+    vllm_engine._check_cards(1, 8, 1)
+    vllm_engine._check_cards(2, 2, None)
+    vllm_engine._check_cards(4, 1, 4)
+    with pytest.raises(ConfigError, match="tensor_parallel=2: each of 4 ranks has an engine on its own card"):
+        vllm_engine._check_cards(2, 4, 8)
+    with pytest.raises(ConfigError, match="tensor_parallel=4: this process sees 2 cards; set it to 2"):
+        vllm_engine._check_cards(4, 1, 2)
+
+
+def test_weights_travel_where_they_have_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container's shared memory is 64 MB unless it asks for more."""
+    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path)
+    assert vllm_engine._place_for(1000) == tmp_path
+    assert vllm_engine._place_for(10**18) is None
+    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path / "absent")
+    assert vllm_engine._place_for(1000) is None
+
+
+def test_engines_beside_ranks_know_nothing_of_their_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in vllm_engine.LAUNCHED:
+        monkeypatch.setenv(name, "1")
+    with vllm_engine._environment(str(tmp_path), torch.device("cpu"), apart=True):
+        assert not set(vllm_engine.LAUNCHED) & set(os.environ)
+        assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+    assert set(vllm_engine.LAUNCHED) <= set(os.environ)
+
+
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
@@ -472,51 +596,37 @@ def test_a_run_samples_with_vllm_and_adapts(settings: dict[str, Any], tmp_path: 
     assert (tmp_path / "out" / "adapted" / "model.safetensors").is_file()
 
 
-def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with log.open("wb") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "mm_spine.cli", *arguments], stdout=out, stderr=subprocess.STDOUT, env=environment
-        )
+def workers() -> list[psutil.Process]:
+    """vLLM's processes that hold a model."""
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM::Worker")]
 
 
-def kill_worker(running: subprocess.Popen[bytes]) -> None:
-    """Kill the process of vLLM's that holds the model."""
-    children = psutil.Process(running.pid).children(recursive=True)
-    (worker,) = [child for child in children if child.name().startswith("VLLM::Worker")]
-    os.kill(worker.pid, signal.SIGKILL)
+class Deadly(Quiet):
+    """Interrupts the engine after the first step, as a Ctrl-C reaches it, and kills it after the third."""
 
-
-def wait_for(found: Any, running: subprocess.Popen[bytes], log: Path, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert running.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.02)
+    def step(self, step: Step) -> None:
+        for worker in workers() if step.report.step in (0, 2) else ():
+            worker.send_signal(signal.SIGKILL if step.report.step else signal.SIGINT)
 
 
 @needs_vllm
 @pytest.mark.slow
 def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["sampling"]["vllm"]["own_process"] = True
-    config = small_config(settings, {"optim": {"steps": 30}, "checkpoint": {"every": 1}}).model_dump(mode="json")
-    (tmp_path / "run.yaml").write_text(json.dumps(config))
-    out, log = tmp_path / "out", tmp_path / "log"
-    arguments = ["adapt", str(tmp_path / "run.yaml"), "--output", str(out)]
-    running = start(arguments, log)
-    wait_for(lambda: newest_checkpoint(out / "checkpoints"), running, log)
-    kill_worker(running)
-    assert running.wait(120) == 2, log.read_text()[-3000:]
-    said = log.read_text()
-    assert "Traceback" not in said
-    assert "VllmWorker-0 ended with code -9" in said.replace("\n", "")
-    assert "--resume" in said
+    config = small_config(settings, {"optim": {"steps": 4}, "checkpoint": {"every": 1}})
+    out = tmp_path / "out"
+    with pytest.raises(SamplerDied, match="VllmWorker-0 ended with code -9.*--resume"):
+        run(config, out, view=Deadly())
     kept = newest_checkpoint(out / "checkpoints")
-    assert kept is not None and kept.name < "step_000030"
-    again = start([*arguments, "--resume"], log)
-    assert again.wait(240) == 0, log.read_text()[-3000:]
-    steps = [json.loads(line)["step"] for line in (out / "steps.jsonl").read_text().splitlines()]
-    assert steps == list(range(30))
-    assert json.loads((out / "summary.json").read_text())["stopped_by"] == "steps"
+    assert kept is not None and kept.name == "step_000003"
+    assert not (out / "summary.json").exists()
+    summary = run(config, out, resume=True)
+    steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(4))
+    assert all(step["parity_max"] < 1e-3 for step in steps)
+    assert summary is not None and summary["stopped_by"] == "steps"
+    gc.collect()
+    assert not workers()
 
 
 @needs_vllm
@@ -530,27 +640,6 @@ def test_an_engine_in_its_own_process_draws_the_same(policy: Policy) -> None:
     disturb(other, 0)
     sync(apart)
     assert gap(apart, questions, sample(apart, questions)) < EXACT
-
-
-@needs_vllm
-@pytest.mark.slow
-def test_two_ranks_have_an_engine_each(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Under torchrun on gloo: each rank samples its share beside the others, and both train the same step."""
-    config = small_config(settings, {"optim": {"steps": 2}}).model_dump(mode="json")
-    (tmp_path / "run.yaml").write_text(json.dumps(config))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mm_spine.cli"]
-    arguments = ["adapt", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "out")]
-    usual = {k: v for k, v in os.environ.items() if k not in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"}}
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        env={**usual, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
-    assert [step["tokens_sampled"] > 0 and step["parity_max"] < 1e-3 for step in steps] == [True, True]
 
 
 @needs_vllm
@@ -620,3 +709,10 @@ def test_a_vllm_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch) -
     found = why_not(load=True)
     assert found.startswith("vLLM 0.32.0 does not load here (ImportError: undefined symbol: _ZN3c10); ")
     assert "libvllm" not in found
+
+
+def test_a_check_of_the_sampler_does_not_import_vllm() -> None:
+    """It takes 13 s: a dry run and the doctor look at versions alone."""
+    script = "import sys; from mm_spine.sampling.backends import check_sampler; check_sampler(sys.argv[1])"
+    script += "; sys.exit('vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script, "hf" if why_not() else "vllm"]).returncode == 0

@@ -86,7 +86,7 @@ class TextPolicy(nn.Module):
         embeds = self.language_model.embed_tokens(ids_BP)
         deepstack: Sequence[Tensor] = ()
         if len(image_at_I):
-            first, *deepstack = self._image_inputs(features_IF, embeds.shape[-1])
+            first, *deepstack = self.image_inputs(features_IF, embeds.shape[-1])
             embeds = embeds.flatten(0, 1).index_copy(0, image_at_I, first.to(embeds.dtype)).view_as(embeds)
         output = self.language_model(
             inputs_embeds=embeds,
@@ -97,7 +97,7 @@ class TextPolicy(nn.Module):
         found: Tensor = output.last_hidden_state
         return found
 
-    def _image_inputs(self, features_IF: Tensor, width: int) -> Sequence[Tensor]:
+    def image_inputs(self, features_IF: Tensor, width: int) -> Sequence[Tensor]:
         """(I, D) for the text model's input and for each layer that takes features too; through mergers that train.
 
         What is for one stands in `features_IF` beside what is for the others; before a merger, so do its patches.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import NamedTuple
 
 from mm_spine.config import ConfigError, DecodingConfig, RunConfig
@@ -31,7 +30,7 @@ def _vllm(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backen
     return VLLMSampler(policy, decoding, config.sampling.vllm, config.seed)
 
 
-SAMPLERS: Mapping[str, Row] = {"hf": Row(_hf), "vllm": Row(_vllm, partial(why_not_vllm, load=True))}
+SAMPLERS: Mapping[str, Row] = {"hf": Row(_hf), "vllm": Row(_vllm, why_not_vllm)}
 
 
 def check_sampler(name: str) -> None:

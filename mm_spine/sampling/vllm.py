@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from mm_spine.config import DecodingConfig, RunStopped, VLLMConfig
+from mm_spine.config import ConfigError, DecodingConfig, RunStopped, VLLMConfig
 from mm_spine.draws import generator
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
@@ -27,6 +28,12 @@ __all__ = ["SamplerDied", "VLLMSampler", "why_not"]
 
 SERIES = "0.32"
 """The versions that this was written for: what stands in the way differs between two minor ones."""
+
+HOTTEST = 2.0
+"""The highest temperature that vLLM takes."""
+
+LEAST = 2.0**-24
+"""Of a probability: half a unit in the last place of a float32 1."""
 
 _engines: WeakKeyDictionary[Policy, VLLMEngine] = WeakKeyDictionary()
 
@@ -40,10 +47,15 @@ class VLLMSampler(Backend):
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, config: VLLMConfig, seed: int = 0) -> None:
         super().__init__(policy, decoding, seed)
+        if decoding.temperature > HOTTEST:
+            raise ConfigError(
+                f"temperature={decoding.temperature:g}: vLLM takes {HOTTEST:g} at most; lower it, or use "
+                "sampling.backend=hf"
+            )
         self.config = config
         eos = policy.model.generation_config.eos_token_id
         self._eos = [eos] if isinstance(eos, int) else list(eos or [])
-        self._banned = dict.fromkeys(policy.banned, -100.0)
+        self._banned = dict.fromkeys(policy.banned, -math.inf)
         if policy in _engines:
             _engines[policy].stale = True
 
@@ -59,11 +71,12 @@ class VLLMSampler(Backend):
         """See `Backend.complete`. Raises SamplerDied when the engine does, RunStopped for a request without room."""
         done = {i: empty for i, request in enumerate(requests) if (empty := self._ended(request)) is not None}
         going = [i for i in range(len(requests)) if i not in done]
-        for at in range(0, len(going), self.decoding.batch_rows):
-            chosen = going[at : at + self.decoding.batch_rows]
-            completions = self._complete([requests[i] for i in chosen], step, purpose, greedy)
-            done |= zip(chosen, completions, strict=True)
-            self.told(len(chosen))
+        with self._engine().ready(self.policy) if going else nullcontext():
+            for at in range(0, len(going), self.decoding.batch_rows):
+                chosen = going[at : at + self.decoding.batch_rows]
+                completions = self._complete([requests[i] for i in chosen], step, purpose, greedy)
+                done |= zip(chosen, completions, strict=True)
+                self.told(len(chosen))
         return [done[i] for i in range(len(requests))]
 
     def _ended(self, request: Request) -> Completion | None:
@@ -79,11 +92,13 @@ class VLLMSampler(Backend):
         prompts = {id(r.question): self._inputs(engine, self.policy.prompt(r.question)) for r in requests}
         asked = [_behind(prompts[id(request.question)], request.prefix) for request in requests]
         params = [self._params(request, step, purpose, greedy) for request in requests]
-        outputs = engine.generate(self.policy, asked, params)
+        outputs = engine.generate(asked, params)
         return [_completion(*pair) for pair in zip(requests, outputs, strict=True)]
 
     def _engine(self) -> VLLMEngine:
         if self.policy not in _engines:
+            if reason := why_not(load=True):
+                raise ConfigError(f"sampling.backend=vllm: {reason}")
             _engines[self.policy] = VLLMEngine(self.policy, self.config)
         return _engines[self.policy]
 
@@ -119,7 +134,7 @@ class VLLMSampler(Backend):
         """What enters the text model, DeepStack's beside the final ones; through the mergers as they are, if they
         train."""
         width = self.policy.text.language_model.config.hidden_size
-        parts = self.policy.text._image_inputs(prompt.features_ID, width)
+        parts = self.policy.text.image_inputs(prompt.features_ID, width)
         return torch.cat(tuple(parts), dim=-1).cpu()
 
     def _params(self, request: Request, step: int, purpose: str, greedy: bool) -> Any:
@@ -189,5 +204,6 @@ def _completion(request: Request, output: Any) -> Completion:
     tokens = tuple(drawn.token_ids)
     logp = np.array([at[token].logprob for token, at in zip(tokens, drawn.logprobs, strict=True)], np.float32)
     if request.barred:
-        logp[0] += math.log1p(-sum(map(math.exp, request.barred.values())))
+        rest = 1 - sum(map(math.exp, request.barred.values()))
+        logp[0] += math.log(max(rest, LEAST))  # rounded, all the mass may seem barred
     return Completion(tokens, logp, None, drawn.finish_reason)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
 import os
+import shutil
 import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +23,7 @@ import torch
 from mm_spine import compat, distributed
 from mm_spine.config import ConfigError, RunStopped, VLLMConfig
 from mm_spine.policy.model import Policy
-from mm_spine.sampling.vllm_weights import served_weights
+from mm_spine.sampling.vllm_weights import HEAD, served_weights
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +47,16 @@ class VLLMEngine:
         self.apart = config.own_process or config.tensor_parallel > 1 or distributed.world_size() > 1
         self.version = 0
         self.stale = True
+        _check_cards(config.tensor_parallel, distributed.world_size(), torch.cuda.device_count() if self.cuda else None)
         self._folder = tempfile.TemporaryDirectory(prefix="mm-spine-vllm-")
         weakref.finalize(policy, self._folder.cleanup)
         with _failing("starting"), _environment(self._folder.name, policy.device, self.apart):
+            import_vllm()
             _check_heads(policy)
             _write_model(policy, Path(self._folder.name))
             self._llm: Any = _start(policy, self._settings(policy))
+            if self.apart:
+                self._rpc("ignore_interrupts")
         self._workers = multiprocessing.active_children() if self.apart else []
         self._asleep = False
         log.info("vLLM: room for %d tokens a request%s", self.max_tokens, ", in its own process" if self.apart else "")
@@ -59,14 +66,21 @@ class VLLMEngine:
         """Of a request, prompt and response together: the context, or less where the cache has no room for it."""
         return int(self._llm.model_config.max_model_len)
 
-    def generate(self, policy: Policy, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
-        """vLLM's outputs in order, from the policy as it now is. Raises SamplerDied."""
-        with _failing("sampling", self._workers):
+    @contextmanager
+    def ready(self, policy: Policy) -> Iterator[None]:
+        """Inside, the engine has the policy's weights as they now are; on a card it is awake inside only."""
+        with _failing("taking over the weights", self._workers):
             self._wake()
             self._take_over(policy)
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        yield
+        with _failing("falling asleep", self._workers):
             self._sleep()
-        return outputs
+
+    def generate(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs in order; when it is `ready`. Raises SamplerDied."""
+        with _failing("sampling", self._workers):
+            found: list[Any] = self._llm.generate(prompts, params, use_tqdm=False)
+        return found
 
     def _take_over(self, policy: Policy) -> None:
         """The policy's weights, if they may have changed, and none of what the old ones left in caches."""
@@ -84,10 +98,12 @@ class VLLMEngine:
     def _send_file(self, weights: Iterator[tuple[str, Any]]) -> None:
         from safetensors.torch import save_file
 
-        folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=folder) as file:
-            # The head may share its memory with the embedding, which no file can say.
-            save_file({name: tensor.cpu().clone() for name, tensor in weights}, file.name)
+        tensors = {name: tensor.cpu() for name, tensor in weights}
+        if HEAD in tensors:  # it may share its memory with the embedding, which no file can say
+            tensors[HEAD] = tensors[HEAD].clone()
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_place_for(size)) as file:
+            save_file(tensors, file.name)
             self._rpc("load_file", file.name)
 
     def _rpc(self, name: str, *arguments: Any) -> None:
@@ -97,6 +113,7 @@ class VLLMEngine:
 
     def _wake(self) -> None:
         if self._asleep:
+            torch.cuda.empty_cache()  # of what the trainer's allocator keeps after a step vLLM can take nothing
             self._llm.wake_up()
             self._asleep = False
 
@@ -107,7 +124,6 @@ class VLLMEngine:
             self._asleep = True
 
     def _settings(self, policy: Policy) -> dict[str, Any]:
-        import_vllm()
         from mm_spine.sampling import vllm_worker
 
         config = self.config
@@ -130,6 +146,12 @@ class VLLMEngine:
         }
 
 
+def _place_for(size: int) -> Path | None:
+    """Shared memory if a file of `size` bytes fits (a container has 64 MB by default), else where such files usually
+    lie."""
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None
+
+
 def _card(config: VLLMConfig) -> dict[str, Any]:
     return {"enable_sleep_mode": True, "gpu_memory_utilization": config.memory_share}
 
@@ -145,11 +167,21 @@ def _images(policy: Policy) -> dict[str, Any]:
 
 
 def import_vllm() -> Any:
-    """The package, without its notices. Raises what it raises."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    with warnings.catch_warnings():
+    """The package, without its notices. Raises what it raises.
+
+    In a thread: vLLM keeps an exception of its import, whose stack would keep the caller's policy, and so the engine.
+    """
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level.upper())  # it heeds the variable only once an engine starts
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
         warnings.simplefilter("ignore")
-        return importlib.import_module("vllm")
+        return thread.submit(_import).result()
+
+
+def _import() -> Any:
+    package = importlib.import_module("vllm")
+    importlib.import_module("vllm.entrypoints.llm")  # the most of it, which `vllm` puts off
+    return package
 
 
 def _start(policy: Policy, settings: Mapping[str, Any]) -> Any:
@@ -162,8 +194,18 @@ def _start(policy: Policy, settings: Mapping[str, Any]) -> Any:
             llm = import_vllm().LLM(**settings)
     finally:
         torch.set_num_threads = threads  # vLLM's CPU worker puts a function there that does nothing
-    weakref.finalize(policy, llm.llm_engine.engine_core.shutdown)
+    # vLLM freezes all objects, ours too: of a policy nobody has any more its cycles would never be found.
+    gc.unfreeze()
+    client = llm.llm_engine.engine_core
+    client._finalizer.detach()
+    weakref.finalize(policy, _stop, client.engine_core)
     return llm
+
+
+def _stop(core: Any) -> None:
+    """End an engine as vLLM does, but for torch's process groups, which the trainer and other engines still need."""
+    core.model_executor.shutdown()
+    core.scheduler.shutdown()
 
 
 def _write_model(policy: Policy, folder: Path) -> None:
@@ -186,6 +228,19 @@ def _check_heads(policy: Policy) -> None:
             f"sampling.backend=vllm: this model's attention heads are {found} wide, and vLLM on a CPU computes "
             f"{', '.join(map(str, known))} only; use sampling.backend=hf"
         )
+
+
+def _check_cards(wanted: int, ranks: int, cards: int | None) -> None:
+    """Raise ConfigError where `wanted` cards for an engine are not there; `cards` is None on a CPU."""
+    if cards is None or wanted == 1:
+        return
+    if ranks > 1:
+        raise ConfigError(
+            f"sampling.vllm.tensor_parallel={wanted}: each of {ranks} ranks has an engine on its own card; set it to "
+            "1, or start one process for all cards of the engine"
+        )
+    if wanted > cards:
+        raise ConfigError(f"sampling.vllm.tensor_parallel={wanted}: this process sees {cards} cards; set it to {cards}")
 
 
 @contextmanager
@@ -217,6 +272,7 @@ def _environment(folder: str, device: torch.device, apart: bool) -> Iterator[Non
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # ranks would be bound to the same cores
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_healing(Path(folder)), before.get("PYTHONPATH"))))
     if apart:
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         for name in LAUNCHED:
             os.environ.pop(name, None)
         if device.type == "cuda" and distributed.world_size() > 1:
@@ -233,7 +289,7 @@ def _own_card() -> str:
     """The card that this rank trains on, as its process would name it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     number = torch.cuda.current_device()
-    return visible.split(",")[number] if visible else str(number)
+    return visible.split(",")[number].strip() if visible else str(number)
 
 
 def _healing(folder: Path) -> str:

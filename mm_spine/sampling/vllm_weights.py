@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mm_spine.policy.model import Policy
 
+HEAD = "lm_head.weight"
+
 
 def served_weights(policy: Policy, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
     """(name in the checkpoint, detached tensor) of the text model and its head, one at a time; the tower's are not
@@ -24,7 +26,7 @@ def served_weights(policy: Policy, trained_only: bool = False) -> Iterator[tuple
         yield from _of(language_model, name, trained_only)
         head = policy.text.head.weight
         if head.requires_grad or not trained_only:
-            yield "lm_head.weight", head.detach()
+            yield HEAD, head.detach()
 
 
 def _of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str, Tensor]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from vllm import SamplingParams
 from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
-
-if current_platform.is_cpu():
-    # Compiled by g++, the ranks that nobody reads here would take seconds in each process, and a compiler.
-    type(current_platform).simple_compile_backend = "eager"
 
 Change = Callable[[list[int], Tensor], Tensor]
 """(tokens drawn so far, logits (V,)) -> the logits to draw from."""
@@ -43,6 +42,11 @@ class LogitsChange(AdapterLogitsProcessor):
         return change
 
 
+def ignore_interrupts(worker: Any) -> None:
+    """A Ctrl-C reaches this process too; the trainer answers it, and ends its step with the engine alive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def load_weights(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Take over `weights`, by checkpoint names, into the model of `worker`."""
     worker.reload_weights(weights_iterator=iter(weights))
@@ -52,3 +56,34 @@ def load_file(worker: Any, path: str) -> None:
     """Take over the weights of a safetensors file, one tensor at a time."""
     with safe_open(path, framework="pt") as file:
         load_weights(worker, ((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
+
+
+def rewinding(usual: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's bookkeeping after a forward, made fit for a CPU.
+
+    Each chunk of a prompt that is cut draws a token that nobody takes. vLLM then winds the request's generator back by
+    its offset, which only CUDA's have: here it is seeded again and repeats the draws taken, those before a preemption.
+    """
+
+    def bookkeeping(runner: Any, *arguments: Any, **named: Any) -> Any:
+        batch = runner.input_batch
+        cut = np.flatnonzero(runner.discard_request_mask.np[: batch.num_reqs]).tolist()
+        generators = {i: batch.generators.pop(i) for i in cut if i in batch.generators}
+        found = usual(runner, *arguments, **named)
+        for i, generator in generators.items():
+            generator.manual_seed(generator.initial_seed())
+            for _ in runner.requests[batch.req_ids[i]].output_token_ids:
+                torch.randint(2**31, (1,), generator=generator)
+        batch.generators.update(generators)
+        return found
+
+    return bookkeeping
+
+
+if current_platform.is_cpu():
+    from vllm.v1.worker import cpu_worker  # changes torch when imported, so on a CPU alone
+
+    # Compiled by g++, the ranks that nobody reads here would take seconds in each process, and a compiler.
+    type(current_platform).simple_compile_backend = "eager"
+    runner: Any = vars(cpu_worker)["CPUModelRunner"]
+    runner._bookkeeping_sync = rewinding(runner._bookkeeping_sync)
