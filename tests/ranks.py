@@ -14,7 +14,7 @@ from unittest import mock
 
 import deepspeed  # noqa: F401  # before AdamW is replaced: it derives classes from it
 import torch
-from small import digit_policy, small_config
+from small import Silent, digit_policy, small_config
 from tiny import tiny_questions
 from torch import Tensor
 
@@ -36,7 +36,10 @@ CASES: dict[str, Mapping[str, Any]] = {
     "uneven": {"engine": {"token_budget": 1}},
     "alone": {"optim": {"questions_per_step": 1}},
     "epochs": {"optim": {"epochs": 2, "lr": 0.1}, "method": {"kl": "k3"}},
+    "scored": {"optim": {"questions_per_step": 1}},
 }
+WITHOUT_ENTROPIES = ("scored",)
+"""Cases whose sampler gives none, so that the ranks score, the second one nothing."""
 
 
 class Saved:
@@ -77,7 +80,8 @@ def one_step(stage: int, case: str, rollouts: Mapping[str, list[Rollout]]) -> di
         return usual(self, lr)
 
     with mock.patch("torch.optim.AdamW", sgd), mock.patch.object(Engine, "step", stepping):
-        adapt(QUESTIONS, policy, Saved(rollouts), config=config, hooks=Hooks(on_step=records.append))
+        sampler = Silent(Saved(rollouts)) if case in WITHOUT_ENTROPIES else Saved(rollouts)
+        adapt(QUESTIONS, policy, sampler, config=config, hooks=Hooks(on_step=records.append))
     return {"gradients": gradients, "weights": policy.weights(), "report": vars(records[0].report)}
 
 

@@ -19,7 +19,7 @@ from mm_spine.config import ConfigError
 from mm_spine.run import check, run
 
 TIMEOUT = 300
-COUNTED = ("step", "tokens_sampled", "tokens_trained", "cache_hits")
+COUNTED = ("step", "rollouts_sampled", "tokens_sampled", "tokens_saved", "tokens_trained", "cache_hits")
 ROUNDED = {
     "lr", "loss", "loss_policy", "loss_band", "loss_kl", "grad_norm", "majority_share", "margin", "unparsed",
     "unanimous", "length_mean", "entropy_mean", "entropy_forks", "band_low", "band_high", "share_below", "share_above",
@@ -58,6 +58,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         "model": {"path": str(write_model(shared / "model"))},
         "engine": {"zero_stage": 3, "token_budget": 200},
         "optim": {"questions_per_step": 3, "steps": 2},
+        "sampling": {"votes": {"max": 9, "stop": "confident", "level": 0.5}, "tree": {"forks": 1, "branches": 1}},
         "checkpoint": {"every": 2},
     }
     (shared / "data" / "questions5.png").write_bytes(b"no image")
@@ -145,11 +146,22 @@ def test_a_whole_run_of_two_processes_takes_the_same_steps(outcomes: dict[int, P
     assert len(two) == len(one) == 2
     for found, expected in zip(two, one, strict=True):
         assert_reports_agree(found, expected)
-    tables = [
-        records.read_rollout_table(outcomes[n] / "run" / "rollouts" / "step_000001.parquet").to_pylist() for n in (1, 2)
+
+
+def test_a_whole_run_of_two_processes_draws_the_same_trees_in_the_same_order(outcomes: dict[int, Path]) -> None:
+    """One question cannot be asked; the others' votes stop early."""
+    names = ("question_id", "index", "token_ids", "parent", "fork_at")
+    drawn = [
+        [
+            [row[name] for name in names]
+            for path in sorted((outcomes[n] / "run" / "rollouts").glob("*.parquet"))
+            for row in records.read_rollout_table(path).to_pylist()
+        ]
+        for n in (1, 2)
     ]
-    drawn = [{(row["question_id"], row["index"]): row["token_ids"] for row in rows} for rows in tables]
-    assert drawn[0] == drawn[1]
+    assert drawn[0] == drawn[1] and any(row[3] is not None for row in drawn[0])
+    steps = records.read_json_lines(outcomes[2] / "run" / "steps.jsonl")
+    assert sum(row["rollouts_sampled"] for row in steps) < 9 * 5 and all(row["tokens_saved"] > 0 for row in steps)
 
 
 def test_a_whole_run_of_two_processes_says_the_same(outcomes: dict[int, Path]) -> None:
