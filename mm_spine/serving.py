@@ -257,7 +257,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def serve(desk: Desk, host: str, port: int, max_upload_mb: int) -> None:
-    """Serve until interrupted. OSError: the port is taken; ConfigError: gradio is not installed."""
+    """Serve until interrupted. ConfigError: gradio is not installed, or nothing can listen there."""
     with running(desk, host, port, max_upload_mb) as (address, app):
         log.info("open %s (Ctrl-C ends it)", address)
         app.block_thread()
@@ -272,8 +272,7 @@ def running(desk: Desk, host: str = "127.0.0.1", port: int = 0, max_upload_mb: i
         app = None
         try:
             app = _app(desk, Path(uploads))
-            _, address, _ = app.launch(server_name=host, server_port=port or None, **_launch(max_upload_mb))
-            yield address, app
+            yield _started(app, host, port, max_upload_mb), app
         finally:
             desk.leave()
             if app is not None:
@@ -282,6 +281,18 @@ def running(desk: Desk, host: str = "127.0.0.1", port: int = 0, max_upload_mb: i
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
                 os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def _started(app: Any, host: str, port: int, max_upload_mb: int) -> str:
+    name = f"[{host}]" if ":" in host else host  # as gradio, which makes an address of it, wants IPv6
+    try:
+        _, address, _ = app.launch(server_name=name, server_port=port or None, **_launch(max_upload_mb))
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: nothing can listen there; the port is taken, or the address is none of this "
+            "machine: choose another (--port 0: the first free one)"
+        ) from error
+    return str(address)
 
 
 def _launch(max_upload_mb: int) -> Mapping[str, Any]:

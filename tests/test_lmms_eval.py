@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import random
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from small import digit_policy, small_config, write_data, write_model
 from tiny import tiny_image, tiny_policy
 from torch.distributed import distributed_c10d
@@ -37,6 +39,7 @@ from mm_spine.types import AnswerSpec, Question, Rollout
 
 needed = pytest.mark.skipif(find_spec("lmms_eval") is None, reason='lmms-eval is not installed: "mm-spine[eval]"')
 DIGITS = "mm_spine_digits_adapt"
+LAUNCHERS_OWN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -298,16 +301,20 @@ def test_what_cannot_be_asked_is_answered_with_nothing_and_leaves_no_trace(
     harness: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = harness.MMSpine(digit_policy(), small_config())
-    docs = [{"text": text} for text in ("Which digit?", "<|im_end|> which?", "unreadable", "Which digit?")]
+    words = ("Which digit?", "<|im_end|> which?", "unreadable", "damaged", "Which digit?")
+    docs = [{"text": text} for text in words]
     model.task_dict = {"t": {"test": docs}}
 
     def messages(doc: dict[str, str]) -> Any:
         if doc["text"] == "unreadable":
             raise BadQuestion("t/test/2: cannot read image")
+        if doc["text"] == "damaged":
+            raise UnidentifiedImageError("cannot identify image file")
         return user(("text", doc["text"]))
 
     given = [g.text for g in model.generate_until(requests_of(docs, messages))]
-    assert given[1:3] == ["", ""] and given[0] == given[3] != ""
+    assert given[1:4] == ["", "", ""] and given[0] == given[4] != ""
+    assert "t/test/3: cannot identify image file" in caplog.text
     assert "contains the special token <|im_end|>" in caplog.text and "cannot read image" in caplog.text
     assert model.policy.skipped == {} and model.policy._prompts == {}
 
@@ -334,6 +341,7 @@ def test_what_is_no_generation_of_one_turn_says_so(harness: Any) -> None:
         ({"pretrained": "m", "votes": 8, "temperature": 0}, "at temperature 0 all are the same"),
         ({"pretrained": "m", "kind": "maths"}, "did you mean 'math'?"),
         ({"pretrained": "run/adapted", "adapter": "run/adapted/adapter"}, "has it merged in; leave it out"),
+        ({"pretrained": "m", "adapter": "nowhere"}, "adapter=nowhere: no adapter_config.json there"),
     ],
 )
 def test_a_wrong_argument_is_named(harness: Any, given: dict[str, Any], why: str) -> None:
@@ -370,8 +378,28 @@ def test_an_adapter_on_its_model_is_the_merged_model(harness: Any, tmp_path: Pat
     weights = [policy.text.language_model.layers[0].mlp.up_proj.weight for policy in (model.policy, merged, plain)]
     assert torch.allclose(weights[0], weights[1], atol=1e-6)
     assert not torch.allclose(weights[0], weights[2], atol=1e-2)
-    with pytest.raises(ConfigError, match="no adapter_config.json there"):
-        harness.merge_adapter(plain, tmp_path)
+
+
+@needed
+@pytest.mark.parametrize("damage", ["width", "depth", "cut"])
+def test_an_adapter_of_another_model_is_refused(harness: Any, tmp_path: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapted = Policy.load(write_model(tmp_path / "start"), ModelConfig(train="lora"))
+    adapted.save(tmp_path / "adapted")
+    folder = tmp_path / "adapted" / "adapter"
+    file = folder / harness.ADAPTER
+    weights = load_file(file)
+    if damage == "width":
+        weights = {name: torch.zeros(*weight.shape[:-1], weight.shape[-1] + 1) for name, weight in weights.items()}
+    elif damage == "depth":
+        weights |= {name.replace("layers.0", "layers.9"): weight.clone() for name, weight in weights.items()}
+    save_file(weights, file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=f"adapter={folder}: not of this model .*; give both of one run") as refused:
+        harness.merge_adapter(Policy.load(tmp_path / "start"), folder)
+    assert "\n" not in str(refused.value)
 
 
 # The hook
@@ -525,6 +553,8 @@ def test_the_script_helps_without_installing_anything(repository: Path) -> None:
         ([str(MODEL_DIR.parent), DIGITS], "no config.json there"),
         (["a,b", DIGITS], "no comma in it"),
         ([str(MODEL_DIR), "mm_spine:digitz"], "the nearest benchmark is 'digits'"),
+        ([str(MODEL_DIR), DIGITS, "--args", "adapter=absent"], "adapter=absent: no adapter_config.json there"),
+        (["./absent", DIGITS], "neither a folder nor a hub id"),
     ],
 )
 def test_what_is_wrong_with_a_command_is_one_sentence(
@@ -537,12 +567,33 @@ def test_what_is_wrong_with_a_command_is_one_sentence(
     assert said.startswith("mm-spine: ") and said.count("\n") == 1 and why in said
 
 
+def test_the_script_hands_each_word_on_as_it_is(repository: Path, tmp_path: Path) -> None:
+    root, here = tmp_path / "a check out", tmp_path / "the user's folder"
+    shutil.copytree(repository / "scripts", root / "scripts")
+    (root / ".venv" / "bin").mkdir(parents=True)
+    here.mkdir()
+    python = root / ".venv" / "bin" / "python"
+    python.write_text(f"""#!/bin/sh
+case "$1" in -c) exit 0 ;; esac
+exec {shlex.quote(sys.executable)} -c 'import json, os, sys; print(json.dumps([os.getcwd(), *sys.argv[1:]]))' "$@"
+""")
+    python.chmod(0o755)
+    setup = root / "scripts" / "_setup.sh"
+    setup.write_text(setup.read_text() + "\nis_current() { true; }\n")
+    words = ["my model", "own scans", "--args", "votes=8,temperature=0.7", "--", "--gen_kwargs", "until=$HOME *;\"'"]
+    script = ["bash", str(root / "scripts" / "eval_lmms.sh"), *words]
+    done = subprocess.run(script, cwd=here, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [str(here), "-m", "mm_spine.integrations.lmms_cli", *words]
+
+
 @needed
 @pytest.mark.slow
 def test_lmms_evals_own_command_gives_the_responses_and_scores_of_our_evaluation(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "mm_spine.integrations.lmms_cli", str(MODEL_DIR), DIGITS, "--output", "out"]
     more = ["--", "--limit", "4", "--include_path", str(lmms_tasks.SHIPPED)]
-    done = subprocess.run([*line, *more], capture_output=True, text=True, cwd=tmp_path)
+    # DeepSpeed has left its variables in this process, where a run was tested before.
+    environment = {name: x for name, x in os.environ.items() if name not in LAUNCHERS_OWN}
+    done = subprocess.run([*line, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     (results,), (samples,) = ((tmp_path / "out").glob(f"*/*_{name}*") for name in ("results.json", "samples"))
     policy, digits = Policy.load(MODEL_DIR), resolve("digits").load("adapt")

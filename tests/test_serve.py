@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import threading
 import time
@@ -281,6 +282,20 @@ def test_only_this_machine_is_listened_on_unless_meant(caplog: pytest.LogCapture
     assert not caplog.records
     check_host("0.0.0.0", True)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_port_that_is_taken_is_named(desk: Desk, served: Served) -> None:
+    port = int(served.address.rstrip("/").rpartition(":")[2])
+    why = f"--host 127.0.0.1 --port {port}: nothing can listen there"
+    with pytest.raises(ConfigError, match=why), running(desk, port=port):
+        pass
+
+
+def test_the_other_loopback_address_is_served_too(desk: Desk) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 on this machine")
+    with running(desk, "::1") as (address, _):
+        assert httpx.get(address, trust_env=False).status_code == 200
 
 
 def test_without_gradio_the_extra_to_install_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from mm_spine.config import ConfigError
 from mm_spine.integrations import manifest
 from mm_spine.integrations.lmms_hook import check_installed
 from mm_spine.integrations.lmms_tasks import write_tasks
-from mm_spine.policy.model import ModelError, check_model_folder
+from mm_spine.policy.model import ModelError, resolve_model
 
 OURS = "mm_spine:"
 """Before the name of one of our benchmarks: lmms-eval has tasks of such names too, with other prompts and graders."""
@@ -67,7 +67,7 @@ def _model_args(given: argparse.Namespace) -> str:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Raise ConfigError or ModelError for what is wrong with the model or its arguments, before lmms-eval starts."""
+    """Fetch the model. ConfigError or ModelError: it, or its arguments, are wrong; said before lmms-eval starts."""
     from lmms_eval.utils import simple_parse_args_string
 
     from mm_spine.integrations.lmms_eval import config_of, read_arguments
@@ -80,8 +80,7 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError(f"--args {given.args!r}: write it as votes=8,temperature=0.7") from error
     arguments = read_arguments(model_args)
     config_of(arguments)
-    if Path(arguments.pretrained).exists():
-        check_model_folder(Path(arguments.pretrained))
+    resolve_model(arguments.pretrained)
 
 
 def _run(command: Sequence[str]) -> list[Exception]:

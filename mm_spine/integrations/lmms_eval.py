@@ -22,6 +22,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import simple_parse_args_string
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share, merge, nearest, read_yaml
@@ -44,6 +45,8 @@ NEW_TOKENS = 1024
 NO_STOP = "\n\n"
 """What lmms-eval puts in `until` where a task sets nothing; no stop for its own Qwen2.5-VL model either, because it
 would end an answer after its first paragraph."""
+
+ADAPTER = "adapter_model.safetensors"
 
 _MARKER = re.compile(r"<image ?([0-9]{1,3})>")
 
@@ -87,9 +90,17 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         raise ConfigError(f"model_args votes={found.votes}: at temperature 0 all are the same; raise it, or votes=1")
     if found.kind is not None and found.kind not in known_kinds():
         raise ConfigError(f"model_args kind={found.kind!r}: no such kind; {nearest(found.kind, known_kinds())}")
-    if found.adapter is not None and found.adapter.resolve().parent == Path(found.pretrained).resolve():
-        raise ConfigError(f"model_args adapter={found.adapter}: {found.pretrained} has it merged in; leave it out")
+    if found.adapter is not None:
+        _check_adapter(found.adapter, found.pretrained)
     return found
+
+
+def _check_adapter(folder: Path, pretrained: str) -> None:
+    if folder.resolve().parent == Path(pretrained).resolve():
+        raise ConfigError(f"model_args adapter={folder}: {pretrained} has it merged in; leave it out")
+    for name in ("adapter_config.json", ADAPTER):
+        if not (folder / name).is_file():
+            raise ConfigError(f"model_args adapter={folder}: no {name} there; give a run's adapted/adapter")
 
 
 def _explain(error: Any) -> str:
@@ -243,8 +254,8 @@ class MMSpine(lmms):
         ours = lmms_tasks.question_of(doc).spec if kind is None and lmms_tasks.is_ours(doc) else AnswerSpec("text")
         try:
             return question_of(doc_to_messages(doc), name, ours if kind is None else AnswerSpec(kind))
-        except BadQuestion as error:
-            log.warning("question skipped: %s", error)
+        except (BadQuestion, OSError) as error:  # PIL's errors of damaged files are of the second kind
+            log.warning("question skipped: %s", error if isinstance(error, BadQuestion) else f"{name}: {error}")
             return None
 
     def _answer(self, question: Question | None, rollouts: Sequence[Rollout], until: tuple[str, ...]) -> Any:
@@ -290,12 +301,19 @@ def question_of(messages: Sequence[Mapping[str, Any]], name: str, spec: AnswerSp
 
 
 def merge_adapter(policy: Policy, folder: Path) -> None:
-    """Add a LoRA adapter, as `Policy.save` writes one, to the weights. ConfigError: there is none in `folder`."""
+    """Add a LoRA adapter, as `Policy.save` writes one, to the weights. ConfigError: it is of another model."""
     import peft
 
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(f"model_args adapter={folder}: no adapter_config.json there; give a run's adapted/adapter")
-    peft.PeftModel.from_pretrained(policy.model, str(folder)).merge_and_unload()
+    try:
+        adapted = peft.PeftModel.from_pretrained(policy.model, str(folder))
+        with safe_open(folder / ADAPTER, framework="pt") as saved:
+            # peft leaves out a weight that it has no place for, with a warning alone.
+            if set(saved.keys()) != set(peft.get_peft_model_state_dict(adapted)):
+                raise ValueError("its weights have other names than the model's layers")
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"model_args adapter={folder}: not of this model ({why}); give both of one run") from error
+    adapted.merge_and_unload()
 
 
 def _alike(requests: Sequence[Any]) -> Iterator[tuple[int, str, list[int]]]:
