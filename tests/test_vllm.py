@@ -609,6 +609,9 @@ class Deadly(Quiet):
             worker.send_signal(signal.SIGKILL if step.report.step else signal.SIGINT)
 
 
+HERE = {"sampling": {"vllm": {"own_process": False}}}
+
+
 @needs_vllm
 @pytest.mark.slow
 def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -620,6 +623,10 @@ def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: d
     kept = newest_checkpoint(out / "checkpoints")
     assert kept is not None and kept.name == "step_000003"
     assert not (out / "summary.json").exists()
+    # With the engine in this process, which spares a start.
+    config = config.model_copy(update={"sampling": small_config(settings, HERE).sampling})
+    saved = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(saved.replace("own_process: true", "own_process: false"))
     summary = run(config, out, resume=True)
     steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(4))
