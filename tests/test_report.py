@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ import matplotlib
 import numpy as np
 import pytest
 from browser import open_page
+from markupsafe import Markup
 from PIL import Image
 from small import small_config, write_data, write_model
 from typer.testing import CliRunner
@@ -141,11 +143,25 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def undrawn(folder: Path) -> str:
+    """The page with all its charts, none of them drawn: drawing is what takes the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_drawn_scores", "_drawn_spread", "_drawn_chart"):
+            patch.setattr(report, name, lambda what, png: _placeholder(what))
+        return report.render(read_run(folder))
+
+
+def _placeholder(what: Any) -> report.Drawn:
+    name = what.name if isinstance(what, curves.Chart) else "entropy_histogram"
+    name = f"scores_{what.name}" if isinstance(what, headline.Split) else name
+    chart = isinstance(what, curves.Chart)
+    title, note = (what.heading, what.note) if chart else (name, "")
+    return report.Drawn(name, title, note, Markup("<svg></svg>"), {"lines": []} if chart else None)
+
+
 def text_of(folder: Path) -> str:
     """The page without styles, drawings and script, none of them drawn."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "svg", lambda figure, name, label: "<svg></svg>")
-        html = report.render(read_run(folder))
+    html = undrawn(folder)
     html = re.sub(r"<(style|svg|script)\b.*?</\1>", " ", html, flags=re.S)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).replace("\u00a0", " ")
 
@@ -202,8 +218,10 @@ def test_every_figure_is_written_as_png(finished: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_equal_files_give_the_same_page(finished: Path) -> None:
-    assert report.render(read_run(finished)) == report.render(read_run(finished))
+def test_equal_files_give_the_same_page_and_matplotlib_stays_as_it_was(finished: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    assert report.render(read_run(finished)) == (finished / "report.html").read_text()
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_the_page_is_one_file_that_may_load_nothing(finished: Path) -> None:
@@ -250,7 +268,7 @@ def test_lone_surrogates_do_not_cost_the_page(tmp_path: Path) -> None:
     for when, row in (("before", before), ("after", after)):
         line = json.dumps(evaluation.to_json(row))
         (folder / "evaluation" / f"{when}.jsonl").write_text(line + "\n")
-    assert "wrong → right" in report.write_report(folder).read_text()
+    assert "wrong → right" in page.write(tmp_path / "page.html", undrawn(folder)).read_text()
 
 
 ABSENT = {
@@ -349,7 +367,7 @@ def test_no_link_is_followed_out_of_the_folder(copy: Path, tmp_path: Path) -> No
     outside = tmp_path / "rollouts"
     (copy / "rollouts").rename(outside)
     (copy / "rollouts").symlink_to(outside)
-    html = report.render(read_run(copy))
+    html = undrawn(copy)
     assert "4,322" not in html and "4322" not in html
     assert "steps.jsonl points out of the folder" in html
     assert "Responses from training" not in html
@@ -370,7 +388,7 @@ def test_changes_by_hand() -> None:
 
 def test_at_most_forty_questions_of_a_direction_are_shown(tmp_path: Path) -> None:
     before, after = ([item(f"q{i:02}", right, "12") for i in range(50)] for right in (False, True))
-    html = report.render(read_run(write_run(tmp_path / "run", before, after)))
+    html = undrawn(write_run(tmp_path / "run", before, after))
     assert html.count('<details class="question">') == 40
     assert "Wrong before, right after: 50" in html and "the first 40 are shown" in html
 
@@ -446,7 +464,7 @@ def test_the_middle_of_a_long_response_is_left_out() -> None:
     row = {
         "step": 0, "index": 0, "answer": "1", "vote": "1", "reward": 1.0, "finish_reason": "length", "text": "",
         "token_ids": [20] * n, "logp": [-0.5] * n, "entropy": [float("nan")] + [0.12345] * (n - 1),
-        "selected": [True] * n,
+        "selected": [True] * n, "parent": None, "fork_at": None,
     }  # fmt: skip
     shown = tokens.token_row(row, tokenizer)
     assert (shown["length"], shown["cut"], len(shown["tokens"])) == (n, tokens.HEAD, tokens.HEAD + tokens.TAIL)
@@ -475,12 +493,6 @@ def test_the_band_is_drawn_between_its_bounds(finished: Path) -> None:
         figure = figures.draw(chart)
     area = figure.axes[0].collections[0].get_datalim(figure.axes[0].transData)
     assert (area.y0, area.y1) == pytest.approx((0.3, 0.6))
-
-
-def test_drawing_leaves_matplotlib_as_it_was(finished: Path) -> None:
-    before = dict(matplotlib.rcParams)
-    report.render(read_run(finished))
-    assert dict(matplotlib.rcParams) == before
 
 
 def luminance(colour: str) -> float:
@@ -561,10 +573,12 @@ def test_runs_of_one_name_are_told_apart(finished: Path, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real")
-    data = {"benchmark": str(write_data(root / "data")), "model": {"path": str(write_model(root / "model"))}}
-    run(small_config(data), root / "run")
-    run(small_config(data, {"reporting": {"images": False}}), root / "bare")
+    run(small_config(_own(root)), root / "run")
     return root
+
+
+def _own(root: Path) -> dict[str, Any]:
+    return {"benchmark": str(write_data(root / "data")), "model": {"path": str(write_model(root / "model"))}}
 
 
 def test_a_run_ends_with_its_report(real: Path) -> None:
@@ -582,38 +596,91 @@ def test_only_the_questions_that_changed_have_thumbnails(real: Path) -> None:
     assert {name for _, name in saved.questions} == set(shown)
 
 
-def test_without_images_no_image_reaches_the_run(real: Path) -> None:
-    assert not (real / "bare" / "images").exists()
-    assert "data:image" not in (real / "bare" / "report.html").read_text()
-
-
-def test_a_failing_report_does_not_lose_the_run(
-    tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_failing_report_does_not_lose_the_run_and_without_images_none_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(run: Path) -> Path:
         raise RuntimeError("no room")
 
     monkeypatch.setattr(report, "write_report", fail)
-    data = {"benchmark": str(real / "data"), "model": {"path": str(real / "model")}, "optim": {"steps": 1}}
     with caplog.at_level(logging.ERROR):
-        summary = run(small_config(data), tmp_path / "run")
+        summary = run(small_config(_own(tmp_path), {"reporting": {"images": False}}), tmp_path / "run")
     assert summary is not None and (tmp_path / "run" / "summary.json").is_file()
     assert "the run is complete, its report is not" in caplog.text and "mm-spine report" in caplog.text
+    assert not (tmp_path / "run" / "images").exists()
+    html = undrawn(tmp_path / "run")
+    assert "data:image" not in html and "reporting.images was false" in html
 
 
 # In a browser.
 
 
-def test_the_page_opens_without_error_or_request_at_any_width(finished: Path) -> None:
-    for width, dark in ((1280, False), (390, True)):
-        with open_page(finished / "report.html", width, dark) as opened:
+def test_both_pages_open_without_error_or_request_at_any_width(finished: Path, large: Path) -> None:
+    """One browser for all of it: to start one takes longer than what it is asked."""
+    with open_page(finished / "report.html") as opened:
+        for width, dark in ((1280, False), (390, True)):
+            opened.page.set_viewport_size({"width": width, "height": 900})
+            opened.page.emulate_media(color_scheme="dark" if dark else "light")
+            opened.page.reload()
             for summary in opened.page.locator("summary").all():
                 summary.click()
             assert (opened.errors, opened.fetched(), opened.too_wide()) == ([], [], 0)
-            ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (luminance("#" + "".join(f"{int(x):02x}" for x in re.findall(r"\d+", ground))) < 0.2) is dark
+            assert (luminance(_ground(opened.page)) < 0.2) is dark
             if width == 1280:
                 _reads_tokens_and_curves(opened.page)
+                _reads_by_keys(opened.page)
+        opened.page.emulate_media(media="print", color_scheme="dark")
+        assert luminance(_ink(opened.page)) < 0.2, "paper is white"
+        assert opened.page.evaluate(_BARRED) == [False, "img-src", "script-src-attr", "script-src-elem"]
+        opened.errors.clear()
+        opened.requests.clear()
+        opened.page.goto(large.as_uri())
+        opened.page.locator("details.question > summary").first.click()
+        assert opened.page.locator("details.question .tok").count() == 4 * (tokens.HEAD + tokens.TAIL)
+        assert (opened.errors, opened.fetched(), opened.too_wide()) == ([], [], 0)
+
+
+_BARRED = """new Promise(told => {
+  window.ran = false;
+  const seen = [];
+  document.addEventListener("securitypolicyviolation", event => {
+    seen.push(event.effectiveDirective);
+    if (seen.length === 3) told([window.ran, ...seen.sort()]);
+  });
+  document.body.insertAdjacentHTML("beforeend", "<b onclick='ran = true'></b>");
+  document.body.lastChild.click();
+  document.body.append(Object.assign(document.createElement("script"), { textContent: "window.ran = true" }));
+  document.body.append(Object.assign(document.createElement("img"), { src: "http://127.0.0.1:9/x.png" }));
+})"""
+"""What text that got into the page as markup would try: to run a script, two ways, and to fetch an image."""
+
+
+def _ground(at: Any) -> str:
+    return _hex(at.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+
+def _ink(at: Any) -> str:
+    return _hex(at.evaluate("getComputedStyle(document.body).color"))
+
+
+def _hex(colour: str) -> str:
+    return "#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", colour)[:3])
+
+
+def _reads_by_keys(at: Any) -> None:
+    """What the pointer reads out, the arrow keys do, too."""
+    at.locator("details.question").first.locator("p.tokens").first.focus()
+    for key in ("ArrowRight", "ArrowRight", "End", "ArrowLeft"):
+        at.keyboard.press(key)
+    assert at.locator(".tok.on").inner_text() == "." and "log-prob" in at.locator("#tip").inner_text()
+    at.keyboard.press("Escape")
+    assert at.locator("#tip").is_hidden()
+    curve = at.locator("#figure-majority_share")
+    curve.locator("svg").focus()
+    at.keyboard.press("End")
+    assert curve.locator(".readout").inner_text().startswith("step 2: winner 70.0 %")
+    at.keyboard.press("ArrowLeft")
+    assert curve.locator(".readout").inner_text().startswith("step 1: ")
 
 
 def _reads_tokens_and_curves(at: Any) -> None:
@@ -645,11 +712,12 @@ def write_large_run(folder: Path, steps: int = 500, questions: int = 1000) -> Pa
     write_json_lines(folder / "timings.jsonl", [timing(i) for i in range(steps)])
     write_json_lines(folder / "evaluation" / "steps.jsonl", [accuracy(i) for i in range(steps)])
     rng = np.random.default_rng(0)
-    for step in range(steps):
-        asked = [names[(4 * step + i) % questions] for i in range(4)]
-        length = 900 if (4 * step) % questions < 80 else 60  # long where the page shows them
-        drawn = [_drawn(name, length, rng) for name in asked]
+    for step in range(21):  # long where the page shows them; all later steps are alike
+        asked = names[4 * step : 4 * step + 4]
+        drawn = [_drawn(name, 900 if step < 20 else 60, rng) for name in asked]
         write_step(folder, step, [group(rolls[0].question_id, rolls, ["1", "2", "3", None]) for rolls in drawn])
+    for step in range(21, steps):
+        shutil.copy(folder / "rollouts" / "step_000020.parquet", folder / "rollouts" / f"step_{step:06d}.parquet")
     noise = rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)
     shown = changed.changes(rows_of(before), rows_of(after)).shown()
     asked_of = [Question(name, (Image.fromarray(noise),), words[:300], SPEC) for name in names]
@@ -664,16 +732,16 @@ def _drawn(name: str, length: int, rng: np.random.Generator) -> list[Rollout]:
     ]
 
 
-def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(tmp_path: Path) -> None:
-    folder = write_large_run(tmp_path / "run")
-    path = report.write_report(folder)
-    html = path.read_text()
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    return report.write_report(write_large_run(folder / "run"), folder / "page.html")
+
+
+def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(large: Path) -> None:
+    html = large.read_text()
     assert html.count('<details class="question">') == 80 and html.count("data:image/jpeg") == 80
-    assert path.stat().st_size < 15_000_000
-    with open_page(path) as opened:
-        opened.page.locator("details.question > summary").first.click()
-        assert opened.page.locator("details.question .tok").count() == 4 * (tokens.HEAD + tokens.TAIL)
-        assert (opened.errors, opened.fetched(), opened.too_wide()) == ([], [], 0)
+    assert large.stat().st_size < 15_000_000
 
 
 def test_what_does_not_fit_is_left_out_and_said(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -686,3 +754,159 @@ def test_what_does_not_fit_is_left_out_and_said(finished: Path, monkeypatch: pyt
 def test_the_numbers_of_every_step_are_a_table(finished: Path) -> None:
     rows: Mapping[str, Any] = report.facts.step_table(read_run(finished))
     assert rows["columns"][4] == "majority_share" and [row[4] for row in rows["rows"]] == ["0.5", "0.6", "0.7"]
+
+
+# What the page says.
+
+
+def test_shares_are_of_the_questions_with_a_gold_answer(tmp_path: Path) -> None:
+    before = [item("a", False, "1222"), item("b", None, "1112"), item("c", None, "1112")]
+    after = [item("a", True, "1112"), item("b", None, "1112"), item("c", None, "1112")]
+    text = text_of(write_run(tmp_path / "run", before, after))
+    assert "right on 100.0 % of 1 questions with a gold answer" in text and "of 3 questions" not in text
+
+
+def test_answers_that_are_partly_right_are_scored_not_counted(finished: Path, copy: Path) -> None:
+    assert "is right on" in text_of(finished)
+    for when in ("before", "after"):
+        path = copy / "evaluation" / f"{when}.jsonl"
+        rows = [{**row, "greedy": {"score": 0.3, "correct": False, "why": ""}} for row in read_json_lines(path)]
+        write_json_lines(path, rows)
+    text = text_of(copy)
+    assert "One greedy answer scores 50.0 % over 4 questions" in text and "is right on" not in text
+
+
+def test_few_questions_are_said_to_be_few(tmp_path: Path, finished: Path) -> None:
+    many = [item(f"q{i}", True, "1111") for i in range(20)]
+    assert "fewer than 20 questions" in text_of(finished)
+    assert "fewer than 20 questions" not in text_of(write_run(tmp_path / "run", many, many))
+
+
+def test_what_shows_a_collapse_stands_there_without_labels(tmp_path: Path) -> None:
+    rows = [item("a", None, "1222"), item("b", None, "1112")]
+    text = text_of(write_run(tmp_path / "run", rows, rows))
+    assert "without an answer 0.0 % 0.0 %" in text and "mean length, tokens 3.0 3.0" in text
+    assert "mean entropy, nats 0.500 0.500" in text and "95 % interval" not in text
+
+
+def test_a_run_of_no_step_trained_nothing_and_cast_no_vote(tmp_path: Path) -> None:
+    text = text_of(write_run(tmp_path / "run", BEFORE, BEFORE, steps=0))
+    assert "none: no step" in text and "votes a question" not in text and "adapted greedy less" not in text
+
+
+def test_votes_that_may_end_early_are_at_most(copy: Path) -> None:
+    assert "4 votes a question" in text_of(copy) and "at most 4" not in text_of(copy)
+    (copy / "config.yaml").write_text("sampling: {votes: {max: 4, stop: decided}}\nlimit: 9\n")
+    text = text_of(copy)
+    assert "at most 4 votes a question" in text and "limit 9: the first questions alone" in text
+
+
+def test_figures_of_several_processes_say_whose_they_are(copy: Path) -> None:
+    write_json(copy / "environment.json", {"processes": 2, "gpus": ["H200", "H200"]})
+    text = text_of(copy)
+    assert "of the GPU, the first of 2" in text and "the first of 2 processes" in text
+
+
+def test_a_run_with_scope_question_says_what_its_steps_are(copy: Path) -> None:
+    assert "adapted to it alone" not in text_of(copy)
+    (copy / "config.yaml").write_text("scope: question\n")
+    assert "the model adapted to it alone" in text_of(copy) and "Each question was adapted to alone" in text_of(copy)
+
+
+def test_a_stopped_run_says_by_what(copy: Path) -> None:
+    (copy / "summary.json").unlink()
+    write_json(copy / "stopped.json", {"stopped_by": "SIGINT", "steps": 2})
+    assert "stopped by SIGINT after 2 steps" in text_of(copy)
+
+
+def test_evaluations_of_other_questions_have_no_differences_and_say_so(copy: Path) -> None:
+    path = copy / "evaluation" / "after.jsonl"
+    write_json_lines(path, read_json_lines(path)[1:])
+    assert "No differences can be given: before.jsonl has 6 questions and after.jsonl 5" in text_of(copy)
+
+
+def test_branches_of_a_tree_are_shown_as_such(copy: Path) -> None:
+    shutil.rmtree(copy / "rollouts")
+    root, leaf = rollout("a", 0), dataclasses.replace(rollout("a", 1), parent=0, fork_at=2)
+    write_step(copy, 0, [group("a", [root, leaf], ["1", "2"])])
+    assert "Tokens that branches of a tree share are counted in each" in text_of(copy)
+    html = undrawn(copy)
+    (shown,) = re.findall(r'<script type="application/json">(\[.*?\])</script>', html, flags=re.S)
+    assert [(row["parent"], row["fork_at"]) for row in json.loads(shown)] == [(None, None), (0, 2)]
+
+
+def test_equal_answers_written_otherwise_are_no_other_vote() -> None:
+    before, after = item("a", None, "55"), item("a", None, "55")
+    after = dataclasses.replace(after, vote=Answer("5.0", "5"))
+    assert changed.changes(rows_of([before]), rows_of([after])).moved == ()
+    after = dataclasses.replace(after, vote=Answer("5", "6"))
+    assert len(changed.changes(rows_of([before]), rows_of([after])).moved) == 1
+
+
+def test_answers_beyond_the_first_are_counted_together(tmp_path: Path) -> None:
+    before, after = item("a", False, "123456789"), item("a", True, "111111111")
+    text = text_of(write_run(tmp_path / "run", [before], [after]))
+    assert "4 other answers 4 0" in text
+
+
+# What may stand in a file.
+
+
+@pytest.mark.parametrize("value", ["1" * 400, "1e308"])
+def test_a_number_that_cannot_be_drawn_costs_its_figure_alone(copy: Path, value: str) -> None:
+    (copy / "steps.jsonl").write_text(
+        "".join(f'{{"step": {i}, "loss": {value}, "parity_max": {value}}}\n' for i in (0, 1))
+    )
+    html = report.render(read_run(copy))
+    assert 'id="figure-accuracy"' in html and "figure-parity" not in html
+    for data in re.findall(r'<script type="application/json">(.*?)</script>', html, flags=re.S):
+        assert "Infinity" not in data
+
+
+def test_a_score_that_is_no_number_is_not_shown(copy: Path) -> None:
+    path = copy / "evaluation" / "after.jsonl"
+    path.write_text(path.read_text().replace('"score": 1.0', '"score": NaN', 1))
+    text = text_of(copy)
+    assert "its greedy is no number" in text and not re.search(r"\bnan\b", text)
+
+
+def test_deep_nesting_costs_its_file_alone(copy: Path) -> None:
+    (copy / "environment.json").write_text("[" * 100_000)
+    assert "environment.json could not be read" in text_of(copy)
+
+
+def test_no_figure_is_written_through_a_link(copy: Path, tmp_path: Path) -> None:
+    target, outside = tmp_path / "mine.png", tmp_path / "outside"
+    target.write_text("mine")
+    outside.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "png", lambda figure, title="": b"drawn")
+        (copy / "figures" / "loss.png").unlink()
+        (copy / "figures" / "loss.png").symlink_to(target)
+        report.write_report(copy)
+        shutil.rmtree(copy / "figures")
+        (copy / "figures").symlink_to(outside)
+        page_ = report.write_report(copy).read_text()
+    assert target.read_text() == "mine" and list(outside.iterdir()) == []
+    assert "figures/ points out of the folder" in page_
+
+
+def test_text_that_turns_the_line_stays_in_its_place(copy: Path) -> None:
+    path = copy / "evaluation" / "after.jsonl"
+    path.write_text(path.read_text().replace('"vote": {"text": "1"', '"vote": {"text": "\u202e1"'))
+    assert "<bdi>\u202e1 (3 of 4)</bdi>" in undrawn(copy)
+    assert page._visible("a\u200b \u202e") == "aU+200B␣U+202E"
+
+
+def test_long_answers_and_verdicts_are_shortened(copy: Path) -> None:
+    long = "x" * 100_000
+    path = copy / "evaluation" / "after.jsonl"
+    rows = read_json_lines(path)
+    write_json_lines(path, [{**row, "greedy_text": long, "greedy": {**row["greedy"], "why": long}} for row in rows])
+    write_step(copy, 0, [group("a", [rollout("a", 0)], [long], long)])
+    assert len(undrawn(copy)) < 150_000
+
+
+def test_a_page_is_not_written_over_a_folder(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a folder; give the name of the page in it"):
+        report.write_report(copy, tmp_path)

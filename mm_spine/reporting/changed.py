@@ -31,6 +31,9 @@ IMAGES_EACH = 4
 PNG_BYTES = 30_000
 """A thumbnail that is larger as PNG, as photographs are, is written as JPEG."""
 
+LARGEST = 1_000_000
+"""Bytes of a file that can still be a thumbnail."""
+
 SUFFIXES = (".png", ".jpg")
 
 
@@ -77,7 +80,13 @@ def _correct(row: Row) -> bool | None:
 
 
 def _moved(pair: Change) -> bool:
-    return text_of(pair.before["vote"]) != text_of(pair.after["vote"])
+    return _key_of(pair.before["vote"]) != _key_of(pair.after["vote"])
+
+
+def _key_of(answer: object) -> object:
+    """What makes equal answers equal, however written; their text for kinds that have no keys."""
+    key = answer.get("key") if isinstance(answer, Mapping) else None
+    return text_of(answer) if key is None else key
 
 
 def text_of(answer: object) -> str | None:
@@ -126,7 +135,7 @@ def _encoded(image: Image.Image) -> tuple[str, bytes]:
     image = image.copy()
     image.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
+    image.save(data, "PNG")
     if data.tell() <= PNG_BYTES:
         return ".png", data.getvalue()
     data = io.BytesIO()
@@ -141,7 +150,7 @@ def thumbnails(run: Path, question_id: str) -> Iterator[tuple[str, bytes]]:
     for number in range(IMAGES_EACH):
         for suffix in SUFFIXES:
             path = run / "images" / f"{safe_name(question_id, number)}{suffix}"
-            if not path.is_file() or not inside(path, run):
+            if not path.is_file() or not inside(path, run) or path.stat().st_size > LARGEST:
                 continue
             data = path.read_bytes()
             if media := next((kind for magic, kind in kinds.items() if data.startswith(magic)), None):

@@ -133,7 +133,9 @@ def compare(runs: Sequence[Path]) -> Table:
     compared = [row for row in lines if row.split]
     table = Table(title=_title(compared), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.caption, table.caption_justify = escape("\n".join(notes(lines))), "left"
-    table.add_column("method", overflow="fold")
+    table.add_column(
+        "method", overflow="fold", min_width=max((len(row.split) for row in compared if row.split), default=0)
+    )
     for name in ("seed", "greedy", "pass@1", maj_header(compared)):
         table.add_column(name, justify="right", no_wrap=True)
     if len({row.method for row in compared}) > 1:
@@ -161,7 +163,11 @@ def _run(
 
 def _scores(items: Sequence[Mapping[str, Any]], split: str) -> Scores:
     chosen = [row for row in items if row["split"] == split]
-    return {name: {row["id"]: measure(row) for row in chosen} for name, measure in MEASURES.items()}
+    found = {name: {row["id"]: measure(row) for row in chosen} for name, measure in MEASURES.items()}
+    for name, scores in found.items():
+        if odd := [key for key, score in scores.items() if score is not None and not np.isfinite(score)]:
+            raise ValueError(f"question {odd[0]!r}: its {name} is no number; evaluate again")
+    return found
 
 
 def _unfinished(path: Path, why: str) -> Row:
@@ -315,8 +321,17 @@ def shown_gain(gain: Interval | None) -> str:
     """A difference in percentage points, its interval on a line of its own."""
     if gain is None:
         return "–"
-    bounds = "" if gain.low is None or gain.high is None else f"\n[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    return f"{100 * gain.value:+.1f}{bounds}"
+    return "\n".join(filter(None, (signed(gain.value), bounds(gain))))
+
+
+def signed(share: float) -> str:
+    """A difference in percentage points, one decimal; what rounds to nothing has no minus."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def bounds(gain: Interval) -> str:
+    """The interval of a difference in percentage points; empty where there is none."""
+    return "" if gain.low is None or gain.high is None else f"[{signed(gain.low)}, {signed(gain.high)}]"
 
 
 def maj_header(compared: Sequence[Row]) -> str:
@@ -334,6 +349,8 @@ def _title(compared: Sequence[Row]) -> str | None:
 def notes(lines: Sequence[Row]) -> list[str]:
     """What the intervals are, and what each row lacks."""
     said = ["[low, high]: 95 % interval, over questions for one run, over seeds for several"]
+    if any(row.split and row.seed is None for row in lines):
+        said += ["over seeds: what another seed would do on these questions, not what other questions would"]
     said += [f"{row.method}, {_named_seed(row)}, {row.split}: {row.note}" for row in lines if row.split and row.note]
     said += [f"not compared: {row.run}: {row.note}" for row in lines if row.split is None]
     return said

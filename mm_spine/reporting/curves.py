@@ -65,8 +65,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         (("label_accuracy", "vote right"), ("reward_accuracy", "reward right"), ("ground_truth_ratio", "pass@1")),
         source="accuracy",
         scale="share",
-        note="Graded after the run from its saved rollouts. pass@1 is the share of the training rollouts that are "
-        "right.",
+        note="Graded after the run from its saved rollouts; the training saw none of it. reward right: the share of "
+        "rollouts that agree with the vote and are right, or do neither. pass@1: the share that is right.",
     ),
     Quantity(
         "majority_share",
@@ -80,8 +80,9 @@ QUANTITIES: tuple[Quantity, ...] = (
         "entropy",
         "Token entropy and band",
         "nats",
-        (("entropy_forks", "at forks"), ("entropy_mean", "all tokens")),
+        (("entropy_forks", "selected"), ("entropy_mean", "all tokens")),
         band=("band_low", "band_high"),
+        note="Means. selected: the tokens that the policy term trains, which are the forks, all or others, by method.",
     ),
     Quantity("length", "Response length", "tokens", (("length_mean", "mean length"),)),
     Quantity("unparsed", "Responses without an answer", "share", (("unparsed", "unparsed"),), scale="share"),
@@ -91,7 +92,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         "share",
         (("selected_share", "selected"), ("share_below", "below the band"), ("share_above", "above the band")),
         scale="share",
-        note="Share of the response tokens that train; of the forks, the share outside of the band.",
+        note="selected: of the response tokens, those that the method's rule chooses. below, above: of the forks, "
+        "those outside of the band.",
     ),
     Quantity(
         "parity",
@@ -115,7 +117,15 @@ QUANTITIES: tuple[Quantity, ...] = (
         (("sample", "sampling"), ("update", "update")),
         source="timings",
     ),
-    Quantity("memory", "Peak memory", "GB", (("peak_memory_bytes", "peak memory"),), source="timings", factor=1e-9),
+    Quantity(
+        "memory",
+        "Peak memory",
+        "GB",
+        (("peak_memory_bytes", "peak memory"),),
+        source="timings",
+        factor=1e-9,
+        note="The highest so far.",
+    ),
 )
 
 TIMING = {"seconds", "memory"}
@@ -125,7 +135,7 @@ OVERLAID: tuple[tuple[str, str, str], ...] = (
     ("accuracy", "ground_truth_ratio", "pass@1 of the rollouts"),
     ("majority_share", "majority_share", "Majority share"),
     ("entropy", "entropy_mean", "Entropy, all tokens"),
-    ("entropy", "entropy_forks", "Entropy at forks"),
+    ("entropy", "entropy_forks", "Entropy, selected tokens"),
     ("length", "length_mean", "Response length"),
     ("unparsed", "unparsed", "Responses without an answer"),
     ("selected_share", "selected_share", "Selected tokens"),

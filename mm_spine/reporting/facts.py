@@ -31,6 +31,8 @@ def badges(saved: Saved) -> Iterator[tuple[str, bool]]:
     summary = saved.summary
     if not summary:
         yield "unfinished: no summary.json", False
+        if saved.stopped:
+            yield f"stopped by {saved.stopped.get('stopped_by')} after {count(saved.stopped.get('steps'))} steps", False
         return
     same = summary.get("tower_checksum_unchanged")
     yield _LABELS.get(str(summary.get("label_free")), "label_free is not stated"), summary.get("label_free") is True
@@ -46,19 +48,24 @@ def facts(saved: Saved) -> list[tuple[str, str, str]]:
     counts, cache = section(summary, "tokens"), section(summary, "image_cache")
     frozen, trainable = number(summary.get("frozen_parameters")), number(summary.get("trainable_parameters"))
     unchanged = _CHECKSUM.get(str(summary.get("tower_checksum_unchanged")), "not stated")
-    peak = number(summary.get("peak_memory_bytes"))
+    peak, spared = number(summary.get("peak_memory_bytes")), number(counts.get("tokens_saved"))
+    stepped = summary.get("steps") != 0
     found = [
         (
             "Time",
             _duration(number(seconds.get("total"))),
             _parts(seconds, ("sample", "update", "evaluate"), ",.1f", " s"),
         ),
-        ("Tokens sampled", count(counts.get("sampled")), _parts(counts, ("trained", "selected"))),
-        ("Peak memory", "–" if peak is None else f"{peak / 1e9:.2f} GB", ""),
+        (
+            "Tokens sampled in training",
+            count(counts.get("sampled")),
+            _parts(counts, ("selected", "trained")) + (f", about {spared:,.0f} spared" if spared else ""),
+        ),
+        ("Peak memory", "–" if peak is None else f"{peak / 1e9:.2f} GB", _device(saved)),
         ("Vision tower", "none" if frozen == 0 else "frozen", "" if frozen == 0 else f"checksum {unchanged}"),
         ("Merger", str(summary.get("merger", "–")), ""),
-        ("Parameters that train", count(trainable), f"{count(frozen)} frozen"),
-        ("Steps", count(summary.get("steps")), f"{count(summary.get('votes'))} votes a question"),
+        ("Parameters that train", count(trainable) if stepped else "none: no step", f"{count(frozen)} frozen"),
+        ("Steps", count(summary.get("steps")), votes(saved)),
         (
             "Image features",
             count(cache.get("hits")),
@@ -66,6 +73,25 @@ def facts(saved: Saved) -> list[tuple[str, str, str]]:
         ),
     ]
     return found if summary else []
+
+
+def votes(saved: Saved) -> str:
+    """How many rollouts vote on a question of the training; empty where nothing trained or no one knows."""
+    n, stop = number(saved.summary.get("votes")), section(section(saved.config, "sampling"), "votes").get("stop")
+    if n is None or saved.summary.get("steps") == 0:
+        return ""
+    return f"{'' if stop in (None, 'never') else 'at most '}{n:,.0f} votes a question"
+
+
+def ranks(saved: Saved) -> int:
+    """How many processes worked on the run."""
+    return int(number(saved.environment.get("processes")) or 1)
+
+
+def _device(saved: Saved) -> str:
+    known = "gpus" in saved.environment
+    where = ("of the GPU" if saved.environment["gpus"] else "of the process") if known else ""
+    return f"{where}, the first of {ranks(saved)}" if ranks(saved) > 1 else where
 
 
 def count(value: object) -> str:

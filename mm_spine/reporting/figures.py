@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.transforms import Bbox
 
 from mm_spine.intervals import Interval
 from mm_spine.reporting.curves import Chart, Series
@@ -37,6 +37,9 @@ WIDTH, HEIGHT = 3.7, 2.25
 WIDE = 4.4
 LEGEND_LINE = 0.19
 """Inches that a line of the legend adds to a figure's height."""
+
+TITLE = 0.32
+"""Inches that a PNG has above its figure for the title."""
 
 SIZE = 9.5
 STYLE: dict[str, Any] = {
@@ -185,9 +188,9 @@ def _interval(
         "markerfacecolor": fill,
         "linestyle": "none",
     }
-    axes.plot((value.value,), (y,), markeredgewidth=1.6, label=label, **look)
+    axes.plot((value.value,), (y,), markeredgewidth=1.6, label=label, clip_on=False, **look)
     if fill == "none":  # the interval must not cross a hollow marker
-        axes.plot((value.value,), (y,), marker=marker, markersize=3.5, color=GRID, linestyle="none")
+        axes.plot((value.value,), (y,), marker=marker, markersize=3.5, color=GRID, linestyle="none", clip_on=False)
 
 
 def draw_spread(spread: Spread) -> Figure:
@@ -196,6 +199,7 @@ def draw_spread(spread: Spread) -> Figure:
     axes = figure.add_axes((0.135, 0.14, 0.84, 0.7))
     edges, selected, others = _rebinned(spread)
     axes.stairs(others, edges, fill=True, color=MUTED, alpha=0.35, label="other tokens")
+    axes.stairs(others, edges, color=MUTED, linewidth=0.8)  # the area alone is too pale to be made out
     if selected.any():
         axes.stairs(selected, edges, color=COLOURS[0], linewidth=1.5, hatch="////", label="selected to train")
     if spread.threshold:
@@ -248,12 +252,16 @@ def frame(figure: Figure) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in edges.items()}
 
 
-def save_png(figure: Figure, path: Path, title: str = "") -> None:
-    """Write the figure on white, 150 dots per inch, below its title."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def png(figure: Figure, title: str = "") -> bytes:
+    """The figure as PNG on white, 150 dots per inch, below its title."""
+    width, height = figure.get_size_inches()
     if title:
-        figure.suptitle(title, x=0.02, y=1.0, ha="left", va="bottom", fontsize=SIZE + 1)
-    figure.savefig(path, format="png", dpi=150, facecolor="white", bbox_inches="tight", metadata={"Software": None})
+        figure.text(0.02, 1.0 + 0.07 / height, title, ha="left", va="bottom", fontsize=SIZE + 1)
+    # A box that is given, not "tight", which draws everything once more to find its own.
+    box = Bbox.from_bounds(0, 0, width, height + (TITLE if title else 0))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, facecolor="white", bbox_inches=box, metadata={"Software": None})
+    return drawn.getvalue()
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
@@ -279,3 +287,14 @@ def described(chart: Chart) -> str:
     show = percent if chart.scale == "share" else lambda value: f"{value:.3g} {chart.unit}"
     lines = (f"{line.label} from {show(line.y[0])} to {show(line.y[-1])}" for line in chart.series)
     return f"{chart.title}: " + "; ".join(lines)
+
+
+def counted(spread: Spread) -> str:
+    """The histogram in words."""
+    parts = []
+    for name, counts_B in (("selected", spread.selected_B), ("other", spread.others_B)):
+        if total := int(counts_B.sum()):
+            median = (int(np.searchsorted(np.cumsum(counts_B), total / 2)) + 0.5) * BIN
+            parts.append(f"{total:,} {name} tokens, half of them below {median:.2f} nats")
+    threshold = f"; threshold {spread.threshold[1]:.2f} nats" if spread.threshold else ""
+    return f"Tokens by entropy: {'; '.join(parts)}{threshold}"

@@ -6,6 +6,7 @@ Every name is fixed here: no path that stands in a file is ever opened.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 ITEM_KEYS = {"id", "split", "greedy", "greedy_text", "texts", "answers", "classes", "verdicts", "vote"}
 """What the report needs of a line of evaluation/{before,after}.jsonl."""
+
+DAMAGE = (ValueError, OSError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a file that is damaged, or was written by another version, may raise."""
 
 FILES = ("summary.json", "config.yaml", "steps.jsonl", "evaluation/before.jsonl")
 """A folder with none of these holds no run."""
@@ -39,11 +43,12 @@ class Saved:
     after: Sequence[Row]
     questions: Mapping[tuple[str, str], str]
     rollouts: Sequence[Path]
+    stopped: Row
     missing: Sequence[str]
 
     @property
     def name(self) -> str:
-        """method and seed, as far as the files say; else the folder's name."""
+        """The method, as far as the files say; else the folder's name."""
         method = self.summary.get("method") or section(self.config, "method").get("name")
         return str(method) if method else self.path.resolve().name
 
@@ -73,6 +78,7 @@ def read_run(path: Path) -> Saved:
         after=reader.rows("evaluation/after.jsonl", ITEM_KEYS),
         questions=_prompts(reader),
         rollouts=rollouts,
+        stopped={} if summary else reader.mapping("stopped.json", read_json, optional=True),
         missing=reader.missing,
     )
 
@@ -81,8 +87,8 @@ def attempt(read: Callable[[], T], missing: list[str]) -> T | None:
     """What `read()` returns; None, and a sentence in `missing`, where what was saved is damaged."""
     try:
         return read()
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        missing.append(f"A part was left out, its files are damaged or of another version: {error}")
+    except DAMAGE as error:
+        missing.append(f"A part was left out, its files are damaged or of another version: {str(error)[:300]}")
         return None
 
 
@@ -94,13 +100,29 @@ def section(tree: Row, name: str) -> Row:
 
 def number(value: object) -> float | None:
     """A finite number, else None: a report shows no nan."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if real else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def inside(path: Path, folder: Path) -> bool:
     """Whether a file lies in `folder` itself, its links followed."""
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def replace_file(path: Path, data: bytes) -> Path:
+    """Write `path` as a whole or not at all; a link there is replaced, not followed. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
 
 
 class _Reader:
@@ -109,8 +131,8 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path, self.missing = path, list[str]()
 
-    def mapping(self, name: str, read: Callable[[Path], Any]) -> Row:
-        found = self._read(name, read)
+    def mapping(self, name: str, read: Callable[[Path], Any], optional: bool = False) -> Row:
+        found = self._read(name, read, optional)
         if found is not None and not isinstance(found, Mapping):
             self.missing.append(f"{name} does not hold keys and values; it was left out.")
         return found if isinstance(found, Mapping) else {}
@@ -135,8 +157,8 @@ class _Reader:
             return None
         try:
             return read(path)
-        except (OSError, ValueError) as error:
-            self.missing.append(f"{name} could not be read: {error}")
+        except (OSError, ValueError, RecursionError) as error:
+            self.missing.append(f"{name} could not be read: {str(error)[:300]}")
             return None
 
 

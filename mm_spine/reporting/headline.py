@@ -12,6 +12,16 @@ from mm_spine.reporting.folder import Row, Saved, number, section
 
 LABELS = {"greedy": "greedy", "pass_at_1": "pass@1", "maj_at_n": "maj@N"}
 SCORES = {"greedy": compare.GREEDY, "pass_at_1": compare.PASS_AT_1, "maj_at_n": compare.MAJ_AT_N}
+LABEL_FREE = {
+    "unparsed": ("without an answer", lambda value: percent(value)),
+    "mean_length": ("mean length, tokens", lambda value: f"{value:,.1f}"),
+    "mean_entropy": ("mean entropy, nats", lambda value: f"{value:.3f}"),
+}
+"""What shows a collapse where no gold answer does: keys of a block of summary.json."""
+
+FEW = 20
+"""Questions below which a bootstrap interval is said to be too narrow. The number is ours."""
+
 SPLITS = {"adapted": "Adapted questions", "held_out": "Held-out questions"}
 
 
@@ -27,7 +37,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Split:
-    """The figures of one split. `over_vote` is the adapted model's greedy score less the starting model's own vote."""
+    """The figures of one split. `over_vote` is the adapted model's greedy score less the starting model's own vote.
+
+    `label_free` are (name, before, after) of what needs no gold answer. `partial`: some answers are partly right.
+    `unpaired` says why there are no differences, where both evaluations have figures.
+    """
 
     name: str
     title: str
@@ -36,7 +50,10 @@ class Split:
     measures: tuple[Measure, ...]
     over_vote: Interval | None
     breakdown: Mapping[str, Any]
+    label_free: tuple[tuple[str, str, str], ...] = ()
     stepped: bool = True
+    partial: bool = False
+    unpaired: str = ""
 
     @property
     def known(self) -> bool:
@@ -52,10 +69,11 @@ def headline(saved: Saved) -> tuple[Split, ...]:
         "adapted": (section(saved.summary, "before"), section(saved.summary, "after")),
         "held_out": (section(held_out, "before"), section(held_out, "after")),
     }
-    return tuple(_split(name, *pair, saved, run) for name, pair in blocks.items() if any(pair))
+    unpaired = found.note if isinstance(found, compare.Row) else ""
+    return tuple(_split(name, *pair, saved, run, unpaired) for name, pair in blocks.items() if any(pair))
 
 
-def _split(name: str, before: Row, after: Row, saved: Saved, run: compare.Run | None) -> Split:
+def _split(name: str, before: Row, after: Row, saved: Saved, run: compare.Run | None, unpaired: str) -> Split:
     scores = (run.before[name], run.after[name]) if run and name in run.after and name in run.before else None
     samples = f"maj@{run.samples}" if run else "maj@N"
     measures = tuple(
@@ -67,8 +85,10 @@ def _split(name: str, before: Row, after: Row, saved: Saved, run: compare.Run | 
         )
         for key, label in LABELS.items()
     )
-    over_vote = compare.paired(scores[0][compare.MAJ_AT_N], scores[1][compare.GREEDY]) if scores else None
+    stepped = saved.summary.get("steps") != 0
+    over_vote = compare.paired(scores[0][compare.MAJ_AT_N], scores[1][compare.GREEDY]) if scores and stepped else None
     block = after or before
+    shown = (scores[i][name].values() for i in (0, 1) for name in (compare.GREEDY, compare.MAJ_AT_N)) if scores else ()
     return Split(
         name=name,
         title=SPLITS[name],
@@ -77,8 +97,19 @@ def _split(name: str, before: Row, after: Row, saved: Saved, run: compare.Run | 
         measures=measures,
         over_vote=over_vote,
         breakdown=section(saved.summary, "breakdowns") if name == "adapted" else {},
-        stepped=saved.summary.get("steps") != 0,
+        label_free=tuple(_label_free(before, after)),
+        stepped=stepped,
+        partial=any(score not in (0, 1, None) for values in shown for score in values),
+        unpaired=unpaired if before and after else "",
     )
+
+
+def _label_free(before: Row, after: Row) -> Iterator[tuple[str, str, str]]:
+    for key, (name, show) in LABEL_FREE.items():
+        values = [number(block.get(key)) for block in (before, after)]
+        if any(value is not None for value in values):
+            old, new = ("–" if value is None else show(value) for value in values)
+            yield name, old, new
 
 
 def _interval(block: Row, key: str) -> Interval | None:
@@ -96,23 +127,34 @@ def sentences(split: Split) -> Iterator[str]:
     if not split.known:
         yield "No gold answers: what the adaptation was worth cannot be said; see the shares and curves below."
         return
+    right = "scores" if split.partial else "is right on"
     if not split.stepped and greedy.before and vote.before:
         yield (
-            f"The run made no step: before and after are one evaluation. One greedy answer is right on "
-            f"{percent(greedy.before.value)} of {split.questions:,} questions, the model's own vote ({vote.name}) on "
+            f"The run made no step: before and after are one evaluation. One greedy answer {right} "
+            f"{_of(split, greedy.before)}, the model's own vote ({vote.name}){'' if split.partial else ' on'} "
             f"{percent(vote.before.value)}."
         )
         return
     if greedy.before and greedy.after and greedy.gain:
         yield (
-            f"One greedy answer is right on {percent(greedy.after.value)} of {split.questions:,} questions, before on "
+            f"One greedy answer {right} {_of(split, greedy.after)}, before{'' if split.partial else ' on'} "
             f"{percent(greedy.before.value)}: {points(greedy.gain)}, {_reading(greedy.gain)}."
         )
     if vote.before and split.over_vote:
         yield (
-            f"The starting model's own vote ({vote.name}) alone is right on {percent(vote.before.value)}: the "
+            f"The starting model's own vote ({vote.name}) alone {right} {percent(vote.before.value)}: the "
             f"adapted model's greedy answers differ from it by {points(split.over_vote)}, {_reading(split.over_vote)}."
         )
+    if split.unpaired:
+        yield f"No differences can be given: {split.unpaired}."
+    elif split.labelled < FEW:
+        yield f"With fewer than {FEW} questions such intervals are too narrow to rest on."
+
+
+def _of(split: Split, value: Interval) -> str:
+    """A share of the questions that it is a share of: those with a gold answer."""
+    which = "questions" if split.labelled == split.questions else "questions with a gold answer"
+    return f"{percent(value.value)} {'over' if split.partial else 'of'} {split.labelled:,} {which}"
 
 
 def _reading(gain: Interval) -> str:
@@ -130,5 +172,4 @@ def percent(value: float) -> str:
 
 def points(gain: Interval) -> str:
     """A difference of shares in percentage points with its interval."""
-    bounds = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    return f"{100 * gain.value:+.1f} points{bounds}"
+    return " ".join(filter(None, (compare.signed(gain.value), "points", compare.bounds(gain))))

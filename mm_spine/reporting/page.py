@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from mm_spine.intervals import Interval
 from mm_spine.reporting import compare, headline, tokens
+from mm_spine.reporting.folder import replace_file
 
 
 def template(name: str) -> Template:
@@ -36,7 +36,7 @@ def _bounds(value: Interval | None) -> str:
 
 
 def _signed(value: Interval) -> str:
-    return "" if value.low is None or value.high is None else f"[{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+    return compare.bounds(value)
 
 
 def _voted(side: Mapping[str, Any]) -> str:
@@ -45,9 +45,14 @@ def _voted(side: Mapping[str, Any]) -> str:
     return f"{tokens.shortened(side['vote'], 40, 20)} ({side['votes']} of {side['samples']})"
 
 
+def _signed_points(value: Interval) -> str:
+    return compare.signed(value.value)
+
+
 def _visible(text: str) -> str:
-    """A token's spaces, line ends and tabs as signs that can be seen."""
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
+    """A token's spaces, line ends and tabs as signs that can be seen, other characters without a shape by number."""
+    signs = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+    return "".join(signs.get(c, c if c.isprintable() else f"U+{ord(c):04X}") for c in text) or "∅"
 
 
 def common(title: str) -> dict[str, Any]:
@@ -55,26 +60,23 @@ def common(title: str) -> dict[str, Any]:
     folder = Path(__file__).parent / "pages"
     css, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"  # these two do not follow default-src
+    )
     return {"title": title, "css": Markup(css), "script": Markup(script), "policy": policy}
 
 
 def write(path: Path, text: str) -> Path:
     """Replace `path` as a whole. Lone surrogates, which no file can hold, become question marks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(text.encode("utf-8", "replace"))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+    return replace_file(path, text.encode("utf-8", "replace"))
 
 
 FILTERS = {
     "percent": headline.percent,
     "interval": _bounds,
     "signed": _signed,
+    "points": _signed_points,
     "visible": _visible,
     "voted": _voted,
     "seed": compare.shown_seed,

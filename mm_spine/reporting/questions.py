@@ -22,7 +22,6 @@ ROLLOUTS_EACH = 4
 IMAGE_BYTES = 4_500_000
 """Of images in one page, before their base64; those of later questions stay in the run's folder."""
 
-
 RESPONSE_BYTES = 6_000_000
 """Of responses from training, with their tokens, in one page."""
 
@@ -132,7 +131,7 @@ def _side(row: Row) -> dict[str, Any]:
     votes = Counter(classes).most_common(1)
     return {
         "text": tokens.shortened(str(row["greedy_text"])),
-        "why": str(greedy.get("why", "")),
+        "why": tokens.shortened(str(greedy.get("why", "")), 300, 100),
         "correct": greedy.get("correct"),
         "vote": text_of(row["vote"]),
         "votes": votes[0][1] if votes else 0,
@@ -150,8 +149,14 @@ def _shares(change: Change, most: int = 6) -> tuple[Share, ...]:
             if row["verdicts"] is not None and place < len(row["verdicts"]):
                 right.setdefault(name, bool(row["verdicts"][place]["correct"]))
     order = sorted(texts, key=lambda name: (name is None, -counts[0][name] - counts[1][name], texts[name]))
-    return tuple(
+    kept, rest = (order, []) if len(order) <= most else (order[: most - 1], order[most - 1 :])
+    shares = [
         Share("no answer" if name is None else tokens.shortened(texts[name], 80, 40), counts[0][name], counts[1][name],
               None if name is None else right.get(name))
-        for name in order[:most]
-    )  # fmt: skip
+        for name in kept
+    ]  # fmt: skip
+    if rest:
+        others = f"{len(rest) - (None in rest)} other answers" + (", and none" if None in rest else "")
+        old, new = (sum(count[name] for name in rest) for count in counts)
+        shares.append(Share(others, old, new, None))
+    return tuple(shares)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 
 from mm_spine.reporting import colours, compare, curves, facts, figures, headline, page, questions, tokens
-from mm_spine.reporting.folder import Saved, attempt, read_run
+from mm_spine.reporting.folder import Saved, attempt, inside, read_run, replace_file, section
 
 
 class Drawn(NamedTuple):
@@ -28,6 +29,7 @@ class Drawn(NamedTuple):
     note: str
     svg: Markup
     data: Mapping[str, Any] | None = None
+    png: bytes = b""
 
 
 def write_report(run: Path, output: Path | None = None) -> Path:
@@ -36,6 +38,10 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     A part whose file is absent says so on the page. Raises ValueError when `run` holds no run.
     """
     saved = read_run(run)
+    if output is not None and output.is_dir():
+        raise ValueError(
+            f"--output {output}: a folder; give the name of the page in it, as in {output / 'report.html'}"
+        )
     text = render(saved, None if output else run / "figures")
     return page.write(output or run / "report.html", text)
 
@@ -54,8 +60,7 @@ def write_comparison(runs: Sequence[Path], output: Path) -> Path:
     if not charts:
         raise ValueError(f"--output {output}: none of these runs has a steps.jsonl, so there is no curve to draw")
     with figures.style():
-        figures.save_png(figures.panels(charts), output)
-    return output
+        return replace_file(output, figures.png(figures.panels(charts)))
 
 
 def render(saved: Saved, figures_folder: Path | None = None) -> str:
@@ -63,8 +68,11 @@ def render(saved: Saved, figures_folder: Path | None = None) -> str:
     missing = list(saved.missing)
     splits = headline.headline(saved)
     spread = attempt(lambda: tokens.spread(saved.rollouts), missing)
+    if figures_folder is not None and figures_folder.exists() and not inside(figures_folder, saved.path):
+        missing.append("figures/ points out of the folder; no PNG was written.")
+        figures_folder = None
     with figures.style():
-        drawn = {figure.name: figure for figure in _figures(saved, splits, spread, figures_folder)}
+        drawn = {figure.name: figure for figure in _figures(saved, splits, spread, figures_folder, missing)}
     tokenizer = tokens.load_tokenizer(saved.path)
     changed = questions.directions(saved, tokenizer, missing)
     missing += _absent(saved, tokenizer, changed)
@@ -78,6 +86,8 @@ def render(saved: Saved, figures_folder: Path | None = None) -> str:
         breakdowns=facts.breakdowns,
         outside=facts.outside(saved),
         drawn=drawn,
+        alone=saved.config.get("scope") == "question",
+        ranks=facts.ranks(saved),
         timing=curves.TIMING,
         directions=changed,
         evaluated=bool(saved.before and saved.after),
@@ -93,9 +103,15 @@ def render(saved: Saved, figures_folder: Path | None = None) -> str:
 
 def _absent(saved: Saved, tokenizer: Tokenizer | None, changed: Sequence[questions.Direction]) -> Iterator[str]:
     if saved.rollouts and tokenizer is None:
-        yield "adapted/tokenizer.json is not in the folder: tokens are shown by number, and responses without colour."
+        why = " (with scope: question no adapted model is kept)" if saved.config.get("scope") == "question" else ""
+        yield (
+            f"adapted/tokenizer.json is not in the folder{why}: tokens are shown by number, and responses without "
+            "colour."
+        )
     if not (saved.path / "images").is_dir() and any(part.shown for part in changed):
-        yield "images/ is not in the folder (reporting.images was false, or an older run): no image is shown."
+        off = section(saved.config, "reporting").get("images") is False
+        why = "reporting.images was false" if off else "the questions have none, or an older run"
+        yield f"images/ is not in the folder ({why}): no image is shown."
 
 
 def _top(saved: Saved) -> dict[str, Any]:
@@ -103,7 +119,9 @@ def _top(saved: Saved) -> dict[str, Any]:
     summary = saved.summary
     about = [f"model {summary['model']}"] if "model" in summary else []
     about += [f"seed {saved.config['seed']}"] if "seed" in saved.config else []
-    about += [f"{facts.count(summary[name])} {name}" for name in ("steps", "votes") if name in summary]
+    about += [f"{facts.count(summary['steps'])} steps"] if "steps" in summary else []
+    about += [votes] if (votes := facts.votes(saved)) else []
+    about += [f"limit {saved.config['limit']}: the first questions alone"] if saved.config.get("limit") else []
     return {
         "about": about,
         "badges": list(facts.badges(saved)),
@@ -126,7 +144,9 @@ def _token_part(spread: tokens.Spread | None, tokenizer: Tokenizer | None) -> di
             f"{low:.2f} (10 % of the responses) to {high:.2f} (90 %)."
         )
     else:
-        note.append("The selection takes every token or does not go by entropy: there is no threshold.")
+        note.append("No threshold: what is selected are all tokens, or not those of the highest entropy.")
+    if spread.branched:
+        note.append("Tokens that branches of a tree share are counted in each of them.")
     return {"spread": spread, "spread_note": " ".join(note), "forks": _forks(spread, tokenizer), **legend}
 
 
@@ -144,22 +164,38 @@ def _forks(spread: tokens.Spread, tokenizer: Tokenizer | None) -> list[dict[str,
 
 
 def _figures(
-    saved: Saved, splits: Sequence[headline.Split], spread: tokens.Spread | None, folder: Path | None
+    saved: Saved,
+    splits: Sequence[headline.Split],
+    spread: tokens.Spread | None,
+    folder: Path | None,
+    missing: list[str],
 ) -> Iterator[Drawn]:
-    for split in splits:
-        if split.known:
-            words = f"{split.title}, before and after, with 95 % intervals; the table gives the figures"
-            yield _drawn(f"scores_{split.name}", split.title, figures.draw_scores(split), words, folder)
-    for chart in curves.charts(saved):
-        yield _drawn_chart(chart, folder)
-    if spread is not None:
-        words = "Tokens by entropy, selected and others, with the threshold"
-        yield _drawn("entropy_histogram", "Entropy of all tokens", figures.draw_spread(spread), words, folder)
+    """The figures that can be drawn; values that none can hold cost theirs alone, and say so in `missing`."""
+    png = folder is not None
+    drawings = [partial(_drawn_scores, split, png) for split in splits if split.known]
+    drawings += [partial(_drawn_chart, chart, png) for chart in attempt(lambda: [*curves.charts(saved)], missing) or ()]
+    drawings += [partial(_drawn_spread, spread, png)] if spread is not None else []
+    for drawing in drawings:
+        if (drawn := attempt(drawing, missing)) is not None:
+            if folder is not None:
+                replace_file(folder / f"{drawn.name}.png", drawn.png)
+            yield drawn
 
 
-def _drawn_chart(chart: curves.Chart, folder: Path | None) -> Drawn:
+def _drawn_scores(split: headline.Split, png: bool) -> Drawn:
+    words = f"{split.title}, before and after, with 95 % intervals; the table gives the figures"
+    return _drawn(f"scores_{split.name}", split.title, figures.draw_scores(split), words, png)
+
+
+def _drawn_spread(spread: tokens.Spread, png: bool) -> Drawn:
+    return _drawn(
+        "entropy_histogram", "Entropy of all tokens", figures.draw_spread(spread), figures.counted(spread), png
+    )
+
+
+def _drawn_chart(chart: curves.Chart, png: bool) -> Drawn:
     figure = figures.draw(chart)
-    drawn = _drawn(chart.name, chart.heading, figure, figures.described(chart), folder)
+    drawn = _drawn(chart.name, chart.heading, figure, figures.described(chart), png)
     lines = [
         {"label": line.label, "x": line.x, "y": [float(f"{value:.4g}") for value in line.y]}
         for line in (*chart.series, *(chart.band or ()))
@@ -168,11 +204,9 @@ def _drawn_chart(chart: curves.Chart, folder: Path | None) -> Drawn:
     return drawn._replace(note=chart.note, data={**figures.frame(figure), "unit": unit, "lines": lines})
 
 
-def _drawn(name: str, title: str, figure: Figure, words: str, folder: Path | None) -> Drawn:
+def _drawn(name: str, title: str, figure: Figure, words: str, png: bool) -> Drawn:
     svg = Markup(figures.svg(figure, name, words))
-    if folder is not None:
-        figures.save_png(figure, folder / f"{name}.png", title)
-    return Drawn(name, title, "", svg)
+    return Drawn(name, title, "", svg, png=figures.png(figure, title) if png else b"")
 
 
 def _named(runs: Sequence[Path]) -> Iterator[tuple[str, Saved]]:
@@ -195,13 +229,13 @@ def _readable(path: Path) -> Saved | None:
 def _comparison(lines: Sequence[compare.Row], charts: Sequence[curves.Chart], runs: int) -> str:
     compared = [row for row in lines if row.split]
     with figures.style():
-        drawn = [_drawn_chart(chart, None) for chart in charts]
+        drawn = [_drawn_chart(chart, False) for chart in charts]
     return page.template("compare.html.j2").render(
         page.common(f"{runs} runs compared"),
         about=f"{compared[0].benchmark}, {compared[0].model}" if compared else "no finished run",
         sections=[(name, rows) for name in compare.SPLITS if (rows := [row for row in compared if row.split == name])],
         notes=compare.notes(lines),
         maj=compare.maj_header(compared),
-        first=compared[0].method if compared else "",
+        first=compared[0].method if len({row.method for row in compared}) > 1 else "",
         drawn=drawn,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class Spread:
     """Entropy over tokens: counts per bin of `BIN` nats, selected and others, and the selected tokens by frequency.
 
     `threshold` is the lowest entropy selected in a response, at 10, 50 and 90 % of the responses; None where the
-    selection does not go by entropy, or takes every token. `read` of `steps` files were read.
+    selection does not go by entropy, or takes every token. `read` of `steps` files were read. `branched`: some
+    responses are branches of a tree, whose shared tokens are counted in each.
     """
 
     selected_B: np.ndarray
@@ -53,6 +55,7 @@ class Spread:
     forks: tuple[Fork, ...]
     read: int
     steps: int
+    branched: bool = False
 
 
 class Flat(NamedTuple):
@@ -62,6 +65,7 @@ class Flat(NamedTuple):
     entropy_T: np.ndarray
     selected_T: np.ndarray
     starts_R: np.ndarray
+    branched: bool
 
 
 def spread(paths: Sequence[Path]) -> Spread | None:
@@ -77,14 +81,17 @@ def spread(paths: Sequence[Path]) -> Spread | None:
         return None
     selected = sum((_counts(part.entropy_T[part.selected_T]) for part in parts), np.zeros(_BINS, np.int64))
     others = sum((_counts(part.entropy_T[~part.selected_T]) for part in parts), np.zeros(_BINS, np.int64))
-    return Spread(selected, others, _threshold(parts), _forks(parts), len(parts), len(paths))
+    branched = any(part.branched for part in parts)
+    return Spread(selected, others, _threshold(parts), _forks(parts), len(parts), len(paths), branched)
 
 
 _BINS = round(LARGEST / BIN)
 
 
 def _flat(path: Path) -> Flat | None:
-    table = read_rollout_table(path, ("token_ids", "entropy", "selected"))
+    table = read_rollout_table(path, ("token_ids", "entropy", "selected", "parent"))
+    branched = table["parent"].null_count < table.num_rows
+    table = table.drop_columns(["parent"])
     known = pc.and_(pc.is_valid(table["entropy"]), pc.is_valid(table["selected"]))
     lists = [column.combine_chunks() for column in table.filter(known).columns]
     lengths = [np.asarray(pc.list_value_length(column)) for column in lists]
@@ -95,7 +102,7 @@ def _flat(path: Path) -> Flat | None:
         return None
     ids, entropy, selected = (column.flatten().to_numpy(zero_copy_only=False) for column in lists)
     starts = np.concatenate([[0], np.cumsum(kept)[:-1]])
-    return Flat(ids, np.nan_to_num(entropy.astype(np.float64)), selected.astype(bool), starts)
+    return Flat(ids, np.nan_to_num(entropy.astype(np.float64)), selected.astype(bool), starts, branched)
 
 
 def _counts(entropy_T: np.ndarray) -> np.ndarray:
@@ -179,7 +186,7 @@ def _spaced(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 COLUMNS = (
     "question_id", "index", "text", "answer", "vote", "reward", "finish_reason", "token_ids", "logp", "entropy",
-    "selected",
+    "selected", "parent", "fork_at",
 )  # fmt: skip
 
 
@@ -231,7 +238,8 @@ def _telling(rows: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
 def token_row(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """A response for the page: texts, entropies and log-probs (nats, rounded), which tokens trained; plain text only
     where there is no tokenizer."""
-    head = {name: row[name] for name in ("step", "index", "answer", "finish_reason")}
+    head = {name: row[name] for name in ("step", "index", "finish_reason", "parent", "fork_at")}
+    head["answer"] = None if row["answer"] is None else shortened(row["answer"], 80, 40)
     head |= {"won": row["vote"] is not None and row["answer"] == row["vote"], "reward": _rounded(row["reward"])}
     ids = row["token_ids"] or []
     head["length"] = len(ids)
@@ -256,7 +264,7 @@ def _taken(values: Sequence[float] | None, kept: Sequence[int], length: int) -> 
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(float(value), 3)
+    return None if value is None or not math.isfinite(value) else round(float(value), 3)
 
 
 def shortened(text: str, head: int = 1600, tail: int = 600) -> str:

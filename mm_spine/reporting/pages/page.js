@@ -16,17 +16,26 @@
     return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
   }
 
+  // The arrow keys, for curves and tokens alike.
+  const TURNS = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
+  const moved = (from, turn, count) => Math.min(count - 1, Math.max(0, from + turn));
+
   document.querySelectorAll("figure.steps").forEach(function (figure) {
     const svg = figure.querySelector("svg"), out = figure.querySelector(".readout");
-    let data = null, rule = null;
+    let data = null, rule = null, here = null;
+    svg.setAttribute("tabindex", "0");
     function show(event) {
       data = data || read(figure.querySelector("script"));
-      const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal;
+      const box = svg.getBoundingClientRect();
       const at = ((event.clientX - box.left) / box.width - data.left) / (data.right - data.left);
-      const x = data.from + Math.min(1, Math.max(0, at)) * (data.to - data.from);
+      tell(data.from + Math.min(1, Math.max(0, at)) * (data.to - data.from));
+    }
+    function tell(x) {
+      const view = svg.viewBox.baseVal;
       const lines = data.lines.map((line) => [line, nearest(line.x, x)]);
       const step = lines.reduce((best, [line, i]) =>
         Math.abs(line.x[i] - x) < Math.abs(best - x) ? line.x[i] : best, lines[0][0].x[lines[0][1]]);
+      here = step;
       out.textContent = "step " + step + ": " + lines.filter(([line, i]) => line.x[i] === step)
         .map(([line, i]) => line.label + " " + short(line.y[i], data.unit)).join(", ");
       if (!rule) {
@@ -40,37 +49,59 @@
     }
     svg.addEventListener("pointermove", show);
     svg.addEventListener("pointerdown", show);
-    svg.addEventListener("pointerleave", function () {
+    function leave() {
       out.textContent = "";
+      here = null;
       if (rule) { rule.remove(); rule = null; }
+    }
+    svg.addEventListener("pointerleave", leave);
+    svg.addEventListener("blur", leave);
+    svg.addEventListener("keydown", function (event) {
+      const turn = TURNS[event.key];
+      if (!turn) return;
+      event.preventDefault();
+      data = data || read(figure.querySelector("script"));
+      const steps = [...new Set(data.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+      tell(steps[moved(here === null ? -1 : steps.indexOf(here), turn, steps.length)]);
     });
   });
 
   // Responses: coloured when their question is opened, so that a page of many opens at once.
+  // What turns the direction of a line, or cannot be seen, is written out.
+  const plain = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
+    (sign) => "‹U+" + sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "›");
   function token(roll, top, i) {
     const span = document.createElement("span");
-    span.className = roll.selected && roll.selected[i] ? "tok s" : "tok";
-    span.textContent = roll.tokens[i];
+    const shared = roll.fork_at !== null && i < roll.fork_at && (roll.cut === null || i < roll.cut);
+    span.className = "tok" + (roll.selected && roll.selected[i] ? " s" : "") + (shared ? " shared" : "");
+    span.textContent = plain(roll.tokens[i]);
     const entropy = roll.entropy ? roll.entropy[i] : null, logp = roll.logp ? roll.logp[i] : null;
     if (entropy !== null) span.style.setProperty("--e", Math.min(1, entropy / top).toFixed(3));
     span.dataset.tip = "entropy " + (entropy === null ? "unknown" : entropy.toFixed(3) + " nats") +
       "\nlog-prob " + (logp === null ? "unknown" : logp.toFixed(3) + " nats") +
-      "\n" + (roll.selected && roll.selected[i] ? "selected to train" : "not selected");
+      "\n" + (roll.selected && roll.selected[i] ? "selected to train" : "not selected") +
+      (shared ? "\nshared with rollout " + roll.parent : "");
     return span;
   }
 
   function rollout(roll, top) {
     const box = document.createElement("div"), head = document.createElement("h4"), small = document.createElement("span");
     box.className = "roll";
-    head.textContent = "Step " + roll.step + ", answer " + (roll.answer === null ? "none" : roll.answer) +
-      (roll.won ? " (the vote)" : "");
+    const answer = document.createElement("bdi");
+    answer.textContent = roll.answer === null ? "none" : roll.answer;
+    head.append("Step " + roll.step + ", rollout " + roll.index + ": answer ", answer, roll.won ? " (won the vote)" : "");
     small.textContent = " · " + roll.length + " tokens" +
+      (roll.fork_at === null ? "" : ", a branch of rollout " + roll.parent + ": the first " + roll.fork_at +
+        " tokens, in italics, are shared with it") +
       (roll.reward === null ? "" : ", reward " + roll.reward) + (roll.finish_reason === "length" ? ", cut off" : "");
     head.appendChild(small);
     box.appendChild(head);
     const text = document.createElement("p");
     text.className = "tokens";
-    if (!roll.tokens) text.textContent = roll.text;
+    text.tabIndex = 0;
+    text.setAttribute("aria-label", "Response, " + roll.length + " tokens");
+    text.setAttribute("role", "group");
+    if (!roll.tokens) text.textContent = plain(roll.text);
     else roll.tokens.forEach(function (_, i) {
       if (i === roll.cut) {
         const gap = document.createElement("span");
@@ -95,8 +126,8 @@
   });
 
   let on = null;
-  function point(event) {
-    const target = event.target.closest ? event.target.closest(".tok") : null;
+  const point = (event) => mark(event.target.closest ? event.target.closest(".tok[data-tip]") : null);
+  function mark(target) {
     if (on) on.classList.remove("on");
     on = target;
     tip.hidden = !target;
@@ -109,5 +140,16 @@
   }
   document.addEventListener("pointerover", point);
   document.addEventListener("pointerdown", point);
+  document.addEventListener("keydown", function (event) {
+    const text = event.target.closest && event.target.closest("p.tokens"), turn = TURNS[event.key];
+    if (event.key === "Escape") mark(null);
+    const all = text && turn ? [...text.querySelectorAll(".tok")] : [];
+    if (!all.length) return;
+    event.preventDefault();
+    const next = all[moved(all.indexOf(on), turn, all.length)];
+    next.scrollIntoView({ block: "nearest" });
+    mark(next);
+  });
+  document.addEventListener("focusout", (event) => { if (event.target.closest("p.tokens")) mark(null); });
   document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 })();
