@@ -121,7 +121,7 @@ class Policy:
             self._skip(
                 question,
                 f"{question.id}: its prompt of {length} tokens and {new_tokens} new ones do not fit in the model's "
-                f"context of {self.context}; lower model.max_pixels or max_new_tokens",
+                f"context of {self.context}; shorten it, or lower model.max_pixels or max_new_tokens",
             )
             return False
         return True
