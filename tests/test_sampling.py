@@ -238,7 +238,7 @@ def test_finished_rows_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         policy.text.language_model, "forward", lambda **k: sizes.append(len(k["inputs_embeds"])) or forward(**k)
     )
-    sample(policy, mixed(2), 32)
+    sample(policy, mixed()[2:4], 32)
     assert sizes[0] == 2, "each prompt is run once, not once per rollout"
     assert sizes[1:] == sorted(sizes[1:], reverse=True) and sizes[-1] < 0.5 * sizes[1]
 
@@ -379,7 +379,7 @@ def test_a_prefix_that_has_ended_or_is_full_has_nothing_to_follow() -> None:
 
 
 def test_forks_of_one_response_cost_one_prefill_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, questions = ending(ends=[]), mixed(2)
+    policy, questions = ending(ends=[]), mixed()[2:4]
     shapes = spied_shapes(policy, monkeypatch)
     root, other = tuple(range(1, 9)), (1, 2, 99)
     prefixes = [root[:3], root, root[:5], other, (), root]
