@@ -381,7 +381,7 @@ def test_a_prefix_that_has_ended_or_is_full_has_nothing_to_follow() -> None:
 def test_forks_of_one_response_cost_one_prefill_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, questions = ending(ends=[]), mixed()[2:4]
     shapes = spied_shapes(policy, monkeypatch)
-    root, other = tuple(range(1, 9)), (1, 2, 99)
+    root, other = tuple(range(1, 9)), (1, 2, 99, 4, 5)
     prefixes = [root[:3], root, root[:5], other, (), root]
     complete(policy, [Request(q, i, prefix) for q in questions for i, prefix in enumerate(prefixes)])
     lengths = [len(policy.prompt(q).ids_L) for q in questions]
