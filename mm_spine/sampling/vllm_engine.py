@@ -293,10 +293,13 @@ def _own_card() -> str:
 
 
 def _healing(folder: Path) -> str:
-    """A folder whose `sitecustomize` heals torchvision in Python processes that vLLM starts, before they import it."""
+    """A folder whose `sitecustomize` heals torchvision in Python processes that vLLM starts, before they import it, and
+    has vLLM's import say nothing."""
     place = folder / "startup"
     place.mkdir()
     (place / "sitecustomize.py").write_text(
+        "import logging\n"
+        "logging.getLogger('vllm').setLevel(logging.ERROR)\n"
         "from importlib.util import module_from_spec, spec_from_file_location\n"
         f"spec = spec_from_file_location('mm_spine_compat', {compat.__file__!r})\n"
         "compat = module_from_spec(spec)\n"
