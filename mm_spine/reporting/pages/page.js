@@ -91,8 +91,8 @@
     answer.textContent = roll.answer === null ? "none" : roll.answer;
     head.append("Step " + roll.step + ", rollout " + roll.index + ": answer ", answer, roll.won ? " (won the vote)" : "");
     small.textContent = " · " + roll.length + " tokens" +
-      (roll.fork_at === null ? "" : ", a branch of rollout " + roll.parent + ": the first " + roll.fork_at +
-        " tokens, in italics, are shared with it") +
+      (roll.fork_at === null ? "" : ", a branch of rollout " + roll.parent + (roll.fork_at === 0 ?
+        " from its first token on" : " after " + roll.fork_at + " tokens, in italics, that both share")) +
       (roll.reward === null ? "" : ", reward " + roll.reward) + (roll.finish_reason === "length" ? ", cut off" : "");
     head.appendChild(small);
     box.appendChild(head);
@@ -125,8 +125,12 @@
     });
   });
 
-  let on = null;
-  const point = (event) => mark(event.target.closest ? event.target.closest(".tok[data-tip]") : null);
+  let on = null, keyed = false; // a page that scrolls under a pointer at rest must not take what the keys have marked
+  function point(event) {
+    if (keyed && event.type === "pointerover") return;
+    keyed = false;
+    mark(event.target.closest ? event.target.closest(".tok[data-tip]") : null);
+  }
   function mark(target) {
     if (on) on.classList.remove("on");
     on = target;
@@ -140,6 +144,7 @@
   }
   document.addEventListener("pointerover", point);
   document.addEventListener("pointerdown", point);
+  document.addEventListener("pointermove", (event) => { if (event.movementX || event.movementY) keyed = false; });
   document.addEventListener("keydown", function (event) {
     const text = event.target.closest && event.target.closest("p.tokens"), turn = TURNS[event.key];
     if (event.key === "Escape") mark(null);
@@ -147,9 +152,10 @@
     if (!all.length) return;
     event.preventDefault();
     const next = all[moved(all.indexOf(on), turn, all.length)];
+    keyed = true;
     next.scrollIntoView({ block: "nearest" });
     mark(next);
   });
   document.addEventListener("focusout", (event) => { if (event.target.closest("p.tokens")) mark(null); });
-  document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  document.addEventListener("scroll", () => { if (!keyed) tip.hidden = true; }, { passive: true });
 })();
