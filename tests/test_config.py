@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import yaml
 
-from mm_spine.config import ConfigError, RunConfig, VotesConfig, build, merge, nearest, parse_overrides, read_yaml, spelled_out
+from mm_spine.config import (
+    ConfigError,
+    RunConfig,
+    VotesConfig,
+    build,
+    merge,
+    nearest,
+    parse_overrides,
+    read_yaml,
+    spelled_out,
+)
 from mm_spine.methods import METHODS, configure
 from mm_spine.run import CONFIGS, check, load_config
 
@@ -169,7 +179,10 @@ def test_every_wrong_key_has_its_line() -> None:
         ("sampling.votes=many", "sampling.votes.max='many': Input should be a valid integer"),
         ("sampling.votes=null", "sampling.votes=None: Input should be a valid dictionary"),
         ("sampling.votes.max.x=2", "sampling.votes.max: Input should be a valid integer"),
-        ("sampling.votes.stop=decide", "sampling.votes.stop='decide': Input should be 'never', 'decided' or 'confident'"),
+        (
+            "sampling.votes.stop=decide",
+            "sampling.votes.stop='decide': Input should be 'never', 'decided' or 'confident'",
+        ),
         ("sampling.votes.level=1", "sampling.votes.level=1: Input should be less than 1"),
         ("sampling.votes.round=0", "sampling.votes.round=0: Input should be greater than or equal to 1"),
         ("sampling.tree.forks=0", "sampling.tree.forks=0: Input should be greater than or equal to 1"),
@@ -206,7 +219,11 @@ def test_training_on_more_rollouts_than_vote_is_refused() -> None:
         ("8", ["sampling.votes.stop=decided"], VotesConfig(max=8, stop="decided")),
         ("8", ["sampling.votes=32", "sampling.votes.stop=decided"], VotesConfig(max=32, stop="decided")),
         ("8", ["sampling.votes.stop=decided", "sampling.votes=32"], VotesConfig(max=32, stop="decided")),
-        ("{max: 8, stop: confident, level: 0.9}", ["sampling.votes=9"], VotesConfig(max=9, stop="confident", level=0.9)),
+        (
+            "{max: 8, stop: confident, level: 0.9}",
+            ["sampling.votes=9"],
+            VotesConfig(max=9, stop="confident", level=0.9),
+        ),
         ("{stop: decided}", ["sampling.votes.round=2"], VotesConfig(max=16, stop="decided", round=2)),
         ("8", ["sampling.votes={max: 12, round: 3}"], VotesConfig(max=12, round=3)),
     ],
