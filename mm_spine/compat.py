@@ -18,6 +18,7 @@ QUIET = MappingProxyType(
         "GOMP_SPINCOUNT": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic algorithms ask for on CUDA
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # or vLLM's workers say where they are bound
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

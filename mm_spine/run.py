@@ -523,6 +523,7 @@ def run(
     `view` hears how far the run is (`reporting.live`); log lines say so unless given.
     """
     plan = check(config, allow_labels)
+    check_sampler(config.sampling.backend, load=True)
     distributed.initialise()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -540,6 +541,7 @@ def run(
 def evaluate_model(config: RunConfig, output: Path | None = None, view: View | None = None) -> dict[str, Any]:
     """One metrics block of `config.model` on `config.split`; verdicts to `output` if given."""
     plan, view, samples = check(config), Guarded(view or Plain()), config.evaluation.samples
+    check_sampler(config.sampling.backend, load=True)
     view.phase("loading")
     name = config.split or plan.benchmark.adapt_split
     labelled = plan.load(name)

@@ -19,7 +19,7 @@ class Row(NamedTuple):
     """How a backend is made, and in one sentence why it cannot run here; "" where it can."""
 
     make: Callable[[Policy, DecodingConfig, RunConfig], Backend]
-    why_not: Callable[[], str] = lambda: ""
+    why_not: Callable[[bool], str] = lambda load: ""
 
 
 def _hf(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backend:
@@ -33,9 +33,12 @@ def _vllm(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backen
 SAMPLERS: Mapping[str, Row] = {"hf": Row(_hf), "vllm": Row(_vllm, why_not_vllm)}
 
 
-def check_sampler(name: str) -> None:
-    """Raise ConfigError, saying why and what to do, where this machine cannot run the backend `name`."""
-    why_not = SAMPLERS[name].why_not()
+def check_sampler(name: str, load: bool = False) -> None:
+    """Raise ConfigError, saying why and what to do, where this machine cannot run the backend `name`.
+
+    Versions are looked at; `load` imports it too, which may take seconds.
+    """
+    why_not = SAMPLERS[name].why_not(load)
     if why_not:
         raise ConfigError(f"sampling.backend={name}: {why_not}")
 

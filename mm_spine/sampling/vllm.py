@@ -21,7 +21,7 @@ from mm_spine.draws import generator
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.backend import Backend, end_ids
 from mm_spine.sampling.vllm_engine import SamplerDied, VLLMEngine, import_vllm
 
 __all__ = ["SamplerDied", "VLLMSampler", "why_not"]
@@ -53,8 +53,7 @@ class VLLMSampler(Backend):
                 "sampling.backend=hf"
             )
         self.config = config
-        eos = policy.model.generation_config.eos_token_id
-        self._eos = [eos] if isinstance(eos, int) else list(eos or [])
+        self._eos = list(end_ids(policy))
         self._banned = dict.fromkeys(policy.banned, -math.inf)
         if policy in _engines:
             _engines[policy].stale = True
