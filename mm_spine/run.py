@@ -153,6 +153,7 @@ class Run:
         self.main = distributed.rank() == 0
         self.view = Guarded(view or Plain()) if self.main else Quiet()
         self.trackers = trackers.Trackers(self.config.reporting)
+        self.all_steps = self.config.optim.steps
         self.seconds = {"sample": 0.0, "update": 0.0, "evaluate": 0.0, "total": 0.0}
         self.tokens = {"rollouts": 0, "sampled": 0, "tokens_saved": 0, "trained": 0, "selected": 0}
         self._started = time.perf_counter()
@@ -231,9 +232,10 @@ class Run:
 
     def _begin_steps(self, before: Sequence[evaluation.Item], questions: int) -> None:
         """Tell view and trackers that the training begins, or goes on after a first part that told them the rest."""
-        steps, done = self.config.optim.steps, self._steps_done()
-        if self.plan.method.trains and steps:
-            self.view.phase("adapting", steps * (questions if self.config.scope == "question" else 1), done)
+        done = self._steps_done()
+        self.all_steps = self.config.optim.steps * (questions if self.config.scope == "question" else 1)
+        if self.plan.method.trains and self.all_steps:
+            self.view.phase("adapting", self.all_steps, done)
         if self.trackers and not done:
             blocks = {split: _metrics(before, split) or {} for split in ("adapted", "held_out")}
             self.trackers.figures({"evaluation": blocks}, 0)
@@ -376,7 +378,7 @@ class Run:
         if not self.main:
             return
         shown = some(record.groups, self.config.reporting.completions)
-        self.view.step(Step(report, self.config.optim.steps, record.seconds, shown))
+        self.view.step(Step(report, self.all_steps, record.seconds, shown))
         self.view.advance()
         if self.config.reporting.rollouts:
             name = f"step_{report.step:06d}.parquet"

@@ -522,6 +522,13 @@ def test_a_question_alone_is_the_run_on_that_question(
     assert steps_of(alone) == steps_of(single[0])[:2]
 
 
+def test_the_steps_of_all_questions_are_counted_as_one_run(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        lab.run("counted", {"scope": "question", "limit": 2, "optim": {"steps": 2}, "reporting": {"images": False}})
+    lines = [record.getMessage().split("  ")[0] for record in caplog.records]
+    assert [line for line in lines if line.startswith("step ")] == [f"step {k}/4" for k in (1, 2, 3, 4)]
+
+
 def test_lora_saves_its_adapter_and_the_merged_model(lab: Lab) -> None:
     import peft
     from safetensors.torch import load_file

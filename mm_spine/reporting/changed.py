@@ -1,6 +1,6 @@
 """Questions whose answer changed between the two evaluations, and what the report keeps of them: prompt and thumbnails.
 
-Images reach the run's folder here alone, and only where `reporting.images` is true.
+Images reach the run's folder here and, where asked for, in its trackers, and only where `reporting.images` is true.
 """
 
 from __future__ import annotations
