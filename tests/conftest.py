@@ -51,3 +51,14 @@ def no_network() -> Iterator[None]:
 
 def _is_local(host: str) -> bool:
     return host in {"localhost", "::1", "0.0.0.0", socket.gethostname()} or host.startswith("127.")
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that loads fails the test."""
+    from mm_spine.policy.model import Policy
+
+    def load(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Policy, "load", load)

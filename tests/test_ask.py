@@ -7,14 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import Command, runner
 from rich.console import Console
 from small import Silent
 
@@ -31,36 +31,11 @@ from mm_spine.voting import make_group
 WORDS = "What is the sum of the digits?"
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Command:
     """`mm-spine ask` with these arguments, in this process, with the model of the session."""
     monkeypatch.setattr(asking, "load", lambda how: policy)
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mm-spine", "ask", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*arguments: Any, **named: Any) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(Policy, "load", load)
+    return runner(capsys, monkeypatch, "ask")
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from commands import Command, Ended, runner
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -39,35 +40,10 @@ TINY = (
 )
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """`mm-spine` with these arguments, in this process."""
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mm-spine", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*arguments: Any, **named: Any) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(Policy, "load", load)
+    return runner(capsys, monkeypatch)
 
 
 def refused(ended: Ended, *expected: str) -> None:
