@@ -73,7 +73,7 @@ class Bench(NamedTuple):
 
 def why_not(backend: str) -> str:
     """Why `backend` cannot run here, in a sentence; "" where it can."""
-    return SAMPLERS[backend].why_not() if backend in SAMPLERS else f"there is no backend {backend} in this version"
+    return SAMPLERS[backend].why_not(True) if backend in SAMPLERS else f"there is no backend {backend} in this version"
 
 
 def configuration(sizes: Sizes, backend: str, tree: bool = False) -> RunConfig:
