@@ -218,3 +218,8 @@ def test_the_studys_page_and_figures(seed: study_trees.Seed) -> None:
     found = study_trees.figures(table, [seed])
     assert found["questions"] == 3 and 0 < found["tree_token_ratio_by_leaves"] < 1
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_backend_that_runs_here_is_measured_and_one_that_is_not_there_is_named() -> None:
+    assert bench_sampling.why_not("hf") == ""
+    assert "no backend sglang" in bench_sampling.why_not("sglang")
