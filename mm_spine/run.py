@@ -36,7 +36,7 @@ from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import FrozenError, Policy, check_model_folder, checksum, resolve_model
 from mm_spine.reporting import trackers
 from mm_spine.reporting.completions import some
-from mm_spine.reporting.live import Guarded, Plain, Quiet, Step, View
+from mm_spine.reporting.live import Guarded, Plain, Step, View
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.backends import check_sampler, make_sampler
@@ -151,7 +151,7 @@ class Run:
         self.plan, self.output, self.resume = plan, output, resume
         self.config = plan.config
         self.main = distributed.rank() == 0
-        self.view = Guarded(view or Plain()) if self.main else Quiet()
+        self.view = Guarded(view or Plain()) if self.main else View()
         self.trackers = trackers.Trackers(self.config.reporting)
         self.all_steps = self.config.optim.steps
         self.seconds = {"sample": 0.0, "update": 0.0, "evaluate": 0.0, "total": 0.0}

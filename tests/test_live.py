@@ -23,7 +23,7 @@ from mm_spine import distributed, records
 from mm_spine.adapt import Hooks, adapt
 from mm_spine.reporting import live
 from mm_spine.reporting.completions import Completion, one_line, pictures, sizes, some
-from mm_spine.reporting.live import Guarded, Phase, Plain, Quiet, Step, Terminal, progress_line
+from mm_spine.reporting.live import Guarded, Phase, Plain, Step, Terminal, View, progress_line
 from mm_spine.run import evaluate_model, run
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
@@ -241,7 +241,7 @@ def test_only_the_first_rank_shows(on_terminal: Stream, monkeypatch: pytest.Monk
     monkeypatch.setenv("RANK", "1")
     with redirect_stderr(on_terminal), live.watching() as view:
         view.step(a_step())
-        assert type(view) is Quiet
+        assert type(view) is View
     assert on_terminal.getvalue() == ""
 
 
@@ -274,7 +274,7 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(on_terminal: Stream) -> None
 # In a run
 
 
-class Recorded(Quiet):
+class Recorded(View):
     """Notes what it is told."""
 
     def __init__(self) -> None:
@@ -302,7 +302,7 @@ class Recorded(Quiet):
         return self.events[start + 1 : end]
 
 
-class Failing(Quiet):
+class Failing(View):
     """Fails at everything."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -431,7 +431,7 @@ def test_other_ranks_tell_their_view_nothing(config: Any, watched: Watched, monk
 
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     view = Recorded()
-    assert type(Run(check(config), watched.output / "other", view=view).view) is Quiet
+    assert type(Run(check(config), watched.output / "other", view=view).view) is View
 
 
 def test_an_evaluation_alone_shows_its_questions(config: Any) -> None:

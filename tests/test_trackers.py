@@ -30,7 +30,7 @@ from mm_spine import records
 from mm_spine.config import ConfigError, ReportingConfig, build
 from mm_spine.policy.model import Policy
 from mm_spine.reporting import trackers
-from mm_spine.reporting.live import Quiet, Step
+from mm_spine.reporting.live import Step, View
 from mm_spine.reporting.trackers import Shown, Trackers, flat, markdown
 from mm_spine.run import check, run
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
@@ -179,7 +179,7 @@ def test_text_of_a_markdown_cell_is_shown_as_it_is(text: str) -> None:
     assert markdown("one\ntwo") == "one<br>two"
 
 
-class Stopping(Quiet):
+class Stopping(View):
     """Has the run stopped after so many steps."""
 
     def __init__(self, steps: int) -> None:

@@ -30,7 +30,7 @@ from mm_spine.config import ConfigError, DecodingConfig, LoraConfig, ModelConfig
 from mm_spine.engine import newest_checkpoint
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
-from mm_spine.reporting.live import Quiet, Step
+from mm_spine.reporting.live import Step, View
 from mm_spine.run import run
 from mm_spine.sampling import Completion, Request, vllm, vllm_engine, vllm_weights
 from mm_spine.sampling.backend import Backend
@@ -601,7 +601,7 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM::Worker")]
 
 
-class Deadly(Quiet):
+class Deadly(View):
     """Interrupts the engine after the first step, as a Ctrl-C reaches it, and kills it after the third."""
 
     def step(self, step: Step) -> None:

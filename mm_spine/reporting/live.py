@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.file_proxy import FileProxy
@@ -36,8 +36,8 @@ class Step:
     completions: Sequence[Completion] = ()
 
 
-class View(Protocol):
-    """Hears a run's events, in order. Nothing that it does reaches the run."""
+class View:
+    """Hears a run's events, in order; as it stands it shows nothing. Nothing that it does reaches the run."""
 
     def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
         """The phase before has ended, and one of `total` units begins, of which `done` are done."""
@@ -58,29 +58,7 @@ class View(Protocol):
         """Nothing more comes."""
 
 
-class Quiet:
-    """Shows nothing."""
-
-    def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
-        """Nothing."""
-
-    def advance(self, units: float = 1.0) -> None:
-        """Nothing."""
-
-    def part(self, name: str, total: int | None = None) -> None:
-        """Nothing."""
-
-    def sampled(self, count: int) -> None:
-        """Nothing."""
-
-    def step(self, step: Step) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class Plain(Quiet):
+class Plain(View):
     """A log line for each step, and one for each response that was asked for."""
 
     def step(self, step: Step) -> None:
@@ -108,7 +86,7 @@ def told(completion: Completion) -> str:
     return f"{question}  {shown}{reward}{images}  {one_line(completion.text)[:300]}"
 
 
-class Guarded(Quiet):
+class Guarded(View):
     """A view that gives way to log lines when it fails: its failure is not the run's."""
 
     def __init__(self, view: View) -> None:
@@ -238,7 +216,7 @@ def fitting(width: int) -> list[Column]:
     return kept
 
 
-class Terminal(Quiet):
+class Terminal(View):
     """The progress line at the bottom; above it, for good, a line per phase and a row per step."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -319,7 +297,7 @@ def is_live(stream: object, environment: Mapping[str, str]) -> bool:
 def watching() -> Iterator[View]:
     """The view for this process while the block runs: of several ranks, the first one shows. Log lines go above it."""
     if int(os.environ.get("RANK", "0")) > 0:
-        yield Quiet()
+        yield View()
     elif not is_live(sys.stderr, os.environ):
         yield Plain()
     else:
