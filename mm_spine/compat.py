@@ -68,6 +68,12 @@ def _define_schemas() -> None:
     _libraries.append(library)
 
 
+def install_command(extra: str) -> str:
+    """What installs an extra of mm-spine with the versions that work together: the end of every message that one is
+    missing."""
+    return f'pip install -c constraints.txt "mm-spine[{extra}]"'
+
+
 def quiet_environment() -> None:
     """Set what `QUIET` names, for this process and its children. Call before torch, vLLM or gradio load."""
     for name, value in QUIET.items():

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mm_spine.compat import QUIET, heal_torchvision
+from mm_spine.compat import QUIET, heal_torchvision, install_command
 from mm_spine.sampling.vllm import why_not as why_no_vllm
 
 OLDEST_PYTHON = (3, 11)
@@ -118,7 +118,7 @@ def _extras() -> Iterator[Check]:
         if extra is None or extra in _UNOFFERED or extra.startswith("vllm"):
             continue
         row = _version_row(requirement)
-        advice = row.advice if _version(requirement.name) else _install(extra)
+        advice = row.advice if _version(requirement.name) else install_command(extra)
         yield row._replace(advice=advice, required=False)
 
 
@@ -195,7 +195,3 @@ def _version_row(requirement: Requirement) -> Check:
         return Check(requirement.name, False, "not installed", pip)
     ok = requirement.specifier.contains(found, prereleases=True)
     return Check(requirement.name, ok, found if ok else f"{found}, but {wanted} is needed", "" if ok else pip)
-
-
-def _install(extra: str) -> str:
-    return f'pip install -c constraints.txt "mm-spine[{extra}]"'

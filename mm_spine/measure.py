@@ -11,7 +11,7 @@ from torch import Tensor
 from mm_spine.config import MethodConfig
 from mm_spine.objective import clipped_share
 from mm_spine.policy.model import Trained
-from mm_spine.types import Group, Rollout, StepReport
+from mm_spine.types import Group, StepReport
 from mm_spine.update import Gap, Losses, MicroBatch, Tokens, gap_of
 
 
@@ -78,7 +78,7 @@ def describe(
     report.entropy_forks = _mean(entropy[selected])
     report.selected_share = _mean(selected)
     report.rollouts_sampled = sum(_cast(group) for group in voted)
-    report.tokens_sampled = sum(_drawn(r) for r in everyone)
+    report.tokens_sampled = sum(r.own_tokens for r in everyone)
     report.tokens_saved = sum(tokens_saved(group, most_votes) for group in voted)
     _describe_band(report, entropy, flat)
 
@@ -88,18 +88,13 @@ def tokens_saved(group: Group, most_votes: int) -> int:
 
     The second is an estimate: the rollouts not drawn, each as long as the mean of what was drawn for this question.
     """
-    drawn = sum(_drawn(r) for r in group.rollouts)
+    drawn = sum(r.own_tokens for r in group.rollouts)
     spared = (most_votes - _cast(group)) * drawn / max(len(group.rollouts), 1)
     return sum(r.fork_at or 0 for r in group.rollouts) + round(spared)
 
 
 def _cast(group: Group) -> int:
     return sum(rollout.weight for rollout in group.rollouts)
-
-
-def _drawn(rollout: Rollout) -> int:
-    """Tokens of its own: those before its fork are its parent's."""
-    return len(rollout.token_ids) - (rollout.fork_at or 0)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -23,6 +23,7 @@ from typing import Any
 from jinja2 import Environment
 
 from mm_spine.asking import Asked, Manner, ask, manner, question_of
+from mm_spine.compat import install_command
 from mm_spine.config import ConfigError, RunStopped
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import known_kinds
@@ -391,5 +392,5 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ConfigError('mm-spine serve needs gradio: pip install -c constraints.txt "mm-spine[demo]"') from error
+        raise ConfigError(f"mm-spine serve needs gradio: {install_command('demo')}") from error
     return gradio

@@ -88,6 +88,11 @@ class Rollout:
     fork_at: int | None = None
     weight: int = 1
 
+    @property
+    def own_tokens(self) -> int:
+        """How many tokens were drawn for it: those before its fork are its parent's."""
+        return len(self.token_ids) - (self.fork_at or 0)
+
 
 @dataclass(frozen=True)
 class Vote:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import bench_measure
 import numpy as np
 import torch
-from bench_draws import Drawn, differing_share, drawn_tokens, flat, logprob_gap
+from bench_draws import Drawn, drawn_tokens, flat, logprob_gap
 
 from mm_spine.benchmarks import digits
 from mm_spine.config import ModelConfig, RunConfig, TreeConfig, VotesConfig
@@ -17,6 +17,7 @@ from mm_spine.methods import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.hf import differing_share
 from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
 from mm_spine.types import Group, Question

@@ -22,7 +22,7 @@ def flat(drawn: Drawn) -> list[Rollout]:
 
 def drawn_tokens(drawn: Drawn) -> int:
     """Tokens that were generated: of a branch, those from its fork on."""
-    return sum(len(rollout.token_ids) - (rollout.fork_at or 0) for rollout in flat(drawn))
+    return sum(rollout.own_tokens for rollout in flat(drawn))
 
 
 def logprob_gap(policy: Policy, questions: Sequence[Question], drawn: Drawn, temperature: float = 1.0) -> float:
@@ -36,12 +36,6 @@ def _gaps(policy: Policy, question: Question, group: Sequence[Rollout], distribu
     scores = score_responses(policy, [(question, [rollout.token_ids for rollout in group])], distribution)[0]
     for rollout, score in zip(group, scores, strict=True):
         yield float(np.abs(rollout.logp - score.logp).max())
-
-
-def differing_share(one: Drawn, other: Drawn) -> float:
-    """Share of responses whose tokens differ."""
-    pairs = list(zip(flat(one), flat(other), strict=True))
-    return sum(a.token_ids != b.token_ids for a, b in pairs) / len(pairs)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -12,22 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from bench_draws import Drawn, drawn_tokens, flat, markdown_table
-from torch import Tensor
-from transformers.utils.logging import disable_progress_bar
+from study_draws import MAX_NEW_TOKENS, Saved, command_line, each_seed, over_questions, percent, plain
 
 from mm_spine import evaluation
-from mm_spine.benchmarks import digits
 from mm_spine.config import RunConfig, TreeConfig
-from mm_spine.intervals import Interval, bootstrap_ci, over_seeds
+from mm_spine.intervals import Interval, over_seeds
 from mm_spine.methods import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling.backends import make_sampler
@@ -35,20 +30,6 @@ from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
 from mm_spine.types import LabelledSet, Question, Rollout
 
 TREE, FULL, FEWER, MATCHED = "trees", "flat, as many votes", "flat, votes of uniform forks", "flat, tokens as drawn"
-MAX_NEW_TOKENS = 48
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A sampler that returns the first n rollouts of each question that were drawn before."""
-
-    drawn: dict[str, Sequence[Rollout]]
-
-    def sample(self, questions: Sequence[Question], n: int, **how: Any) -> list[list[Rollout]]:
-        return [list(self.drawn[question.id][:n]) for question in questions]
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do."""
 
 
 class Arm(NamedTuple):
@@ -101,7 +82,7 @@ def draw(policy: Policy, questions: Sequence[Question], config: RunConfig) -> li
 
 def graded(labelled: LabelledSet, drawn: Drawn) -> list[evaluation.Item]:
     """Each question's vote over its rollouts, graded as every evaluation grades."""
-    saved = Saved({question.id: group for question, group in zip(labelled.questions, drawn, strict=True)})
+    saved = Saved.of(labelled.questions, drawn)
     return evaluation.evaluate(labelled.questions, labelled.key, saved, samples=len(drawn[0]), split="trees")
 
 
@@ -139,8 +120,7 @@ def _row(name: str, seeds: Sequence[Seed]) -> Row:
 
 def _intervals(values_SQ: np.ndarray) -> tuple[Interval, Interval]:
     """The mean, once with the interval over questions (each averaged over the seeds), once with that over seeds."""
-    by_question = values_SQ.mean(axis=0)
-    return Interval(float(by_question.mean()), *bootstrap_ci(by_question)), over_seeds(values_SQ.mean(axis=1))
+    return over_questions(values_SQ), over_seeds(values_SQ.mean(axis=1))
 
 
 COLUMNS = (
@@ -163,24 +143,15 @@ def markdown(table: dict[str, Row], seeds: Sequence[Seed]) -> str:
 
 
 def _cells(name: str, row: Row) -> list[str]:
-    accuracy, differences = ([_percent(each) for each in part] for part in (row[3:5], row[5:7]))
+    accuracy, differences = ([percent(each) for each in part] for part in (row[3:5], row[5:7]))
     counts = [f"{row.votes:g}", f"{row.tokens:.0f}", f"{row.ratio:.3f}"]
     return [name, *counts, *accuracy, *(["", ""] if name == TREE else differences)]
 
 
-def _percent(interval: Interval) -> str:
-    value, low, high = (None if x is None else 100 * x for x in interval)
-    return f"{value:.1f}" if low is None or high is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
 def figures(table: dict[str, Row], seeds: Sequence[Seed]) -> dict[str, Any]:
     """What `--json` prints."""
-    shown = {
-        name: {k: list(v) if isinstance(v, Interval) else v for k, v in r._asdict().items()}
-        for name, r in table.items()
-    }
     return {
-        "rows": shown,
+        "rows": plain(table),
         "tree_token_ratio": table[TREE].ratio,
         "tree_token_ratio_by_leaves": float(np.mean([seed.by_leaves for seed in seeds])),
         "tree_token_ratio_by_forks": float(np.mean([seed.by_forks for seed in seeds])),
@@ -194,42 +165,31 @@ def figures(table: dict[str, Row], seeds: Sequence[Seed]) -> dict[str, Any]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=256, help="the first so many of the split")
-    parser.add_argument("--split", default="adapt", choices=digits.SPLITS)
+    parser = command_line(__doc__.splitlines()[0])
     parser.add_argument("--roots", type=int, default=12)
     parser.add_argument("--forks", type=int, default=2)
     parser.add_argument("--branches", type=int, default=2)
     parser.add_argument("--rank-by", default="surprisal", choices=("surprisal", "entropy"))
     parser.add_argument("--distinct", action="store_true", help="branches draw other tokens than those at their fork")
-    parser.add_argument("--json", action="store_true", help="print the figures as one last line of JSON")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, grade, print."""
     options = parse(arguments)
-    disable_progress_bar()
-    whole = digits.load(options.split)
-    labelled = LabelledSet(whole.questions[: options.questions], whole.key)
-    policy = Policy.load(digits.MODEL_DIR)
     tree = TreeConfig(
         forks=options.forks, branches=options.branches, rank_by=options.rank_by, distinct=options.distinct
     )
-    seeds = []
-    for seed in range(options.seeds):
-        started = time.perf_counter()
-        seeds.append(run_seed(policy, labelled, tree, options.roots, seed))
-        print(f"seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    seeds = each_seed(options, lambda start, seed: run_seed(*start, tree, options.roots, seed))
     table = rows(seeds)
+    found = figures(table, seeds)
     print(
-        f"`digits` {options.split}, {len(labelled.questions)} questions, {options.seeds} seeds, {options.roots} roots, "
+        f"`digits` {options.split}, {found['questions']} questions, {options.seeds} seeds, {options.roots} roots, "
         f"{tree.forks} forks by {tree.rank_by}, {tree.branches} branches{', distinct' if tree.distinct else ''}; "
         f"{torch.get_num_threads()} thread(s)\n\n{markdown(table, seeds)}"
     )
     if options.json:
-        print(json.dumps(figures(table, seeds)))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -12,44 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers.utils.logging import disable_progress_bar
+from bench_draws import markdown_table
+from study_draws import MAX_NEW_TOKENS, Saved, command_line, each_seed, over_questions, percent, plain
 
-from mm_spine.benchmarks import digits
 from mm_spine.config import VotesConfig
-from mm_spine.intervals import Interval, bootstrap_ci, over_seeds
+from mm_spine.intervals import Interval, over_seeds
 from mm_spine.methods import configure
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import grade, parse
 from mm_spine.sampling.backends import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
-from mm_spine.types import Group, LabelledSet, Question, Rollout
+from mm_spine.types import Group, LabelledSet
 from mm_spine.voting import representative
 
-MAX_NEW_TOKENS = 48
 LEVELS = (0.9, 0.95, 0.99)
 FULL = "never"
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A sampler that returns what was drawn before."""
-
-    drawn: dict[str, Sequence[Rollout]]
-
-    def sample(self, questions: Sequence[Question], n: int, *, first: int = 0, **how: Any) -> list[list[Rollout]]:
-        return [list(self.drawn[question.id][first : first + n]) for question in questions]
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do."""
 
 
 def rules(most: int, rounds: Sequence[int]) -> dict[str, VotesConfig]:
@@ -78,7 +60,7 @@ def run_seed(policy: Policy, labelled: LabelledSet, options: argparse.Namespace,
     sampling = {"votes": options.votes, "train_rollouts": options.least, "max_new_tokens": MAX_NEW_TOKENS}
     sampler = make_sampler(policy, configure({"seed": seed, "sampling": sampling}))
     drawn = sampler.sample(labelled.questions, options.votes, step=0, purpose="train")
-    saved = Saved({question.id: group for question, group in zip(labelled.questions, drawn, strict=True)})
+    saved = Saved.of(labelled.questions, drawn)
     voted = {
         name: vote_in_rounds(saved, labelled.questions, votes, options.least, step=0, purpose="train")
         for name, votes in rules(options.votes, options.rounds).items()
@@ -129,15 +111,10 @@ def _row(arms: Sequence[Arm], full: Sequence[Arm]) -> Row:
         tokens=float(tokens_SQ.mean()),
         saved=over_seeds(saved_S.tolist()),
         agreement=float(np.mean([arm.agrees for arm in arms])),
-        accuracy=_over_questions(right_SQ),
+        accuracy=over_questions(right_SQ),
         accuracy_by_seed=over_seeds(right_SQ.mean(axis=1).tolist()),
-        worse=_over_questions(best_SQ - right_SQ),
+        worse=over_questions(best_SQ - right_SQ),
     )
-
-
-def _over_questions(values_SQ: np.ndarray) -> Interval:
-    by_question = values_SQ.mean(axis=0)
-    return Interval(float(by_question.mean()), *bootstrap_ci(by_question))
 
 
 COLUMNS = (
@@ -150,27 +127,18 @@ COLUMNS = (
 def markdown(table: dict[str, Row]) -> str:
     """The table as a page shows it."""
     body = [
-        [name, f"{row.rollouts:.1f}", f"{row.tokens:.0f}", _percent(row.saved), f"{100 * row.agreement:.2f}"]
-        + [_percent(interval) for interval in (row.accuracy, row.accuracy_by_seed, row.worse)]
+        [name, f"{row.rollouts:.1f}", f"{row.tokens:.0f}", percent(row.saved), f"{100 * row.agreement:.2f}"]
+        + [percent(interval) for interval in (row.accuracy, row.accuracy_by_seed, row.worse)]
         for name, row in table.items()
     ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *body))
-
-
-def _percent(interval: Interval) -> str:
-    value, low, high = (None if x is None else 100 * x for x in interval)
-    return f"{value:.1f}" if low is None or high is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return markdown_table(COLUMNS, body)
 
 
 def figures(table: dict[str, Row], seeds: Sequence[dict[str, Arm]]) -> dict[str, Any]:
     """What `--json` prints; the ratio of the exact rule is of the configuration's rounds."""
     decided = table[f"decided, rounds of {VotesConfig().round}"]
-    shown = {
-        name: {k: list(v) if isinstance(v, Interval) else v for k, v in row._asdict().items()}
-        for name, row in table.items()
-    }
     return {
-        "rows": shown,
+        "rows": plain(table),
         "adaptive_token_ratio": 1 - decided.saved.value,
         "adaptive_same_labels": decided.agreement,
         "seeds": len(seeds),
@@ -181,14 +149,10 @@ def figures(table: dict[str, Row], seeds: Sequence[dict[str, Arm]]) -> dict[str,
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=256, help="the first so many of the split")
-    parser.add_argument("--split", default="adapt", choices=digits.SPLITS)
+    parser = command_line(__doc__.splitlines()[0])
     parser.add_argument("--votes", type=int, default=32)
     parser.add_argument("--least", type=int, default=4, help="rollouts of every question, those that are trained on")
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 4], help="rollouts of a further round")
-    parser.add_argument("--json", action="store_true", help="print the figures as one last line of JSON")
     options = parser.parse_args(arguments)
     options.rounds = sorted({*options.rounds, VotesConfig().round})
     return options
@@ -197,22 +161,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, replay, grade, print."""
     options = parse_arguments(arguments)
-    disable_progress_bar()
-    whole = digits.load(options.split)
-    labelled = LabelledSet(whole.questions[: options.questions], whole.key)
-    policy = Policy.load(digits.MODEL_DIR)
-    seeds = []
-    for seed in range(options.seeds):
-        started = time.perf_counter()
-        seeds.append(run_seed(policy, labelled, options, seed))
-        print(f"seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    seeds = each_seed(options, lambda start, seed: run_seed(*start, options, seed))
     table = rows(seeds)
+    found = figures(table, seeds)
     print(
-        f"`digits` {options.split}, {len(labelled.questions)} questions, {options.seeds} seeds, {options.votes} votes, "
+        f"`digits` {options.split}, {found['questions']} questions, {options.seeds} seeds, {options.votes} votes, "
         f"{options.least} at least; {torch.get_num_threads()} thread(s)\n\n{markdown(table)}"
     )
     if options.json:
-        print(json.dumps(figures(table, seeds)))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_drawn_tokens_of_a_branch_begin_at_its_fork() -> None:
 def test_differing_share_counts_responses() -> None:
     one = [[_rollout(0, 4), _rollout(1, 5)], [_rollout(0, 3), _rollout(1, 2)]]
     other = [[_rollout(0, 4), _rollout(1, 6)], [_rollout(0, 3), _rollout(1, 2)]]
-    assert bench_draws.differing_share(one, other) == 0.25
+    assert bench_digits.differing_share(one, other) == 0.25
 
 
 def test_the_log_prob_gap_is_the_largest_of_all_tokens() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from mm_spine import distributed
+from mm_spine.compat import install_command
 from mm_spine.config import ConfigError, EvaluationConfig, RunConfig, nearest
 from mm_spine.integrations.lmms_tasks import SHIPPED
 from mm_spine.policy.model import Policy
@@ -53,7 +54,7 @@ def check(config: RunConfig) -> None:
 def check_installed(what: str) -> None:
     """Raise ConfigError, saying for `what` it is needed, where lmms-eval is not installed."""
     if find_spec("lmms_eval") is None:
-        raise ConfigError(f'{what}: lmms-eval is not installed; pip install -c constraints.txt "mm-spine[eval]"')
+        raise ConfigError(f"{what}: lmms-eval is not installed; {install_command('eval')}")
 
 
 def _closest(task: str, known: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ Sampler, trainer, reference and every entropy use these functions, so that they 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,9 +26,14 @@ class Distribution:
         """(..., V) logits -> (..., V) log-probabilities in nats, fp32 whatever the weights' type."""
         logits = logits.float()
         if self.banned:
-            banned = torch.tensor(self.banned, device=logits.device)
-            logits = logits.index_fill(-1, banned, float("-inf"))
+            logits = logits.index_fill(-1, _places(self.banned, logits.device), float("-inf"))
         return torch.log_softmax(logits / self.temperature, dim=-1)
+
+
+@cache
+def _places(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Once a device, not once a token: a copy to a card waits for it."""
+    return torch.tensor(ids, device=device)
 
 
 def banned_ids(tokenizer: Any) -> tuple[int, ...]:

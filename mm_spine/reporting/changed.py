@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.records import write_json_lines
+from mm_spine.reporting.completions import IMAGES_EACH, pictures
 from mm_spine.reporting.folder import Row, inside
 from mm_spine.types import Question
-
-log = logging.getLogger(__name__)
 
 SHOWN = 40
 """Questions of each direction that the report shows."""
 
-SIDE = 256
-"""Longest side in pixels of a thumbnail."""
-
-IMAGES_EACH = 4
 PNG_BYTES = 30_000
 """A thumbnail that is larger as PNG, as photographs are, is written as JPEG."""
 
@@ -118,22 +111,14 @@ def safe_name(question_id: str, number: int = 0) -> str:
 
 
 def write_thumbnails(folder: Path, question: Question) -> None:
-    """At most `IMAGES_EACH` of the question's images, longest side at most `SIDE` pixels. An unreadable one is left
-    out: its question could not be asked either."""
-    for number, image in enumerate(question.images[:IMAGES_EACH]):
-        try:
-            opened = open_image(image, question.id)
-        except BadQuestion as error:
-            log.info("no thumbnail: %s", error)
-            continue
-        suffix, data = _encoded(opened)
+    """The `pictures` of the question, as files."""
+    for number, picture in enumerate(pictures(question)):
+        suffix, data = _encoded(picture)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{safe_name(question.id, number)}{suffix}").write_bytes(data)
 
 
 def _encoded(image: Image.Image) -> tuple[str, bytes]:
-    image = image.copy()
-    image.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
     image.save(data, "PNG")
     if data.tell() <= PNG_BYTES:

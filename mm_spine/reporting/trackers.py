@@ -23,6 +23,7 @@ from urllib.request import getproxies
 import numpy as np
 from PIL import Image
 
+from mm_spine.compat import install_command
 from mm_spine.config import ConfigError, ReportingConfig, RunConfig
 from mm_spine.reporting.completions import Completion, one_line, pictures, some
 from mm_spine.types import Group
@@ -266,8 +267,7 @@ def check(reporting: ReportingConfig) -> None:
     for name in reporting.trackers:
         if find_spec(TRACKERS[name].package) is None:
             raise ConfigError(
-                f"reporting.trackers: {name} is not installed; "
-                'pip install -c constraints.txt "mm-spine[trackers]", or leave it out'
+                f"reporting.trackers: {name} is not installed; {install_command('trackers')}, or leave it out"
             )
 
 

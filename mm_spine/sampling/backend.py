@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from mm_spine.config import DecodingConfig
@@ -27,6 +28,7 @@ class Backend(ABC):
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         self.policy, self.decoding, self.seed = policy, decoding, seed
         self.distribution = Distribution(decoding.temperature, policy.banned)
+        self.ends = end_ids(policy)
         self.told: Callable[[int], None] = lambda count: None
 
     @abstractmethod
@@ -43,6 +45,18 @@ class Backend(ABC):
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the trainable weights after an update."""
 
+    def ended(self, requests: Sequence[Request], entropies: bool) -> dict[int, Completion]:
+        """Place -> empty completion of the prefixes that have ended or are full, with `entropies` or without."""
+        reasons = {i: why for i, request in enumerate(requests) if (why := self._why_ended(request))}
+        nothing = np.zeros(0, np.float32)
+        self.told(len(reasons))
+        return {i: Completion((), nothing, nothing if entropies else None, why) for i, why in reasons.items()}
+
+    def _why_ended(self, request: Request) -> str:
+        if request.prefix and request.prefix[-1] in self.ends:
+            return "stop"
+        return "length" if len(request.prefix) >= self.decoding.max_new_tokens else ""
+
     def can_ask(self, question: Question) -> bool:
         """Whether `question` can be encoded and leaves room for an answer; if not, `policy.skipped` says why."""
         return self.policy.can_ask(question, self.decoding.max_new_tokens)
@@ -58,7 +72,7 @@ class Backend(ABC):
         return [[next(drawn) for _ in range(n)] if self.can_ask(question) else [] for question in questions]
 
     def rollout(self, request: Request, completion: Completion) -> Rollout:
-        """The response of a request without prefix."""
+        """The response of a request: `completion` holds all its tokens, those of a prefix too."""
         text = self.policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         tokens, logp, entropy, finish_reason = completion
         return Rollout(request.question.id, request.index, tokens, text, logp, entropy, finish_reason)

@@ -20,7 +20,7 @@ from mm_spine.objective import entropy_of
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.backend import Backend, end_ids
+from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.batch import Batch
 from mm_spine.sampling.kv_cache import held_tokens, token_bytes
 from mm_spine.types import Rollout
@@ -41,7 +41,7 @@ class HFSampler(Backend):
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         super().__init__(policy, decoding, seed)
-        self._ends = np.array(end_ids(policy), np.int64)
+        self._ends = np.array(self.ends, np.int64)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the sampler reads the policy's own weights."""
@@ -51,7 +51,7 @@ class HFSampler(Backend):
         self, requests: Sequence[Request], *, step: int, purpose: str, greedy: bool = False
     ) -> list[Completion]:
         """See `Backend.complete`."""
-        done = {i: empty for i, request in enumerate(requests) if (empty := self._ended(request)) is not None}
+        done = self.ended(requests, entropies=True)
         waiting = self._questions(requests, [i for i in range(len(requests)) if i not in done])
         batch = Batch(self.policy, requests, self.decoding.max_new_tokens)
         while waiting or len(batch.rows):
@@ -63,14 +63,6 @@ class HFSampler(Backend):
             self.told(len(done) - before)
             batch.step()
         return [done[i] for i in range(len(requests))]
-
-    def _ended(self, request: Request) -> Completion | None:
-        """The empty completion of a prefix that has ended or is full."""
-        stopped = bool(request.prefix) and request.prefix[-1] in self._ends
-        if not stopped and len(request.prefix) < self.decoding.max_new_tokens:
-            return None
-        logp, entropy = np.zeros((2, 0), np.float32)
-        return Completion((), logp, entropy, "stop" if stopped else "length")
 
     def _questions(self, requests: Sequence[Request], numbers: Sequence[int]) -> deque[Waiting]:
         """The requests question by question, longest prompt first."""

