@@ -7,7 +7,7 @@ heal_torchvision()
 
 # Not lazily: once the submodule of that name was imported, `mm_spine.adapt` would be the module, not the function.
 from mm_spine.adapt import adapt  # noqa: E402
-from mm_spine.methods import configure  # noqa: E402
+from mm_spine.methods.table import configure  # noqa: E402
 from mm_spine.policy.model import Policy  # noqa: E402
 from mm_spine.types import AnswerSpec, Question  # noqa: E402
 

@@ -21,21 +21,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mm_spine import distributed, measure
-from mm_spine.budget import TokenBudget
+from mm_spine import distributed
 from mm_spine.config import ConfigError, RunConfig, RunStopped
 from mm_spine.draws import generator
-from mm_spine.engine import Engine
-from mm_spine.methods import Method, configure, find
+from mm_spine.methods.table import Method, configure, find
+from mm_spine.methods.weights import Bounds, BoundsRule, band_bounds, select
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.reference import Reference
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
-from mm_spine.selection import Bounds, BoundsRule, band_bounds, select
-from mm_spine.types import Group, Question, StepReport
-from mm_spine.update import (
+from mm_spine.training import step_report
+from mm_spine.training.budget import TokenBudget
+from mm_spine.training.engine import Engine
+from mm_spine.training.update import (
     DIVERGENCES,
     Denominators,
     Gap,
@@ -52,6 +52,7 @@ from mm_spine.update import (
     trained_rows,
     whole_groups,
 )
+from mm_spine.types import Group, Question, StepReport
 from mm_spine.voting import make_group, subsample
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class _Loop:
             rows = trained_rows(groups, tokens, options)
             report = self._update(step, rows, denominators(tokens, options), gap or self._gap_of_the_idle(rows, groups))
         self.sampler.sync(self.policy.trainable().items())
-        measure.describe(report, voted, groups, tokens, sampling.votes.max)
+        step_report.describe(report, voted, groups, tokens, sampling.votes.max)
         report.cache_hits = self._encodes_saved(groups)
         return StepRecord(report, groups, tokens, self.seconds, self.budget.at_once)
 
@@ -232,7 +233,7 @@ class _Loop:
         for epoch in range(self.config.optim.epochs):
             old.recording = epoch == 0
             totals = self.budget.within(lambda: self._accumulate(rows, over, old))
-            trained = measure.add_up(report, distributed.gather(totals))
+            trained = step_report.add_up(report, distributed.gather(totals))
             if epoch == 0 and gap is None:
                 self._check_parity(report, trained)
             report.grad_norm, report.update_norm = self.engine.step(report.lr)
@@ -263,7 +264,7 @@ class _Loop:
         old_NT = old.of(rows, trained.stats.logp_NT.detach())
         parts = losses(trained, micro, old_NT, self.options, over)
         self.engine.backward(scale * (parts.policy + parts.band + parts.kl), last)
-        return {name: scale * x for name, x in measure.sums(micro, trained, parts, old_NT, self.options).items()}
+        return {name: scale * x for name, x in step_report.sums(micro, trained, parts, old_NT, self.options).items()}
 
     def _encodes_saved(self, groups: Sequence[Group]) -> int:
         """Image encodes that a tower run per rollout would have added: a figure of the step alone."""
@@ -326,7 +327,7 @@ class _Loop:
 
     def _check_parity(self, report: StepReport, gap: Gap) -> None:
         """Before any weight moves: rollouts of another policy train nothing."""
-        measure.describe_gap(report, gap)
+        step_report.describe_gap(report, gap)
         limit = self.config.engine.parity_limit or PARITY_LIMITS[self.policy.text.head.weight.dtype]
         if not report.parity_mean <= limit:  # nan, too
             raise ParityError(

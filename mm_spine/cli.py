@@ -60,8 +60,8 @@ def adapt(
 ) -> None:
     """Adapt a model to unlabelled questions; evaluate before and after."""
     from mm_spine import distributed
-    from mm_spine.reporting.live import watching
-    from mm_spine.run import check, load_config, run
+    from mm_spine.runs.listeners.live import watching
+    from mm_spine.runs.run import check, load_config, run
 
     config = load_config(target, overrides or (), method, seed)
     plan = check(config, allow_labels)
@@ -94,8 +94,8 @@ def evaluate(
     seed: Seed = None,
 ) -> None:
     """Greedy, pass@1, maj@N and pass@N of a model with intervals, on the adapted split or `split=NAME`."""
-    from mm_spine.reporting.live import watching
-    from mm_spine.run import evaluate_model, load_config
+    from mm_spine.runs.listeners.live import watching
+    from mm_spine.runs.run import evaluate_model, load_config
 
     config = load_config(benchmark, [*(overrides or ()), f"model.path={json.dumps(model)}"], "none", seed)
     with watching() as view:
@@ -111,7 +111,7 @@ def evaluate(
 @app.command()
 def methods() -> None:
     """The methods and controls, with the options each sets."""
-    from mm_spine.methods import METHODS
+    from mm_spine.methods.table import METHODS
 
     table = Table("method", "what it does", "source", "own defaults")
     for name, row in METHODS.items():
@@ -142,18 +142,22 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Ask about an image: the answer, its vote, and the winning response with its forking tokens."""
-    from mm_spine import asking, telling
+    from mm_spine.commands import ask_output, ask_session
 
-    how = asking.manner(model, benchmark, votes=votes, steps=steps, method=method, seed=seed, overrides=overrides or ())
+    how = ask_session.manner(
+        model, benchmark, votes=votes, steps=steps, method=method, seed=seed, overrides=overrides or ()
+    )
     images = [image, *(more or ())]
-    asked_of = asking.question_of(question, images, how, kind, choices or (), as_is)
-    asking.check_images(asked_of)
-    asked = asking.answer(asking.load(how), asked_of, how)
-    failed = None if asked.outcome.vote.answer is not None else telling.no_answer(asked.outcome)
+    asked_of = ask_session.question_of(question, images, how, kind, choices or (), as_is)
+    ask_session.check_images(asked_of)
+    asked = ask_session.answer(ask_session.load(how), asked_of, how)
+    failed = None if asked.outcome.vote.answer is not None else ask_output.no_answer(asked.outcome)
     if as_json:
-        print(json.dumps(telling.as_json(asked_of, how, asked, list(map(str, images)))))  # ASCII: names may be no UTF-8
+        print(
+            json.dumps(ask_output.as_json(asked_of, how, asked, list(map(str, images))))
+        )  # ASCII: names may be no UTF-8
     elif failed is None or asked.after is not None:
-        console.print(*telling.report(asked, console), sep="\n")
+        console.print(*ask_output.report(asked, console), sep="\n")
     if failed is not None:
         raise failed
 
@@ -172,12 +176,12 @@ def serve(
     open_to_network: Annotated[bool, typer.Option(help="Needed for a --host that others can reach.")] = False,
 ) -> None:
     """`ask` as a local web page: upload or paste an image, ask, and watch the vote."""
-    from mm_spine import asking, serving
+    from mm_spine.commands import ask_session, serve_page
 
-    serving.check_host(host, open_to_network)
-    how = asking.manner(model, benchmark, method=method, seed=seed, overrides=overrides or ())
-    settings = serving.Settings(model, benchmark, kind, method, seed, tuple(overrides or ()))
-    serving.serve(serving.Desk(asking.load(how), settings), host, port, max_upload_mb)
+    serve_page.check_host(host, open_to_network)
+    how = ask_session.manner(model, benchmark, method=method, seed=seed, overrides=overrides or ())
+    settings = serve_page.Settings(model, benchmark, kind, method, seed, tuple(overrides or ()))
+    serve_page.serve(serve_page.Desk(ask_session.load(how), settings), host, port, max_upload_mb)
 
 
 @app.command()
@@ -219,7 +223,7 @@ def grade(
     as_json: AsJson = False,
 ) -> None:
     """Grade saved responses: rows with `id`, `response`, `answer`, and where needed `choices`, `precision`, ..."""
-    from mm_spine.grading import grade_file, rules
+    from mm_spine.commands.saved_rows import grade_file, rules
 
     summary = grade_file(file, rules(kind, benchmark, source, split), output)
     figures = {"accuracy (mean score)": summary["accuracy"], "n": summary["n"], "unparsed": summary["unparsed"]}
@@ -239,7 +243,7 @@ def vote(
     as_json: AsJson = False,
 ) -> None:
     """Vote over saved samples: rows with `id`, `responses`, the fields that `grade` takes, and `answer` if known."""
-    from mm_spine.grading import rules, vote_file
+    from mm_spine.commands.saved_rows import rules, vote_file
 
     summary = vote_file(file, rules(kind, benchmark, source, split), output)
     size = summary["responses"]
@@ -255,7 +259,7 @@ def vote(
 def benchmarks(context: typer.Context) -> None:
     """The benchmarks; `benchmarks show NAME` for its rows and prompts."""
     from mm_spine.benchmarks import BENCHMARKS
-    from mm_spine.showing import place
+    from mm_spine.commands.preview import place
 
     if context.invoked_subcommand is not None:
         return
@@ -276,27 +280,27 @@ def show(
     model: Annotated[str | None, typer.Option(help="The model whose processor renders the prompts.")] = None,
 ) -> None:
     """A benchmark's rows: how many can be asked, and the first with prompt, image sizes, tokens and gold."""
-    from mm_spine import showing
     from mm_spine.benchmarks import resolve
+    from mm_spine.commands import preview
 
     benchmark = resolve(name)
     split = split or benchmark.adapt_split
     labelled = benchmark.load(split, source, prompt)
-    by = showing.reading(benchmark, model)
-    _print_mapping(benchmark.name, showing.facts(benchmark, split, labelled, source))
+    by = preview.reading(benchmark, model)
+    _print_mapping(benchmark.name, preview.facts(benchmark, split, labelled, source))
     _print_losses({"skipped": {}, "bad_rows": labelled.problems})
     if by.remark:
         console.print(by.remark, markup=False)
     for question in labelled.questions[:limit]:
         console.print()
-        for line in showing.row_lines(question, labelled, by):
+        for line in preview.row_lines(question, labelled, by):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def doctor() -> None:
     """What this machine has, which samplers it can run, and why not the others."""
-    from mm_spine.doctor import checks
+    from mm_spine.commands.doctor import checks
 
     table = Table("check", "", "found", "what to do")
     results = checks()
@@ -308,7 +312,7 @@ def doctor() -> None:
 
 def _print_plan(config: RunConfig, model: str) -> None:
     """The resolved configuration and, where the model is already here, what the run would take."""
-    from mm_spine.estimate import estimate
+    from mm_spine.commands.estimate import estimate
     from mm_spine.policy.model import ModelAbsent, resolve_model
 
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

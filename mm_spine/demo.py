@@ -33,8 +33,8 @@ def main() -> None:
 
 def run_method(name: str, output: Path, seed: int, overrides: list[str]) -> Path:
     """One run in `output/name`, an earlier demo's replaced; the first run's "before" serves all."""
-    from mm_spine.reporting.live import watching
-    from mm_spine.run import load_config, run
+    from mm_spine.runs.listeners.live import watching
+    from mm_spine.runs.run import load_config, run
 
     folder, shared = output / name, output / METHODS[0]
     shutil.rmtree(folder, ignore_errors=True)

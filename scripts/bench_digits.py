@@ -13,7 +13,7 @@ from bench_draws import Drawn, drawn_tokens, flat, logprob_gap
 
 from mm_spine.benchmarks import digits
 from mm_spine.config import ModelConfig, RunConfig, TreeConfig, VotesConfig
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import make_sampler

@@ -18,12 +18,12 @@ from PIL import Image
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import MethodConfig, ModelConfig
-from mm_spine.credit import advantages
 from mm_spine.draws import generator
-from mm_spine.methods import find
+from mm_spine.methods.credit import advantages
+from mm_spine.methods.table import find
 from mm_spine.policy.model import DTYPES, Policy
+from mm_spine.training.update import Tokens, choose_tokens
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
-from mm_spine.update import Tokens, choose_tokens
 
 TOKEN_PIXELS = 28
 TOWER_SHARE = 0.9

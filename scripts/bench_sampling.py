@@ -39,7 +39,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mm_spine.benchmarks import digits
 from mm_spine.config import RunConfig
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import SAMPLERS, make_sampler

@@ -38,7 +38,7 @@ from mm_spine.config import MethodConfig
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import SelectedHead
 from mm_spine.policy.model import DTYPES, Policy
-from mm_spine.update import Tokens, collate, denominators, losses, make_row, trained_rows, whole_groups
+from mm_spine.training.update import Tokens, collate, denominators, losses, make_row, trained_rows, whole_groups
 
 PLAIN, TRL, CACHED = "plain transformers", "TRL GRPOTrainer", "+ image cache (warm)"
 PACKED, SELECTED, WARM, COLD = "+ packed prompt", "+ select, then project", "+ cut: ours, warm", "ours, cold"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_spine.config import ConfigError, RunConfig, build, read_yaml
-from mm_spine.run import load_config
+from mm_spine.runs.run import load_config
 
 BASE = "none"
 MAIN = (

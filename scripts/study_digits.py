@@ -29,8 +29,8 @@ from study_cells import Cell, cells
 from study_report import write_report
 from transformers.utils.logging import disable_progress_bar
 
-from mm_spine.records import read_json, write_json
-from mm_spine.run import run
+from mm_spine.files import read_json, write_json
+from mm_spine.runs.run import run
 
 log = logging.getLogger("study")
 
@@ -80,7 +80,7 @@ class Schedule:
 
 
 Runner = Callable[..., Mapping[str, Any] | None]
-"""`mm_spine.run.run`, or what a test puts in its place."""
+"""`mm_spine.runs.run.run`, or what a test puts in its place."""
 
 
 def perform(task: Task, output: Path, runner: Runner = run) -> str | None:

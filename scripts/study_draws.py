@@ -1,4 +1,4 @@
-"""What the studies of sampling on `digits` share: saved draws, intervals over questions, cells of tables, the command."""
+"""What the studies of sampling on `digits` share: saved draws, intervals over questions, cells, the command."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from scipy import stats
 from study_cells import BASE, COMMON, Cell, cells, groups, missing
 
+from mm_spine.files import read_json, read_json_lines
 from mm_spine.intervals import Interval, bootstrap_ci, over_seeds
-from mm_spine.records import read_json, read_json_lines
 from mm_spine.reporting import compare as comparing
 from mm_spine.reporting.compare import GREEDY, MAJ_AT_N, PASS_AT_1, SPLITS
 

@@ -23,7 +23,7 @@ from study_draws import MAX_NEW_TOKENS, Saved, command_line, each_seed, over_que
 from mm_spine import evaluation
 from mm_spine.config import RunConfig, TreeConfig
 from mm_spine.intervals import Interval, over_seeds
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling.backends import make_sampler
 from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio

@@ -22,7 +22,7 @@ from study_draws import MAX_NEW_TOKENS, Saved, command_line, each_seed, over_que
 
 from mm_spine.config import VotesConfig
 from mm_spine.intervals import Interval, over_seeds
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import grade, parse
 from mm_spine.sampling.backends import make_sampler

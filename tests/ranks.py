@@ -20,9 +20,9 @@ from torch import Tensor
 
 from mm_spine import distributed
 from mm_spine.adapt import Hooks, adapt
-from mm_spine.engine import Engine
-from mm_spine.run import run
+from mm_spine.runs.run import run
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.training.engine import Engine
 from mm_spine.types import Question, Rollout
 
 STAGES = (0, 2, 3)

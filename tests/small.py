@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_image, tiny_model, tiny_processor
 
 from mm_spine.config import ModelConfig, RunConfig
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.types import Question, Rollout

@@ -27,13 +27,13 @@ from mm_spine import adapt as adapt_function
 from mm_spine import distributed
 from mm_spine.adapt import Adapted, Hooks, ParityError, StepRecord, adapt, batch_of, learning_rate
 from mm_spine.config import ConfigError
-from mm_spine.engine import Engine, newest_checkpoint
-from mm_spine.methods import METHODS
+from mm_spine.methods.table import METHODS
 from mm_spine.policy.model import FrozenError, Policy
 from mm_spine.policy.text import TextPolicy
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.training.engine import Engine, newest_checkpoint
+from mm_spine.training.update import losses
 from mm_spine.types import AnswerSpec, Group, Question, Rollout
-from mm_spine.update import losses
 
 QUESTIONS = tiny_questions(5)
 PLAIN = {"method": {"name": "ttrl", "kl": "none"}}
@@ -102,7 +102,7 @@ def test_the_loop_does_not_import_the_code_that_sees_labels() -> None:
     """Also not through others, nor inside a function."""
     grimp = pytest.importorskip("grimp", reason="grimp comes with the dev extra")
     graph = grimp.build_graph("mm_spine", cache_dir=None)
-    assert graph.find_shortest_chain("mm_spine.run", "mm_spine.evaluation") is not None
+    assert graph.find_shortest_chain("mm_spine.runs.run", "mm_spine.evaluation") is not None
     assert graph.find_shortest_chain("mm_spine.adapt", "mm_spine.evaluation") is None
 
 

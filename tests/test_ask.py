@@ -18,11 +18,12 @@ from commands import Command, runner
 from rich.console import Console
 from small import Silent
 
-from mm_spine import asking, cli, telling
-from mm_spine.asking import Asked, Manner, ask, kind_for, manner, outcome_of, question_of, tokens_of
+from mm_spine import cli
 from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
 from mm_spine.benchmarks.digits import MODEL_DIR
+from mm_spine.commands import ask_output, ask_session
+from mm_spine.commands.ask_session import Asked, Manner, ask, kind_for, manner, outcome_of, question_of, tokens_of
 from mm_spine.policy.model import Policy
 from mm_spine.reporting.colours import FULL, Token, choices, coloured, legend, shade
 from mm_spine.types import Question, Rollout, StepReport
@@ -34,14 +35,14 @@ WORDS = "What is the sum of the digits?"
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Command:
     """`mm-spine ask` with these arguments, in this process, with the model of the session."""
-    monkeypatch.setattr(asking, "load", lambda how: policy)
+    monkeypatch.setattr(ask_session, "load", lambda how: policy)
     return runner(capsys, monkeypatch, "ask")
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     """The embedded model."""
-    return asking.load(manner())
+    return ask_session.load(manner())
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +304,7 @@ def rollout(text: str, index: int, logp: float, tokenizer: Any, entropy: list[fl
 def test_the_winner_is_the_likeliest_per_token_of_the_winning_answer(policy: Policy) -> None:
     texts = [("So \\boxed{4}.", -0.1), ("So \\boxed{7}.", -0.5), ("I see. Thus \\boxed{7}.", -0.3)]
     rollouts = [rollout(text, i, logp, policy.tokenizer) for i, (text, logp) in enumerate(texts)]
-    group = make_group(Question("question", (), WORDS, asking.AnswerSpec("integer")), rollouts)
+    group = make_group(Question("question", (), WORDS, ask_session.AnswerSpec("integer")), rollouts)
     outcome = outcome_of(group, manner().config, policy.tokenizer)
     assert outcome.vote.answer == "7" and outcome.winner is outcome.responses[2]
     assert [response.answer for response in outcome.responses] == ["4", "7", "7"]
@@ -314,7 +315,7 @@ def test_forks_are_the_top_fifth_by_entropy(policy: Policy) -> None:
     n = len(rollout(text, 0, 0.0, policy.tokenizer).token_ids)
     entropy = [float(i == 1) for i in range(n)]
     drawn = rollout(text, 0, 0.0, policy.tokenizer, entropy)
-    group = make_group(Question("question", (), WORDS, asking.AnswerSpec("text")), [drawn])
+    group = make_group(Question("question", (), WORDS, ask_session.AnswerSpec("text")), [drawn])
     config = manner(overrides=["method.mask_rule=top_k", "method.share=0.01"]).config
     tokens = outcome_of(group, config, policy.tokenizer).responses[0].tokens
     assert [token.fork for token in tokens] == [i == 1 for i in range(n)]
@@ -336,8 +337,8 @@ def test_bytes_of_one_character_are_one_piece_with_their_largest_entropy(policy:
 def test_a_sampler_without_entropies_is_scored(policy: Policy, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = manner(votes=4)
     (plain,) = asked(policy, picture, how)
-    make = asking.make_sampler
-    monkeypatch.setattr(asking, "make_sampler", lambda *given: Silent(make(*given)))
+    make = ask_session.make_sampler
+    monkeypatch.setattr(ask_session, "make_sampler", lambda *given: Silent(make(*given)))
     (scored,) = asked(policy, picture, how)
     assert plain.outcome.winner is not None and scored.outcome.winner is not None
     pairs = zip(plain.outcome.winner.tokens, scored.outcome.winner.tokens, strict=True)
@@ -361,7 +362,7 @@ def test_a_model_folder_is_asked_as_its_benchmark(
 def printed(found: Asked, **how: Any) -> list[str]:
     console = Console(force_terminal=True, **how)
     with console.capture() as shown:
-        console.print(*telling.report(found, console), sep="\n")
+        console.print(*ask_output.report(found, console), sep="\n")
     return shown.get().splitlines()
 
 
@@ -370,7 +371,7 @@ def split_vote(policy: Policy) -> Asked:
     """Three of four for 7, one for 4, alike before and after a step."""
     texts = ["\\boxed{7}", "\\boxed{7}", "\\boxed{7}", "\\boxed{4}"]
     rollouts = [rollout(text, i, 0.0, policy.tokenizer) for i, text in enumerate(texts)]
-    group = make_group(Question("question", (), WORDS, asking.AnswerSpec("integer")), rollouts)
+    group = make_group(Question("question", (), WORDS, ask_session.AnswerSpec("integer")), rollouts)
     outcome = outcome_of(group, manner().config, policy.tokenizer)
     return Asked(outcome, (StepReport(0),), 0.1, outcome)
 
@@ -423,12 +424,12 @@ def test_backgrounds_are_of_one_hue_and_grow_with_entropy() -> None:
 def test_a_response_cannot_act_on_the_terminal(policy: Policy) -> None:
     hostile = "\x1b[2J\x1b]0;owned\x07[bold]7[/bold]"
     group = make_group(
-        Question("question", (), WORDS, asking.AnswerSpec("text")), [rollout(hostile, 0, 0.0, policy.tokenizer)]
+        Question("question", (), WORDS, ask_session.AnswerSpec("text")), [rollout(hostile, 0, 0.0, policy.tokenizer)]
     )
     found = Asked(outcome_of(group, manner().config, policy.tokenizer))
     console = Console(width=100, record=True, force_terminal=False, color_system=None)
     with console.capture() as shown:
-        console.print(*telling.report(found, console), sep="\n")
+        console.print(*ask_output.report(found, console), sep="\n")
     assert "\x1b" not in shown.get() and "\x07" not in shown.get()
     assert "[bold]7" in shown.get().replace("«", "").replace("»", "")
-    assert "\x1b" not in str(telling.no_answer(found.outcome))
+    assert "\x1b" not in str(ask_output.no_answer(found.outcome))

@@ -17,14 +17,15 @@ from test_adapt import PLAIN, run, stopping_after
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from mm_spine import budget, distributed
+from mm_spine import distributed
 from mm_spine.adapt import _Loop
-from mm_spine.budget import MemoryShortage, Reading, TokenBudget, probe, tokens_that_fit
+from mm_spine.commands.estimate import Sizes, activation_bytes
 from mm_spine.config import ConfigError
-from mm_spine.engine import Engine
-from mm_spine.estimate import Sizes, activation_bytes
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import TextPolicy
+from mm_spine.training import budget
+from mm_spine.training.budget import MemoryShortage, Reading, TokenBudget, probe, tokens_that_fit
+from mm_spine.training.engine import Engine
 
 STAGES = [0, 1, 2, 3]
 MIXED = {"method": {"unanimous": "regularise", "kl": "none"}, "optim": {"questions_per_step": 5}}
@@ -105,7 +106,7 @@ def test_a_probe_finds_the_budget_and_leaves_nothing_behind(
 ) -> None:
     """Once for the run; its weights are to the bit those of a run whose budget was set to what the probe found."""
     card, engine = Card(monkeypatch, available=4000), {"zero_stage": stage}
-    with caplog.at_level(logging.INFO, "mm_spine.budget"):
+    with caplog.at_level(logging.INFO, "mm_spine.training.budget"):
         policy, _, records, ended = run(MIXED, {"engine": {**engine, "token_budget": "auto"}})
     (message,) = caplog.messages
     largest = int(message.split()[-1])
@@ -211,7 +212,7 @@ def test_a_step_that_ran_out_of_memory_is_the_step_of_the_smaller_budget(
 ) -> None:
     """To the bit, also where an earlier optimiser step has left moments, and old log-probs of another partition."""
     layers = [MIXED, WIDE, {"engine": {"zero_stage": stage}, "optim": {"epochs": 2, "steps": 2}}]
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "mm_spine.budget"):
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "mm_spine.training.budget"):
         failing(patch, step, micro, where)
         policy, _, records, ended = run(*layers)
     (message,) = caplog.messages
@@ -230,7 +231,7 @@ def test_the_budget_is_halved_until_the_batch_that_failed_is_split(
 ) -> None:
     """Half of a million would run the same batch again."""
     failing(monkeypatch, 0, 0, times=2)
-    with caplog.at_level(logging.WARNING, "mm_spine.budget"):
+    with caplog.at_level(logging.WARNING, "mm_spine.training.budget"):
         ended = run(MIXED, {"engine": {"token_budget": 1_000_000}})[3]
     first, second = [int(m.split("token_budget=")[1].split(",")[0]) for m in caplog.messages]
     assert first == 1_000_000 // 2 ** round(math.log2(1_000_000 / first)) and first < 400

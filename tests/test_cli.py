@@ -21,13 +21,14 @@ from commands import Command, Ended, runner
 from rich.console import Console
 from safetensors.torch import save_file
 
-from mm_spine import cli, doctor
+from mm_spine import cli
 from mm_spine.benchmarks.digits import MODEL_DIR
+from mm_spine.commands import doctor
+from mm_spine.commands.estimate import Sizes, count_adapter, count_parameters, estimate, read_sizes
 from mm_spine.config import LoraConfig, ModelConfig
-from mm_spine.estimate import Sizes, count_adapter, count_parameters, estimate, read_sizes
-from mm_spine.methods import METHODS, configure
+from mm_spine.methods.table import METHODS, configure
 from mm_spine.policy.model import Policy
-from mm_spine.run import load_config, signals
+from mm_spine.runs.run import load_config, signals
 
 TINY = (
     "limit=2",

@@ -13,7 +13,7 @@ from scipy import stats
 
 from mm_spine import evaluation
 from mm_spine.evaluation import Item
-from mm_spine.records import write_json, write_json_lines
+from mm_spine.files import write_json, write_json_lines
 from mm_spine.reporting import compare as comparing
 from mm_spine.types import Verdict
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from mm_spine import compat, doctor
+from mm_spine import compat
+from mm_spine.commands import doctor
 
 BROKEN_TORCHVISION = """
 import torch

@@ -19,8 +19,8 @@ from mm_spine.config import (
     read_yaml,
     spelled_out,
 )
-from mm_spine.methods import METHODS, configure
-from mm_spine.run import CONFIGS, check, load_config
+from mm_spine.methods.table import METHODS, configure
+from mm_spine.runs.run import CONFIGS, check, load_config
 
 
 def written(folder: Path, text: str, name: str = "run.yaml") -> str:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_spine.credit import adv_clip, adv_res, advantages, entropy_reward, majority_reward, mean_entropies
+from mm_spine.methods.credit import adv_clip, adv_res, advantages, entropy_reward, majority_reward, mean_entropies
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
 ROOT3 = 3**0.5

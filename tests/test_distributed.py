@@ -14,9 +14,9 @@ import torch
 from ranks import CASES, STAGES, main, save_rollouts
 from small import small_config, write_data, write_model
 
-from mm_spine import distributed, records
+from mm_spine import distributed, files, rollout_table
 from mm_spine.config import ConfigError
-from mm_spine.run import check, run
+from mm_spine.runs.run import check, run
 
 TIMEOUT = 300
 COUNTED = ("step", "rollouts_sampled", "tokens_sampled", "tokens_saved", "tokens_trained", "cache_hits")
@@ -142,7 +142,7 @@ def test_a_whole_run_of_two_processes_writes_one_set_of_files(outcomes: dict[int
 
 
 def test_a_whole_run_of_two_processes_takes_the_same_steps(outcomes: dict[int, Path]) -> None:
-    one, two = (records.read_json_lines(outcomes[n] / "run" / "steps.jsonl") for n in (1, 2))
+    one, two = (files.read_json_lines(outcomes[n] / "run" / "steps.jsonl") for n in (1, 2))
     assert len(two) == len(one) == 2
     for found, expected in zip(two, one, strict=True):
         assert_reports_agree(found, expected)
@@ -155,12 +155,12 @@ def test_a_whole_run_of_two_processes_draws_the_same_trees_in_the_same_order(out
         [
             [row[name] for name in names]
             for path in sorted((outcomes[n] / "run" / "rollouts").glob("*.parquet"))
-            for row in records.read_rollout_table(path).to_pylist()
+            for row in rollout_table.read_rollout_table(path).to_pylist()
         ]
         for n in (1, 2)
     ]
     assert drawn[0] == drawn[1] and any(row[3] is not None for row in drawn[0])
-    steps = records.read_json_lines(outcomes[2] / "run" / "steps.jsonl")
+    steps = files.read_json_lines(outcomes[2] / "run" / "steps.jsonl")
     assert sum(row["rollouts_sampled"] for row in steps) < 9 * 5 and all(row["tokens_saved"] > 0 for row in steps)
 
 
@@ -172,7 +172,7 @@ def test_a_whole_run_of_two_processes_says_the_same(outcomes: dict[int, Path]) -
         assert two["before"][name] == pytest.approx(one["before"][name], rel=1e-4), name
     assert list(two["skipped"]) == ["questions-6"] and two["tower_checksum_unchanged"]
     assert two["image_cache"]["tower_runs"] == one["image_cache"]["tower_runs"]
-    items = [records.read_json_lines(outcomes[n] / "run" / "evaluation" / "after.jsonl") for n in (1, 2)]
+    items = [files.read_json_lines(outcomes[n] / "run" / "evaluation" / "after.jsonl") for n in (1, 2)]
     asked = [[(item["split"], item["id"]) for item in each] for each in items]
     assert asked[0] == asked[1] and len(asked[0]) == 5 + 2
 

@@ -21,9 +21,9 @@ from test_readme import blocks, check_commands
 
 from mm_spine import config, evaluation
 from mm_spine.benchmarks import BENCHMARKS
-from mm_spine.methods import METHODS
+from mm_spine.methods.table import METHODS
 from mm_spine.processors.answers import KINDS
-from mm_spine.records import ROLLOUT_SCHEMA
+from mm_spine.rollout_table import ROLLOUT_SCHEMA
 from mm_spine.types import StepReport
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,8 +158,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small finished run."""
     from small import BASE, write_data, write_model
 
-    from mm_spine.methods import configure
-    from mm_spine.run import run
+    from mm_spine.methods.table import configure
+    from mm_spine.runs.run import run
 
     folder = tmp_path_factory.mktemp("docs")
     given = {"benchmark": str(write_data(folder / "data")), "model": {"path": str(write_model(folder / "model"))}}

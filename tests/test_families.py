@@ -31,16 +31,16 @@ from tiny import (
 from torch import Tensor
 
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
+from mm_spine.commands.estimate import count_adapter, count_parameters, read_sizes
 from mm_spine.config import DecodingConfig, LoraConfig, ModelConfig
-from mm_spine.estimate import count_adapter, count_parameters, read_sizes
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.families import FAMILIES
 from mm_spine.policy.model import ModelError, Policy, check_model_folder
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.training.update import Tokens, collate, make_row
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
-from mm_spine.update import Tokens, collate, make_row
 
 TOLERANCE = 1e-5
 KINDS = tuple(TINY_CONFIGS)

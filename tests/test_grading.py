@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from test_cli import Command, command, refused
 
-from mm_spine import grading, voting
+from mm_spine import voting
 from mm_spine.benchmarks import digits
-from mm_spine.grading import GRADED, VOTED, grade_file, rules, vote_file
+from mm_spine.commands import saved_rows
+from mm_spine.commands.saved_rows import GRADED, VOTED, grade_file, rules, vote_file
 from mm_spine.types import Answer, Verdict
 
 assert command  # the fixture
@@ -109,7 +110,7 @@ def test_a_fault_in_a_kind_costs_one_row(tmp_path: Path, monkeypatch: pytest.Mon
             raise RecursionError("too deep")
         return Answer("7", "7")
 
-    monkeypatch.setattr(grading, "parse", fail)
+    monkeypatch.setattr(saved_rows, "parse", fail)
     rows, summary = graded(tmp_path, RIGHT, WRONG, RIGHT, kind="integer")
     assert [row["correct"] for row in rows] == [True, False, True]
     assert rows[1]["why"] == "line 2: RecursionError while grading: too deep"
@@ -124,7 +125,7 @@ def test_a_formula_beyond_the_limits_is_counted(tmp_path: Path) -> None:
 
 def test_only_the_first_problems_are_kept(tmp_path: Path) -> None:
     _, summary = graded(tmp_path, *["{"] * 9, kind="text")
-    assert (summary["errors"], len(summary["problems"]), summary["accuracy"]) == (9, grading.SHOWN_PROBLEMS, None)
+    assert (summary["errors"], len(summary["problems"]), summary["accuracy"]) == (9, saved_rows.SHOWN_PROBLEMS, None)
 
 
 def test_numbers_are_read_as_text_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_control_characters_and_half_characters_survive(tmp_path: Path) -> None:
 
 
 def test_fractions_make_accuracy_and_share_correct_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grading, "grade", lambda *_: Verdict(0.6, False, "two of ten"))
+    monkeypatch.setattr(saved_rows, "grade", lambda *_: Verdict(0.6, False, "two of ten"))
     rows, summary = graded(tmp_path, RIGHT, WRONG, kind="integer")
     assert [(row["score"], row["correct"]) for row in rows] == [(0.6, False)] * 2
     assert (summary["accuracy"], summary["correct"]) == (0.6, 0.0)
@@ -215,7 +216,7 @@ def test_a_release_is_loaded_only_for_what_rows_lack(tmp_path: Path, monkeypatch
         raise AssertionError("loaded")
 
     by = rules(benchmark="mathvision")
-    by = grading.Rules(benchmark=grading.replace(by.benchmark, load=load, kind="integer"))  # type: ignore[type-var]
+    by = saved_rows.Rules(benchmark=saved_rows.replace(by.benchmark, load=load, kind="integer"))  # type: ignore[type-var]
     path = write(tmp_path, {**RIGHT, "level": 3}, {**WRONG, "level": 4})
     assert grade_file(path, by)["breakdowns"] == {
         "level": {"3": {"n": 1, "accuracy": 1.0}, "4": {"n": 1, "accuracy": 0.0}}

@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mm_spine.adapt import adapt
-from mm_spine.engine import Engine
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import Anchor, Divergence, Projected, SelectedHead
 from mm_spine.policy.text import Trained
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.update import DIVERGENCES
+from mm_spine.training.engine import Engine
+from mm_spine.training.update import DIVERGENCES
 
 VOCABULARY, WIDTH, BANNED = 50, 8, (46, 47)
 ROW = 4 * VOCABULARY

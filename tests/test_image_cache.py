@@ -24,7 +24,7 @@ from mm_spine.policy import image_cache
 from mm_spine.policy.image_cache import CacheUse, Features, ImageCache, over_ranks, pack, unpack
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
-from mm_spine.run import _same_config, check, load_config, run
+from mm_spine.runs.run import _same_config, check, load_config, run
 from mm_spine.types import AnswerSpec, Question
 
 

@@ -19,12 +19,12 @@ from rich.console import Console
 from small import Silent, digit_policy, small_config, write_data, write_model
 from tiny import tiny_image, tiny_questions
 
-from mm_spine import distributed, records
+from mm_spine import distributed, files, rollout_table
 from mm_spine.adapt import Hooks, adapt
-from mm_spine.reporting import live
 from mm_spine.reporting.completions import Completion, one_line, pictures, sizes, some
-from mm_spine.reporting.live import Guarded, Phase, Plain, Step, Terminal, View, progress_line
-from mm_spine.run import evaluate_model, run
+from mm_spine.runs.listeners import live
+from mm_spine.runs.listeners.live import Guarded, Phase, Plain, Step, Terminal, View, progress_line
+from mm_spine.runs.run import evaluate_model, run
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
@@ -357,10 +357,10 @@ def test_a_step_tells_its_parts_and_responses(watched: Watched) -> None:
 
 def test_a_step_is_told_as_it_is_saved(watched: Watched) -> None:
     steps = [event[1] for event in watched.view.events if event[0] == "step"]
-    assert [vars(step.report) for step in steps] == records.read_json_lines(watched.output / "steps.jsonl")
-    timings = records.read_json_lines(watched.output / "timings.jsonl")
+    assert [vars(step.report) for step in steps] == files.read_json_lines(watched.output / "steps.jsonl")
+    timings = files.read_json_lines(watched.output / "timings.jsonl")
     assert [step.seconds["sample"] for step in steps] == [timing["sample"] for timing in timings]
-    rows = records.read_rollout_table(watched.output / "rollouts" / "step_000000.parquet").to_pylist()
+    rows = rollout_table.read_rollout_table(watched.output / "rollouts" / "step_000000.parquet").to_pylist()
     saved = {(row["question_id"], row["index"]): (row["text"], row["answer"], row["reward"]) for row in rows}
     assert len(steps[0].completions) == 3
     for told in steps[0].completions:
@@ -380,8 +380,8 @@ def test_without_a_view_a_run_logs_as_ever(
 ) -> None:
     with caplog.at_level(logging.INFO):
         run(config, tmp_path / "run")
-    steps = records.read_json_lines(watched.output / "steps.jsonl")
-    assert steps == records.read_json_lines(tmp_path / "run" / "steps.jsonl")
+    steps = files.read_json_lines(watched.output / "steps.jsonl")
+    assert steps == files.read_json_lines(tmp_path / "run" / "steps.jsonl")
     lines = [message for message in caplog.messages if message.startswith("step ")]
     assert lines == [live.log_line(StepReport(**step), 2) for step in steps]
     assert re.fullmatch(
@@ -427,7 +427,7 @@ def test_a_line_that_cannot_be_drawn_hurts_nobody(monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_ranks_tell_their_view_nothing(config: Any, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mm_spine.run import Run, check
+    from mm_spine.runs.run import Run, check
 
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     view = Recorded()

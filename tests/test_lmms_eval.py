@@ -26,14 +26,15 @@ from small import digit_policy, small_config, write_data, write_model
 from tiny import tiny_image, tiny_policy
 from torch.distributed import distributed_c10d
 
-from mm_spine import cli, evaluation, integrations, records, run
+from mm_spine import cli, evaluation, files, integrations
 from mm_spine.benchmarks import resolve
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import ConfigError, ModelConfig
 from mm_spine.integrations import lmms_cli, lmms_hook, lmms_tasks
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
+from mm_spine.runs import run
 from mm_spine.sampling.backends import make_sampler
 from mm_spine.types import AnswerSpec, Question, Rollout
 
@@ -135,7 +136,7 @@ def test_both_evaluations_of_a_folder_agree_item_by_item(folder: Path, tmp_path:
 def test_a_chat_has_the_prompt_and_images_of_its_question(harness: Any, folder: Path, tmp_path: Path) -> None:
     (task,) = lmms_tasks.write_tasks(str(folder), tmp_path)
     policy = tiny_policy()
-    for doc in records.read_json_lines(tmp_path / f"{task}.jsonl"):
+    for doc in files.read_json_lines(tmp_path / f"{task}.jsonl"):
         question = lmms_tasks.question_of(doc)
         chat = harness.question_of(lmms_tasks.doc_to_messages(doc), "q", question.spec)
         one, other = policy.prompt(question), policy.prompt(chat)
@@ -145,7 +146,7 @@ def test_a_chat_has_the_prompt_and_images_of_its_question(harness: Any, folder: 
 
 def test_models_that_take_images_apart_get_them_in_order_and_marks_in_the_text(folder: Path, tmp_path: Path) -> None:
     (task,) = lmms_tasks.write_tasks(str(folder), tmp_path)
-    doc, choice, turned, _ = records.read_json_lines(tmp_path / f"{task}.jsonl")
+    doc, choice, turned, _ = files.read_json_lines(tmp_path / f"{task}.jsonl")
     assert lmms_tasks.doc_to_text(doc) == "Is <image> like\n\n<image>, image 1?"
     assert lmms_tasks.doc_to_text(choice) == "Which?\n(A) one\n(B) two"
     assert [image.size for image in lmms_tasks.doc_to_visual(doc)] == [tiny_image(0).size, tiny_image(1).size]
@@ -171,14 +172,14 @@ def test_a_task_is_asked_as_the_benchmarks_configuration_says(tmp_path: Path) ->
 
 
 def test_scores_are_those_of_our_graders_and_a_question_without_gold_has_none() -> None:
-    doc = records.read_json_lines(lmms_tasks.SHIPPED / f"{DIGITS}.jsonl")[0]
+    doc = files.read_json_lines(lmms_tasks.SHIPPED / f"{DIGITS}.jsonl")[0]
     assert lmms_tasks.process_results(doc, ["So \\boxed{4}."]) == {"score": 1.0, "unparsed": 0.0}
     assert lmms_tasks.process_results(doc, ["So \\boxed{5}."]) == {"score": 0.0, "unparsed": 0.0}
     assert lmms_tasks.process_results({**doc, "answer": []}, ["I cannot say."]) == {"unparsed": 1.0}
 
 
 def test_a_question_that_is_gone_is_named() -> None:
-    doc = records.read_json_lines(lmms_tasks.SHIPPED / f"{DIGITS}.jsonl")[0]
+    doc = files.read_json_lines(lmms_tasks.SHIPPED / f"{DIGITS}.jsonl")[0]
     with pytest.raises(ValueError, match="'digits/adapt/9999' is no longer there; write the tasks again"):
         lmms_tasks.question_of({**doc, "id": "digits/adapt/9999"})
 
@@ -272,7 +273,7 @@ def test_votes_are_over_meaning_and_the_answer_is_a_response_of_the_winner(harne
 
 @needed
 def test_sampled_responses_are_voted_on_by_the_kind_of_our_task(harness: Any) -> None:
-    docs = records.read_json_lines(lmms_tasks.SHIPPED / f"{DIGITS}.jsonl")[:3]
+    docs = files.read_json_lines(lmms_tasks.SHIPPED / f"{DIGITS}.jsonl")[:3]
     model = harness.MMSpine(digit_policy(), small_config(), harness.Wishes(votes=5))
     model.task_dict = {"t": {"test": docs}}
     given = model.generate_until(requests_of(docs, lmms_tasks.doc_to_messages))
@@ -424,7 +425,7 @@ def test_a_run_is_the_same_to_the_bit_with_lmms_eval_on_or_off(runs: tuple[Path,
     files += [str(path.relative_to(off)) for path in sorted(off.glob("rollouts/*"))]
     assert len(files) == 7
     assert [name for name in files if (off / name).read_bytes() != (on / name).read_bytes()] == []
-    one, other = (records.read_json(folder / "summary.json") for folder in runs)
+    one, other = (files.read_json(folder / "summary.json") for folder in runs)
     assert one["lmms_eval"] is None
     assert one["skipped"] == other["skipped"] and one["fingerprint"] == other["fingerprint"]
 
@@ -434,11 +435,11 @@ def test_results_of_before_between_and_after_are_in_the_runs_folder(runs: tuple[
     _, on = runs
     folder = on / "evaluation" / "lmms_eval"
     assert sorted(path.name for path in folder.iterdir()) == ["after.json", "before.json", "step_000002.json"]
-    summary = records.read_json(on / "summary.json")["lmms_eval"]
+    summary = files.read_json(on / "summary.json")["lmms_eval"]
     for when in ("before", "after"):
-        results = records.read_json(folder / f"{when}.json")
+        results = files.read_json(folder / f"{when}.json")
         assert lmms_hook.figures(results) == summary[when]
-        items = records.read_json_lines(on / "evaluation" / f"{when}.jsonl")
+        items = files.read_json_lines(on / "evaluation" / f"{when}.jsonl")
         assert texts_of(results, "mm_spine_data_adapt") == [item["greedy_text"] for item in items[:3]]
         assert summary[when]["mm_spine_data_adapt"]["score"] == np.mean([i["greedy"]["score"] for i in items[:3]])
 
@@ -599,7 +600,7 @@ def test_lmms_evals_own_command_gives_the_responses_and_scores_of_our_evaluation
     policy, digits = Policy.load(MODEL_DIR), resolve("digits").load("adapt")
     sampler = make_sampler(policy, configure({}), lmms_tasks.config_of("digits").evaluation)
     items = evaluation.evaluate(digits.questions[:4], digits.key, sampler, samples=1, split="adapt")
-    rows = records.read_json_lines(samples)
+    rows = files.read_json_lines(samples)
     assert [row["filtered_resps"] for row in rows] == [item.greedy_text for item in items]
     assert [row["score"] for row in rows] == [item.greedy.score for item in items if item.greedy]
-    assert records.read_json(results)["results"][DIGITS]["score,none"] == evaluation.metrics(items)["greedy"]
+    assert files.read_json(results)["results"][DIGITS]["score,none"] == evaluation.metrics(items)["greedy"]

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mm_spine.objective import (
+from mm_spine.methods.terms import (
     clipped_share,
     clipped_surrogate,
     denominator,
-    entropy_of,
     hinge_band,
     kl_exact,
     kl_k3,
     weighted_mean,
 )
+from mm_spine.policy.distribution import entropy_of
 
 INF = math.inf
 

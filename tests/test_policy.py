@@ -28,13 +28,12 @@ from torch import Tensor
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import EngineConfig, LoraConfig, MethodConfig, ModelConfig, OptimConfig
+from mm_spine.methods.weights import Bounds
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import FrozenError, ModelError, Policy, check_model_folder, resolve_model
 from mm_spine.policy.packed import Branches, pack
 from mm_spine.policy.reference import Reference
-from mm_spine.selection import Bounds
-from mm_spine.types import Group, Question, Rollout, Vote
-from mm_spine.update import (
+from mm_spine.training.update import (
     DIVERGENCES,
     Denominators,
     Losses,
@@ -47,6 +46,7 @@ from mm_spine.update import (
     trained_rows,
     whole_groups,
 )
+from mm_spine.types import Group, Question, Rollout, Vote
 
 TOLERANCE = 1e-5
 LORA = ModelConfig(train="lora", lora=LoraConfig(rank=4, alpha=8.0))
@@ -328,7 +328,7 @@ def test_losses_and_gradients_are_those_of_a_plain_loop(ratio_from: str, changes
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_engines_gradients_are_those_of_a_plain_loop(stage: int, recomputed: bool) -> None:
     """All at once: trees, identical responses, the anchor's weights standing in between forwards, two micro-batches."""
-    from mm_spine.engine import Engine
+    from mm_spine.training.engine import Engine
 
     step, policy, plain = make_step(), tiny_policy(6), tiny_model(6)
     reference = Reference(policy)
@@ -480,7 +480,7 @@ def test_a_tower_parameter_smuggled_into_the_optimizer_is_an_error(monkeypatch: 
 
 
 def engine_of(policy: Policy) -> Any:
-    from mm_spine.engine import Engine
+    from mm_spine.training.engine import Engine
 
     before = torch.are_deterministic_algorithms_enabled()
     try:

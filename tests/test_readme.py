@@ -17,8 +17,8 @@ from PIL import Image
 
 from mm_spine import cli
 from mm_spine.benchmarks.own import load_folder
-from mm_spine.methods import METHODS
-from mm_spine.run import load_config
+from mm_spine.methods.table import METHODS
+from mm_spine.runs.run import load_config
 
 
 @pytest.fixture(scope="module")

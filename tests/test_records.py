@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mm_spine import records
+from mm_spine import files, rollout_table
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
 # design.md, "Outputs of a run": names, order and dtypes of a rollout table.
@@ -63,7 +63,7 @@ def groups() -> list[Group]:
 def test_rollouts_survive_the_round_trip(tmp_path: Path, groups: list[Group]) -> None:
     path = tmp_path / "rollouts" / "step_000003.parquet"
     masks = [[[True, False], torch.tensor([False, False, True, True])], [np.array([True]), []]]
-    records.write_rollouts(path, groups, 3, masks)
+    rollout_table.write_rollouts(path, groups, 3, masks)
 
     schema = pq.read_schema(path)
     assert {field.name: str(field.type) for field in schema} == COLUMNS
@@ -77,7 +77,7 @@ def test_rollouts_survive_the_round_trip(tmp_path: Path, groups: list[Group]) ->
     assert [r["advantage"] for r in rows] == [0.0, -0.25, None, None]
     assert [r["selected"] for r in rows] == [[True, False], [False, False, True, True], [True], []]
 
-    back = records.read_rollouts(path)
+    back = rollout_table.read_rollouts(path)
     assert list(back) == ["a", "b"]
     for saved in groups:
         for old, new in zip(saved.rollouts, back[saved.question.id], strict=True):
@@ -91,25 +91,25 @@ def test_rollouts_survive_the_round_trip(tmp_path: Path, groups: list[Group]) ->
             else:
                 assert new.entropy is not None and new.entropy.dtype == np.float16
                 np.testing.assert_array_equal(new.entropy, old.entropy.astype(np.float16))
-    assert records.read_selected(path)["a"][1].tolist() == [False, False, True, True]
+    assert rollout_table.read_selected(path)["a"][1].tolist() == [False, False, True, True]
 
 
 def test_rollouts_without_masks_and_without_groups(tmp_path: Path, groups: list[Group]) -> None:
     path = tmp_path / "step_1.parquet"
-    records.write_rollouts(path, groups, 1)
+    rollout_table.write_rollouts(path, groups, 1)
     assert pq.read_table(path)["selected"].to_pylist() == [None] * 4
-    assert records.read_selected(path) == {"a": (None, None), "b": (None, None)}
-    records.write_rollouts(path, [], 1)
-    assert records.read_rollouts(path) == {}
+    assert rollout_table.read_selected(path) == {"a": (None, None), "b": (None, None)}
+    rollout_table.write_rollouts(path, [], 1)
+    assert rollout_table.read_rollouts(path) == {}
     assert pq.read_schema(path).names == list(COLUMNS)
 
 
 def test_a_column_of_the_wrong_length_is_named_and_writes_nothing(tmp_path: Path, groups: list[Group]) -> None:
     path = tmp_path / "step_1.parquet"
     with pytest.raises(ValueError, match="question 'a', rollout 1: selected has 1 values for 4 tokens"):
-        records.write_rollouts(path, groups, 1, [[[True, True], [True]], [[True], []]])
+        rollout_table.write_rollouts(path, groups, 1, [[[True, True], [True]], [[True], []]])
     with pytest.raises(ValueError, match="1 token masks for 4 rollouts"):
-        records.write_rollouts(path, groups, 1, [[[True, True]]])
+        rollout_table.write_rollouts(path, groups, 1, [[[True, True]]])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,52 +117,52 @@ def test_an_unreadable_table_is_named(tmp_path: Path) -> None:
     path = tmp_path / "step_2.parquet"
     path.write_bytes(b"PAR1 torn")
     with pytest.raises(ValueError, match="step_2.parquet: not a readable rollout table"):
-        records.read_rollouts(path)
+        rollout_table.read_rollouts(path)
     pq.write_table(pa.table({"step": [1]}), path)
     with pytest.raises(ValueError, match="step_2.parquet"):
-        records.read_rollout_table(path, ("text",))
+        rollout_table.read_rollout_table(path, ("text",))
 
 
 def test_json_lines_append_and_read(tmp_path: Path) -> None:
-    log = records.JsonLines(tmp_path / "logs" / "steps.jsonl")
+    log = files.JsonLines(tmp_path / "logs" / "steps.jsonl")
     log.append(StepReport(step=0, loss=0.5))
     log.append({"step": 1, "text": "a\nb é"})
     lines = log.path.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 and json.loads(lines[0])["loss"] == 0.5
-    assert records.read_json_lines(log.path)[1] == {"step": 1, "text": "a\nb é"}
+    assert files.read_json_lines(log.path)[1] == {"step": 1, "text": "a\nb é"}
 
 
 def test_json_lines_are_on_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[bytes] = []
-    log = records.JsonLines(tmp_path / "steps.jsonl")
-    monkeypatch.setattr(records.os, "fsync", lambda _: synced.append(log.path.read_bytes()))
+    log = files.JsonLines(tmp_path / "steps.jsonl")
+    monkeypatch.setattr(files.os, "fsync", lambda _: synced.append(log.path.read_bytes()))
     log.append({"step": 0})
     assert synced == [b'{"step": 0}\n']
 
 
 def test_resume_drops_later_steps_and_the_torn_line(tmp_path: Path) -> None:
-    log = records.JsonLines(tmp_path / "steps.jsonl")
+    log = files.JsonLines(tmp_path / "steps.jsonl")
     for step in range(5):
         log.append({"step": step})
     kept = b"".join(log.path.read_bytes().splitlines(keepends=True)[:3])
     with log.path.open("ab") as file:
         file.write(b'{"step": 5, "lo')
-    assert [row["step"] for row in records.read_json_lines(log.path)] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in files.read_json_lines(log.path)] == [0, 1, 2, 3, 4]
     log.truncate_after(2)
     assert log.path.read_bytes() == kept
     log.append({"step": 3})
-    assert [row["step"] for row in records.read_json_lines(log.path)] == [0, 1, 2, 3]
-    records.JsonLines(tmp_path / "absent.jsonl").truncate_after(1)
+    assert [row["step"] for row in files.read_json_lines(log.path)] == [0, 1, 2, 3]
+    files.JsonLines(tmp_path / "absent.jsonl").truncate_after(1)
     assert not (tmp_path / "absent.jsonl").exists()
 
 
 def test_a_whole_last_line_without_newline_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"step": 0}\n{"step": 1}')
-    log = records.JsonLines(path)
+    log = files.JsonLines(path)
     log.truncate_after(1)
     log.append({"step": 2})
-    assert [row["step"] for row in records.read_json_lines(path)] == [0, 1, 2]
+    assert [row["step"] for row in files.read_json_lines(path)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bad", [b'{"step": 0}\n{"st\n{"step": 2}\n', b'{"step": 0}\n[1]\n{"step": 2}\n'])
@@ -170,28 +170,28 @@ def test_a_damaged_inner_line_is_an_error_with_its_number(tmp_path: Path, bad: b
     path = tmp_path / "steps.jsonl"
     path.write_bytes(bad)
     with pytest.raises(ValueError, match="steps.jsonl, line 2"):
-        records.read_json_lines(path)
+        files.read_json_lines(path)
     with pytest.raises(ValueError, match="line 2"):
-        records.JsonLines(path).truncate_after(0)
+        files.JsonLines(path).truncate_after(0)
     assert path.read_bytes() == bad
 
 
 def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
-    records.write_json(path, {"before": None, "seed": 0})
+    files.write_json(path, {"before": None, "seed": 0})
     with pytest.raises(ValueError, match="summary.json"):
-        records.write_json(path, {"seed": float("nan")})
-    assert records.read_json(path) == {"before": None, "seed": 0}
+        files.write_json(path, {"seed": float("nan")})
+    assert files.read_json(path) == {"before": None, "seed": 0}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
     path.write_text("{")
     with pytest.raises(ValueError, match="summary.json: not valid JSON"):
-        records.read_json(path)
+        files.read_json(path)
 
 
 def test_a_crash_while_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
-    records.write_json_lines(path, [{"a": 1}])
+    files.write_json_lines(path, [{"a": 1}])
     with pytest.raises(ValueError, match="rows.jsonl"):
-        records.write_json_lines(path, [{"a": 2}, {"a": object()}])
-    assert records.read_json_lines(path) == [{"a": 1}]
+        files.write_json_lines(path, [{"a": 2}, {"a": object()}])
+    assert files.read_json_lines(path) == [{"a": 1}]
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]

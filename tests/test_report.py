@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 from mm_spine import cli, evaluation
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.evaluation import Item
-from mm_spine.records import read_json_lines, write_json, write_json_lines, write_rollouts
+from mm_spine.files import read_json_lines, write_json, write_json_lines
 from mm_spine.reporting import changed, curves, figures, headline, page, questions, report, tokens
 from mm_spine.reporting.folder import read_run
-from mm_spine.run import run
+from mm_spine.rollout_table import write_rollouts
+from mm_spine.runs.run import run
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Verdict, Vote
 
 EVIL = "<script>alert('x')</script>&\"</details>"

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from small import digit_policy, small_config
 from tiny import tiny_questions
 
-from mm_spine import measure
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import TreeConfig, VotesConfig
 from mm_spine.processors import answers
@@ -24,8 +23,9 @@ from mm_spine.sampling import rounds
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.rounds import STOPS, round_ends, vote_in_rounds
 from mm_spine.sampling.tree import TreeSampler
+from mm_spine.training import step_report
+from mm_spine.training.update import Tokens
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport
-from mm_spine.update import Tokens
 from mm_spine.voting import make_group, vote
 
 HOW: dict[str, Any] = {"step": 3, "purpose": "train"}
@@ -300,18 +300,18 @@ def group_of(*rollouts: Rollout) -> Group:
 
 def test_tokens_saved_are_shared_prefixes_and_votes_not_cast() -> None:
     tree = group_of(rollout(0, 10), rollout(1, 12, 4), rollout(2, 8, 0))  # 10 + 8 + 8 tokens drawn, 4 shared
-    assert measure.tokens_saved(tree, 3) == 4
-    assert measure.tokens_saved(tree, 6) == 4 + 26
-    assert measure.tokens_saved(group_of(rollout(0, 3), rollout(1, 4)), 5) == 10  # 3 x 3.5, halves to even
-    assert measure.tokens_saved(group_of(rollout(0, 0), rollout(1, 0)), 8) == 0
-    assert measure.tokens_saved(group_of(rollout(0, 3, weight=3)), 5) == 6
+    assert step_report.tokens_saved(tree, 3) == 4
+    assert step_report.tokens_saved(tree, 6) == 4 + 26
+    assert step_report.tokens_saved(group_of(rollout(0, 3), rollout(1, 4)), 5) == 10  # 3 x 3.5, halves to even
+    assert step_report.tokens_saved(group_of(rollout(0, 0), rollout(1, 0)), 8) == 0
+    assert step_report.tokens_saved(group_of(rollout(0, 3, weight=3)), 5) == 6
 
 
 def test_shared_tokens_are_counted_once_and_all_ranks_together() -> None:
     report = StepReport(0)
     voted = [group_of(rollout(0, 10), rollout(1, 12, 4)), group_of(rollout(0, 5), rollout(1, 5), rollout(2, 5))]
     nothing = [[_no_tokens(r) for r in group.rollouts] for group in voted]
-    measure.describe(report, voted, voted, nothing, 4)
+    step_report.describe(report, voted, voted, nothing, 4)
     assert (report.rollouts_sampled, report.tokens_sampled) == (5, 10 + 8 + 15)
     assert report.tokens_saved == 4 + 18 + 5
     assert report.length_mean == pytest.approx(37 / 5) and report.majority_share == 1.0

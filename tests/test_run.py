@@ -16,10 +16,10 @@ import pytest
 import torch
 from small import golds_of, small_config, write_data, write_model
 
-from mm_spine import records
+from mm_spine import files, rollout_table
 from mm_spine.config import ConfigError
 from mm_spine.policy.model import FrozenError, ModelError, Policy
-from mm_spine.run import Run, _same_config, load_config, run
+from mm_spine.runs.run import Run, _same_config, load_config, run
 from mm_spine.types import Answer
 
 STEP_KEYS = {
@@ -93,7 +93,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 def steps_of(output: Path) -> list[dict[str, Any]]:
-    return records.read_json_lines(output / "steps.jsonl")
+    return files.read_json_lines(output / "steps.jsonl")
 
 
 def summary_of(output: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def summary_of(output: Path) -> dict[str, Any]:
 
 
 def table(output: Path, step: int) -> list[dict[str, Any]]:
-    return records.read_rollout_table(output / "rollouts" / f"step_{step:06d}.parquet").to_pylist()
+    return rollout_table.read_rollout_table(output / "rollouts" / f"step_{step:06d}.parquet").to_pylist()
 
 
 def never_load(*args: Any, **kwargs: Any) -> None:
@@ -375,7 +375,7 @@ def test_every_file_and_key_is_there(lab: Lab) -> None:
     blocks = [summary["before"], summary["after"], summary["held_out"]["before"], summary["held_out"]["after"]]
     assert all(set(block) >= METRIC_KEYS for block in blocks)
     assert set(summary["seconds"]) == {"sample", "update", "evaluate", "total"}
-    timings = records.read_json_lines(output / "timings.jsonl")
+    timings = files.read_json_lines(output / "timings.jsonl")
     assert all(row["sample"] > 0 and row["update"] > 0 and row["peak_memory_bytes"] > 0 for row in timings)
     assert json.loads((output / "environment.json").read_text())["seed"] == 0
 
@@ -393,7 +393,7 @@ def test_the_figures_agree_with_the_files(lab: Lab) -> None:
     assert summary["tokens"]["tokens_saved"] == sum(step["tokens_saved"] for step in steps) == 0
     assert summary["tokens"]["sampled"] == sum(len(row["token_ids"]) for rows in tables for row in rows)
     assert summary["tokens"]["selected"] == sum(sum(row["selected"]) for rows in tables for row in rows)
-    items = records.read_json_lines(output / "evaluation" / "before.jsonl")
+    items = files.read_json_lines(output / "evaluation" / "before.jsonl")
     scores = [v["score"] for item in items if item["split"] == "adapted" for v in item["verdicts"]]
     assert summary["before"]["pass_at_1"] == pytest.approx(sum(scores) / len(scores))
     for row in (row for rows in tables for row in rows):
@@ -403,7 +403,7 @@ def test_the_figures_agree_with_the_files(lab: Lab) -> None:
 
 def test_label_accuracy_is_computed_afterwards(lab: Lab) -> None:
     output = lab.run("base")
-    rows = records.read_json_lines(output / "evaluation" / "steps.jsonl")
+    rows = files.read_json_lines(output / "evaluation" / "steps.jsonl")
     gold = {f"questions-{i + 1}": golds_of(digit) for i, digit in enumerate("121212")}
     assert len(rows) == 3 and any(row["reward_accuracy"] > 0 for row in rows)
     for step, row in enumerate(rows):
@@ -509,7 +509,7 @@ def test_each_question_is_adapted_and_answered_alone(
     assert [{row["question_id"] for row in table(output, step)} for step in range(6)] == [
         {f"questions-{i + 1}"} for i in (0, 0, 1, 1, 2, 2)
     ]
-    after = records.read_json_lines(output / "evaluation" / "after.jsonl")
+    after = files.read_json_lines(output / "evaluation" / "after.jsonl")
     assert [item["id"] for item in after] == ["questions-1", "questions-2", "questions-3"]
     assert summary["held_out"] is None and summary["n_questions"] == 3 and summary["steps"] == 6
     assert any(step["grad_norm"] > 0 for step in steps) and not (output / "adapted").exists()

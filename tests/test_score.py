@@ -11,11 +11,11 @@ from tiny import END, TEMPERATURE, entropy, plain_log_probs, tiny_model, tiny_po
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import RunConfig
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.training.update import score
 from mm_spine.types import Rollout
-from mm_spine.update import score
 from mm_spine.voting import make_group
 
 

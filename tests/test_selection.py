@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mm_spine.selection import (
+from mm_spine.methods.weights import (
     band_bounds,
     everything,
     linear_quantile,

@@ -19,12 +19,12 @@ import torch
 from browser import Opened, open_page
 from PIL import Image
 
-from mm_spine import asking, serving
-from mm_spine.asking import Asked, Outcome, Response
 from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
+from mm_spine.commands import ask_session, serve_page
+from mm_spine.commands.ask_session import Asked, Outcome, Response
+from mm_spine.commands.serve_page import Desk, Settings, View, Wanted, check_host, page_of, running
 from mm_spine.config import ConfigError
 from mm_spine.reporting.colours import Token
-from mm_spine.serving import Desk, Settings, View, Wanted, check_host, page_of, running
 from mm_spine.types import Vote
 
 WORDS = "What is the sum of the digits?"
@@ -42,7 +42,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def desk() -> Desk:
-    return Desk(asking.load(Settings().manner()))
+    return Desk(ask_session.load(Settings().manner()))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_closed_page_ends_its_work_and_one_that_waits_is_told(served: Served, 
         upload = {"files": ("a.png", picture.read_bytes(), "image/png")}
         with httpx.Client(base_url=served.address, timeout=30, trust_env=False) as client:
             (path,) = client.post("/gradio_api/upload", files=upload).json()
-            data = [file_data(path), WORDS, serving.UNSET, "", 64, 1.0, 32]
+            data = [file_data(path), WORDS, serve_page.UNSET, "", 64, 1.0, 32]
             joined = {"data": data, "fn_index": event, "session_hash": "closed"}
             assert client.post("/gradio_api/queue/join", json=joined).status_code == 200
             with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "closed"}) as stream:
@@ -179,7 +179,7 @@ def becomes_free(desk: Desk) -> bool:
 def post(served: Served, image: Any, **headers: str) -> str:
     """What the server answers to a question with this in the place of the image, sent as the page sends it."""
     event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")
-    data = [image, WORDS, serving.UNSET, "", 4, 1.0, 0]
+    data = [image, WORDS, serve_page.UNSET, "", 4, 1.0, 0]
     joined = {"data": data, "fn_index": event, "session_hash": "test"}
     with httpx.Client(base_url=served.address, timeout=30, headers=headers, trust_env=False) as client:
         answer = client.post("/gradio_api/queue/join", json=joined)
@@ -214,7 +214,7 @@ def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_no_path_of_a_request_is_opened(served: Served, picture: Path, opened_files: list[str]) -> None:
-    inside = serving.os.environ["GRADIO_TEMP_DIR"]
+    inside = serve_page.os.environ["GRADIO_TEMP_DIR"]
     for image in (
         str(picture),
         file_data(str(picture)),
@@ -258,7 +258,7 @@ def test_a_file_above_the_limit_is_refused(served: Served) -> None:
 def test_the_question_can_be_asked_by_upload_alone(served: Served, picture: Path) -> None:
     files = {"files": ("a.png", picture.read_bytes(), "image/png")}
     (path,) = httpx.post(f"{served.address}gradio_api/upload", files=files, trust_env=False).json()
-    assert Path(path).is_relative_to(serving.os.environ["GRADIO_TEMP_DIR"])
+    assert Path(path).is_relative_to(serve_page.os.environ["GRADIO_TEMP_DIR"])
     pixel = "data:image/png;base64,iVBORw0KGgo="
     for image in (file_data(path), file_data(path, url=pixel), file_data(path, url="https://example.invalid/a.png")):
         answer = post(served, image)
@@ -339,7 +339,7 @@ def test_a_page_that_is_left_stops_the_work_and_frees_the_desk(desk: Desk, pictu
 
 
 def test_one_question_is_answered_at_a_time(desk: Desk, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside, most, ask = [0], [0], serving.ask
+    inside, most, ask = [0], [0], serve_page.ask
 
     def counted(*args: Any, **named: Any) -> Iterator[Asked]:
         inside[0] += 1
@@ -347,7 +347,7 @@ def test_one_question_is_answered_at_a_time(desk: Desk, picture: Path, monkeypat
         yield from ask(*args, **named)
         inside[0] -= 1
 
-    monkeypatch.setattr(serving, "ask", counted)
+    monkeypatch.setattr(serve_page, "ask", counted)
     threads = [threading.Thread(target=list, args=(desk.answer(wanted(picture)),)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -357,7 +357,7 @@ def test_one_question_is_answered_at_a_time(desk: Desk, picture: Path, monkeypat
 
 
 def test_one_question_too_many_is_told_to_come_again(desk: Desk, picture: Path) -> None:
-    start = [desk.answer(wanted(picture)) for _ in range(serving.WAITING)]
+    start = [desk.answer(wanted(picture)) for _ in range(serve_page.WAITING)]
     try:
         first = [next(views).stage for views in start]
         assert first[0] == "Reading the image …" and all(stage.startswith("Waiting") for stage in first[1:])
@@ -384,7 +384,7 @@ def test_the_end_of_the_server_ends_its_work(desk: Desk, picture: Path) -> None:
         ({"steps": -1}, "steps=-1"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"kind": "nothing"}, "unknown answer kind"),
-        ({"choices": ("x" * serving.WORDS,)}, "too long"),
+        ({"choices": ("x" * serve_page.WORDS,)}, "too long"),
         ({"kind": "choice"}, "No response could be read"),
     ],
 )
@@ -413,6 +413,6 @@ def test_an_unforeseen_error_says_nothing_of_this_machine(
     def fail(*args: Any, **named: Any) -> Iterator[Asked]:
         raise RuntimeError("/elsewhere/secret")
 
-    monkeypatch.setattr(serving, "ask", fail)
+    monkeypatch.setattr(serve_page, "ask", fail)
     *_, last = desk.answer(wanted(picture))
     assert "secret" not in last.problem and "log" in last.problem and "/elsewhere/secret" in caplog.text

@@ -14,9 +14,9 @@ from tiny import tiny_processor
 
 from mm_spine.benchmarks import BENCHMARKS, digits, resolve
 from mm_spine.benchmarks.digits import MODEL_DIR
+from mm_spine.commands.preview import QWEN_PIXELS, Reading, facts, missing, reading, row_lines, shown, visible
 from mm_spine.processors.chat import encode
 from mm_spine.processors.vision import BadQuestion
-from mm_spine.showing import QWEN_PIXELS, Reading, facts, missing, reading, row_lines, shown, visible
 from mm_spine.types import AnswerSpec, LabelledSet, Question
 
 assert command  # the fixture

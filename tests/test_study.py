@@ -21,7 +21,7 @@ import yaml
 from mm_spine import evaluation
 from mm_spine.config import RunConfig
 from mm_spine.evaluation import Item, bootstrap_ci
-from mm_spine.records import write_json, write_json_lines
+from mm_spine.files import write_json, write_json_lines
 from mm_spine.types import Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # spawned workers inherit it

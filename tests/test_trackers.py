@@ -26,13 +26,13 @@ from PIL import Image
 from small import small_config, write_data, write_model
 from tiny import tiny_image
 
-from mm_spine import records
+from mm_spine import files
 from mm_spine.config import ConfigError, ReportingConfig, build
 from mm_spine.policy.model import Policy
-from mm_spine.reporting import trackers
-from mm_spine.reporting.live import Step, View
-from mm_spine.reporting.trackers import Shown, Trackers, flat, markdown
-from mm_spine.run import check, run
+from mm_spine.runs.listeners import trackers
+from mm_spine.runs.listeners.live import Step, View
+from mm_spine.runs.listeners.trackers import Shown, Trackers, flat, markdown
+from mm_spine.runs.run import check, run
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
 PACKAGES = {name: row.package for name, row in trackers.TRACKERS.items()}
@@ -108,9 +108,9 @@ def expected(run: Path) -> dict[str, dict[int, float]]:
             curves.setdefault(f"{group}/{name}", {})[step] = value
 
     for group, name in (("steps", "steps"), ("timings", "timings"), ("accuracy", "evaluation/steps")):
-        for row in records.read_json_lines(run / f"{name}.jsonl"):
+        for row in files.read_json_lines(run / f"{name}.jsonl"):
             add(group, row, row["step"])
-    summary = records.read_json(run / "summary.json")
+    summary = files.read_json(run / "summary.json")
     for split, block in (("adapted", summary), ("held_out", summary["held_out"])):
         add(f"evaluation/{split}", block["before"], 0)
         add(f"evaluation/{split}", block["after"], summary["steps"])
@@ -466,6 +466,6 @@ def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_of_a_tracker_is_imported_unless_asked(plain: Path) -> None:
-    code = "import mm_spine.run, sys; print(sorted({'tensorboard', 'wandb', 'trackio'} & set(sys.modules)))"
+    code = "import mm_spine.runs.run, sys; print(sorted({'tensorboard', 'wandb', 'trackio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

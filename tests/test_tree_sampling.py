@@ -21,15 +21,15 @@ from small import digit_policy, small_config, write_data, write_model
 from tiny import END, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_questions
 from torch import Tensor
 
-from mm_spine import records
+from mm_spine import rollout_table
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import DecodingConfig, MethodConfig, TreeConfig, VotesConfig
 from mm_spine.draws import generator, uniforms
-from mm_spine.methods import find
+from mm_spine.methods.table import find
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import Scores, score_responses
-from mm_spine.run import Run, run
+from mm_spine.runs.run import Run, run
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
@@ -42,8 +42,7 @@ from mm_spine.sampling.tree import (
     special_ids,
     token_ratio,
 )
-from mm_spine.types import Group, Question, Rollout, Vote
-from mm_spine.update import (
+from mm_spine.training.update import (
     Denominators,
     Tokens,
     assign_credit,
@@ -54,6 +53,7 @@ from mm_spine.update import (
     packed_length,
     trained_rows,
 )
+from mm_spine.types import Group, Question, Rollout, Vote
 
 QUESTIONS = tiny_questions(3)
 TOLERANCE = 1e-5
@@ -603,7 +603,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def test_a_run_records_parents_and_forks(whole: tuple[Path, Any]) -> None:
-    tables = [records.read_rollouts(path) for path in sorted(whole[0].glob("rollouts/*.parquet"))]
+    tables = [rollout_table.read_rollouts(path) for path in sorted(whole[0].glob("rollouts/*.parquet"))]
     assert len(tables) == 3
     forked = [found for table in tables for group in table.values() for found in branches(group)]
     assert len(forked) > 12

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import mm_spine  # noqa: F401  (heals a torchvision that would stop trl's import)
-from mm_spine.credit import advantages
-from mm_spine.objective import clipped_share, clipped_surrogate, denominator, kl_k3, weighted_mean
-from mm_spine.selection import select, top_quantile
+from mm_spine.methods.credit import advantages
+from mm_spine.methods.terms import clipped_share, clipped_surrogate, denominator, kl_k3, weighted_mean
+from mm_spine.methods.weights import select, top_quantile
 
 pytest.importorskip("trl", reason="TRL is not installed: agreement with its GRPO is not checked (dev extra)")
 

@@ -16,12 +16,11 @@ from tiny import tiny_questions
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods import find
+from mm_spine.methods.table import find
+from mm_spine.methods.weights import Bounds
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy, Trained
-from mm_spine.selection import Bounds
-from mm_spine.types import Group, Rollout, TokenStats, Vote
-from mm_spine.update import (
+from mm_spine.training.update import (
     Denominators,
     Leaf,
     MicroBatch,
@@ -37,6 +36,7 @@ from mm_spine.update import (
     trained_rows,
     whole_groups,
 )
+from mm_spine.types import Group, Rollout, TokenStats, Vote
 
 QUESTIONS = tiny_questions(4)
 

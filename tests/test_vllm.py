@@ -25,19 +25,19 @@ import torch.distributed as dist
 from small import small_config, write_data, write_model
 from tiny import BANNED, TEMPERATURE, inputs, tiny_image, tiny_policy, tiny_questions
 
-from mm_spine import doctor
+from mm_spine.commands import doctor
 from mm_spine.config import ConfigError, DecodingConfig, LoraConfig, ModelConfig, RunStopped, TreeConfig, VLLMConfig
-from mm_spine.engine import newest_checkpoint
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
-from mm_spine.reporting.live import Step, View
-from mm_spine.run import run
+from mm_spine.runs.listeners.live import Step, View
+from mm_spine.runs.run import run
 from mm_spine.sampling import Completion, Request, vllm, vllm_engine, vllm_weights
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.backends import check_sampler
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.sampling.vllm import SamplerDied, VLLMSampler, why_not
+from mm_spine.training.engine import newest_checkpoint
 from mm_spine.types import Question, Rollout
 
 needs_vllm = pytest.mark.skipif(bool(why_not()), reason=f"vLLM cannot run here: {why_not()}")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share, merge, nearest, read_yaml
 from mm_spine.evaluation import CHUNK
 from mm_spine.integrations import lmms_tasks
-from mm_spine.methods import configure
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy, resolve_model
 from mm_spine.processors.answers import known_kinds, parse
 from mm_spine.processors.vision import BadQuestion

@@ -24,11 +24,11 @@ from PIL import Image
 from mm_spine import configs
 from mm_spine.benchmarks import BENCHMARKS, resolve
 from mm_spine.config import RunConfig, read_yaml
-from mm_spine.methods import configure
+from mm_spine.files import write_json_lines
+from mm_spine.methods.table import configure
 from mm_spine.processors.answers import grade, parse
 from mm_spine.processors.chat import content
 from mm_spine.processors.vision import open_image
-from mm_spine.records import write_json_lines
 from mm_spine.types import LabelledSet, Question
 
 SHIPPED = Path(__file__).resolve().parent / "tasks"

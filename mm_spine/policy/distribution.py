@@ -14,6 +14,9 @@ from torch import Tensor
 
 VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
+IMPOSSIBLE = -1e4
+"""A log-probability in -inf's place where 0 x -inf would be nan: its exponential is 0 in every precision."""
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -40,3 +43,8 @@ def banned_ids(tokenizer: Any) -> tuple[int, ...]:
     """Ids of the vision specials that this tokenizer knows."""
     ids = (tokenizer.convert_tokens_to_ids(token) for token in VISION_SPECIALS)
     return tuple(sorted(i for i in ids if i is not None and i != tokenizer.unk_token_id))
+
+
+def entropy_of(log_probs_SV: Tensor) -> Tensor:
+    """H = -sum_v pi log pi over the full vocabulary, shape (S,), nats; banned tokens (-inf) add nothing."""
+    return -(log_probs_SV.exp() * log_probs_SV.clamp(min=IMPOSSIBLE)).sum(-1)

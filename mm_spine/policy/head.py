@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mm_spine.objective import IMPOSSIBLE, entropy_of
-from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.distribution import IMPOSSIBLE, Distribution, entropy_of
 
 CHUNK_BYTES = 64 * 2**20
 """Of one chunk of logits in fp32. Three such tensors live at a time, and with an exact divergence up to ten."""

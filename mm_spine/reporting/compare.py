@@ -15,8 +15,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mm_spine.files import read_json, read_json_lines
 from mm_spine.intervals import Interval, bootstrap_ci, over_seeds
-from mm_spine.records import read_json, read_json_lines
 
 SPLITS = ("adapted", "held_out")
 GREEDY, PASS_AT_1, MAJ_AT_N = "greedy", "pass@1", "maj@N"

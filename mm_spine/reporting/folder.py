@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mm_spine.config import read_yaml
-from mm_spine.records import read_json, read_json_lines
+from mm_spine.files import read_json, read_json_lines
 
 Row = Mapping[str, Any]
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from mm_spine.records import read_rollout_table
 from mm_spine.reporting.folder import inside
+from mm_spine.rollout_table import read_rollout_table
 
 MAX_STEPS = 60
 """Rollout files that the histogram and the token table read, spread evenly over the run."""

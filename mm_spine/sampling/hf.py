@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mm_spine.config import DecodingConfig
 from mm_spine.draws import uniforms
-from mm_spine.objective import entropy_of
+from mm_spine.policy.distribution import entropy_of
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 
 from mm_spine.config import LoraConfig, RunConfig
-from mm_spine.methods import find
+from mm_spine.methods.table import find
 from mm_spine.policy.families import FAMILIES
 
 _BYTES = {"float32": 4, "bfloat16": 2}

@@ -10,9 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-IMPOSSIBLE = -1e4
-"""A log-probability in -inf's place where 0 x -inf would be nan: its exponential is 0 in every precision."""
-
 
 def clipped_surrogate(
     logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
@@ -59,11 +56,6 @@ def kl_exact(log_probs_SV: Tensor, ref_log_probs_SV: Tensor) -> Tensor:
     log_ref = ref_log_probs_SV.masked_fill(banned | missing, 0.0)
     terms = log_pi.exp() * (log_pi - log_ref)
     return terms.masked_fill(missing & ~banned, torch.inf).sum(-1)
-
-
-def entropy_of(log_probs_SV: Tensor) -> Tensor:
-    """H = -sum_v pi log pi over the full vocabulary, shape (S,), nats; banned tokens (-inf) add nothing."""
-    return -(log_probs_SV.exp() * log_probs_SV.clamp(min=IMPOSSIBLE)).sum(-1)
 
 
 def weighted_mean(values: Tensor, mask: Tensor, weights: Tensor, denominator: Tensor) -> Tensor:

@@ -21,19 +21,19 @@ from mm_spine.benchmarks.prompts import asks_yes_no, render
 from mm_spine.benchmarks.prompts import options as lettered
 from mm_spine.benchmarks.release import Entry
 from mm_spine.config import ConfigError, RunConfig, parse_overrides
-from mm_spine.methods import configure, find
+from mm_spine.methods.table import configure, find
+from mm_spine.methods.weights import select
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy, resolve_model
 from mm_spine.processors.answers import kind_of
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.reporting.colours import Token
-from mm_spine.run import check, load_config
+from mm_spine.runs.run import check, load_config
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import make_sampler
-from mm_spine.selection import select
+from mm_spine.training.update import score
 from mm_spine.types import AnswerSpec, Group, ImageLike, Question, Rollout, StepReport, Vote
-from mm_spine.update import score
 from mm_spine.voting import make_group
 
 log = logging.getLogger(__name__)

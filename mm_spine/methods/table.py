@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_spine import credit, selection
 from mm_spine.config import ConfigError, MethodConfig, RunConfig, build, merge, nearest, spelled_out
 from mm_spine.draws import uniforms
-from mm_spine.selection import BoundsRule, MaskRule
+from mm_spine.methods import credit, weights
+from mm_spine.methods.weights import BoundsRule, MaskRule
 from mm_spine.types import Reward, Rollout
 
 Signal = Callable[[Rollout, int, int], Tensor]
@@ -35,39 +35,39 @@ def random_draw(rollout: Rollout, seed: int, step: int) -> Tensor:
 
 def all_tokens(options: MethodConfig) -> MaskRule:
     """Every response token."""
-    return selection.everything
+    return weights.everything
 
 
 def top_share(options: MethodConfig) -> MaskRule:
     """The `share` of tokens with the highest signal: a quantile with its ties, or exactly ceil(share T)."""
-    rules = {"quantile": selection.top_quantile, "top_k": selection.top_k}
+    rules = {"quantile": weights.top_quantile, "top_k": weights.top_k}
     return partial(rules[options.mask_rule], share=options.share)
 
 
 def lowest_share(options: MethodConfig) -> MaskRule:
     """The `share` of tokens with the lowest signal, ties kept."""
-    return partial(selection.lowest, share=options.share)
+    return partial(weights.lowest, share=options.share)
 
 
 def exact_share(options: MethodConfig) -> MaskRule:
     """Exactly ceil(share T) tokens of the highest signal."""
-    return partial(selection.top_k, share=options.share)
+    return partial(weights.top_k, share=options.share)
 
 
 def otsu_split(options: MethodConfig) -> MaskRule:
     """The upper side of Otsu's threshold."""
-    return selection.otsu
+    return weights.otsu
 
 
 def quantile_band(options: MethodConfig) -> BoundsRule:
     """SPINE v1's bounds."""
     low, high = options.band_quantiles
-    return partial(selection.quantile_bounds, low=low, high=high)
+    return partial(weights.quantile_bounds, low=low, high=high)
 
 
 def median_band(options: MethodConfig) -> BoundsRule:
     """SPINE v2's bounds."""
-    return selection.median_mad_bounds
+    return weights.median_mad_bounds
 
 
 def majority(options: MethodConfig) -> Reward:

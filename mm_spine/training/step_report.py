@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
-from mm_spine.objective import clipped_share
+from mm_spine.methods.terms import clipped_share
 from mm_spine.policy.model import Trained
+from mm_spine.training.update import Gap, Losses, MicroBatch, Tokens, gap_of
 from mm_spine.types import Group, StepReport
-from mm_spine.update import Gap, Losses, MicroBatch, Tokens, gap_of
 
 
 def sums(

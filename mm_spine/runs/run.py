@@ -2,6 +2,7 @@
 and they meet in that order, never in one call (the control `oracle` excepted, and marked)."""
 
 from __future__ import annotations
+from mm_spine import rollout_table
 
 import hashlib
 import json
@@ -24,19 +25,19 @@ from typing import Any
 import torch
 import yaml
 
-from mm_spine import distributed, evaluation, records
+from mm_spine import distributed, evaluation, files
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
 from mm_spine.config import CacheConfig, ConfigError, RunConfig, VLLMConfig, merge, nearest, parse_overrides, read_yaml
-from mm_spine.engine import newest_checkpoint
+from mm_spine.training.engine import newest_checkpoint
 from mm_spine.integrations import lmms_hook
-from mm_spine.methods import Method, configure, find
+from mm_spine.methods.table import Method, configure, find
 from mm_spine.policy.attention import backend_name
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import FrozenError, Policy, check_model_folder, checksum, resolve_model
-from mm_spine.reporting import trackers
+from mm_spine.runs.listeners import trackers
 from mm_spine.reporting.completions import some
-from mm_spine.reporting.live import Guarded, Plain, Step, View
+from mm_spine.runs.listeners.live import Guarded, Plain, Step, View
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.backends import check_sampler, make_sampler
@@ -65,7 +66,7 @@ NO_RESULT = {
 """Keys that a resumed run may change without a word: no figure depends on them."""
 
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-CONFIGS = Path(__file__).resolve().parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def load_config(
@@ -139,7 +140,7 @@ def _check_files(config: RunConfig) -> None:
         _check_writable(config.cache.folder, "cache.folder=")
     if deepspeed is not None:
         try:
-            records.read_json(deepspeed)
+            files.read_json(deepspeed)
         except (OSError, ValueError) as error:
             raise ConfigError(f"engine.deepspeed={deepspeed}: cannot be read as JSON: {error}") from error
 
@@ -228,7 +229,7 @@ class Run:
     def _steps_done(self) -> int:
         """By the newest checkpoint, where the run goes on from one."""
         newest = newest_checkpoint(self.output / "checkpoints") if self.resume else None
-        return int(records.read_json(newest / "state.json")["step"]) if newest else 0
+        return int(files.read_json(newest / "state.json")["step"]) if newest else 0
 
     def _begin_steps(self, before: Sequence[evaluation.Item], questions: int) -> None:
         """Tell view and trackers that the training begins, or goes on after a first part that told them the rest."""
@@ -248,7 +249,7 @@ class Run:
             self.trackers.figures({"lmms_eval": (summary["lmms_eval"] or {}).get(when, {})}, step)
         accuracy = self.output / "evaluation" / "steps.jsonl"
         if self.trackers and accuracy.is_file():
-            self.trackers.accuracy(records.read_json_lines(accuracy))
+            self.trackers.accuracy(files.read_json_lines(accuracy))
 
     def _load_questions(self) -> tuple[LabelledSet, LabelledSet | None]:
         benchmark, config = self.plan.benchmark, self.config
@@ -281,7 +282,7 @@ class Run:
 
     def _check_shared_before(self, fingerprint: str) -> None:
         source = self.config.evaluation.before
-        if source is not None and records.read_json(source / "summary.json")["fingerprint"] != fingerprint:
+        if source is not None and files.read_json(source / "summary.json")["fingerprint"] != fingerprint:
             raise ConfigError(f"evaluation.before={source}: that run started from another model, data or evaluation")
 
     def _before(self, policy: Policy, adapted: LabelledSet, held_out: LabelledSet | None) -> list[evaluation.Item]:
@@ -360,12 +361,12 @@ class Run:
         if not tasks:
             return {}
         if self.resume and when == "before" and path.is_file():
-            return lmms_hook.figures(records.read_json(path))
+            return lmms_hook.figures(files.read_json(path))
         started = time.perf_counter()
         log.info("lmms-eval (%s): %s", when, ", ".join(tasks))
         found = lmms_hook.evaluate(policy, self.config, strict=when == "before")
         self.seconds["evaluate"] += time.perf_counter() - started
-        records.write_json(path, found)
+        files.write_json(path, found)
         return lmms_hook.figures(found)
 
     def _record(self, record: StepRecord, offset: int) -> None:
@@ -382,9 +383,9 @@ class Run:
         self.view.advance()
         if self.config.reporting.rollouts:
             name = f"step_{report.step:06d}.parquet"
-            records.write_rollouts(self.output / "rollouts" / name, record.groups, report.step, selected)
-        records.JsonLines(self.output / "steps.jsonl").append(report)
-        records.JsonLines(self.output / "timings.jsonl").append(timing)
+            rollout_table.write_rollouts(self.output / "rollouts" / name, record.groups, report.step, selected)
+        files.JsonLines(self.output / "steps.jsonl").append(report)
+        files.JsonLines(self.output / "timings.jsonl").append(timing)
         self.trackers.step(vars(report), timing, record.groups)
 
     def _count(self, report: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
@@ -402,12 +403,12 @@ class Run:
             return
         done = self._steps_done()
         for name in ("steps.jsonl", "timings.jsonl"):
-            records.JsonLines(self.output / name).truncate_after(done - 1)
+            files.JsonLines(self.output / name).truncate_after(done - 1)
         for path in (self.output / "rollouts").glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) >= done:
                 path.unlink()
         if done:
-            kept = (records.read_json_lines(self.output / name) for name in ("steps.jsonl", "timings.jsonl"))
+            kept = (files.read_json_lines(self.output / name) for name in ("steps.jsonl", "timings.jsonl"))
             for report, timing in zip(*kept, strict=True):
                 self._count(report, timing)
             self._started -= self.seconds["sample"] + self.seconds["update"]
@@ -417,7 +418,7 @@ class Run:
         folder = self.output / "rollouts"
         if self.main and folder.is_dir() and labelled.key:
             rows = evaluation.step_accuracy(folder, labelled.questions, labelled.key, self.plan.benchmark.habit)
-            records.write_json_lines(self.output / "evaluation" / "steps.jsonl", rows)
+            files.write_json_lines(self.output / "evaluation" / "steps.jsonl", rows)
 
     def _save(self, policy: Policy) -> None:
         if self.main and self.plan.method.trains and self.config.scope == "dataset":
@@ -493,7 +494,7 @@ class Run:
 
             asked = [*adapted.questions, *(held_out.questions if held_out else ())]
             before, after = (
-                records.read_json_lines(self.output / "evaluation" / f"{when}.jsonl") for when in ("before", "after")
+                files.read_json_lines(self.output / "evaluation" / f"{when}.jsonl") for when in ("before", "after")
             )
             changed.keep(self.output, changed.changes(before, after).shown(), asked, self.config.reporting.images)
             report.write_report(self.output)
@@ -510,11 +511,11 @@ class Run:
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if self.main:
-            records.write_json(self.output / name, content)
+            files.write_json(self.output / name, content)
 
     def _write_items(self, path: Path, items: Sequence[evaluation.Item]) -> None:
         if self.main:
-            records.write_json_lines(path, [evaluation.to_json(item) for item in items])
+            files.write_json_lines(path, [evaluation.to_json(item) for item in items])
 
 
 def run(
@@ -522,7 +523,7 @@ def run(
 ) -> dict[str, Any] | None:
     """Check, then execute. Returns summary.json's content, None if a signal stopped it (the run can be resumed).
 
-    `view` hears how far the run is (`reporting.live`); log lines say so unless given.
+    `view` hears how far the run is (`listeners.live`); log lines say so unless given.
     """
     plan = check(config, allow_labels)
     check_sampler(config.sampling.backend, load=True)
@@ -553,7 +554,7 @@ def evaluate_model(config: RunConfig, output: Path | None = None, view: View | N
     _hear(sampler, lambda count: view.advance(count / (1 + samples)))
     items = evaluation.evaluate(labelled.questions, labelled.key, sampler, samples=samples, split=name)
     if output is not None:
-        records.write_json_lines(output, [evaluation.to_json(item) for item in items])
+        files.write_json_lines(output, [evaluation.to_json(item) for item in items])
     by_tag = evaluation.breakdown(items, labelled.tags, plan.benchmark.breakdowns)
     return {**evaluation.metrics(items), "skipped": policy.skipped, "bad_rows": labelled.problems, "breakdown": by_tag}
 
@@ -634,7 +635,7 @@ def _metrics(items: Sequence[evaluation.Item], split: str) -> dict[str, Any] | N
 
 
 def _read_items(path: Path) -> list[evaluation.Item]:
-    return [evaluation.from_json(row) for row in records.read_json_lines(path)]
+    return [evaluation.from_json(row) for row in files.read_json_lines(path)]
 
 
 def _same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:

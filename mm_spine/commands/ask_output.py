@@ -14,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mm_spine.asking import Asked, Manner, Outcome, Response
+from mm_spine.commands.ask_session import Asked, Manner, Outcome, Response
+from mm_spine.commands.preview import visible
 from mm_spine.reporting.colours import coloured, legend
-from mm_spine.showing import visible
 from mm_spine.types import Question
 
 BAR = 20  # characters of a full bar, where there is room

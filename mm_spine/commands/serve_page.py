@@ -22,7 +22,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from mm_spine.asking import Asked, Manner, ask, manner, question_of
+from mm_spine.commands.ask_session import Asked, Manner, ask, manner, question_of
 from mm_spine.compat import install_command
 from mm_spine.config import ConfigError, RunStopped
 from mm_spine.policy.model import Policy

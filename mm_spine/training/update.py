@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mm_spine import credit, objective
 from mm_spine.config import MethodConfig
-from mm_spine.methods import Method
+from mm_spine.methods import credit, terms
+from mm_spine.methods.table import Method
+from mm_spine.methods.weights import Bounds, band_bounds, select
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import Divergence
 from mm_spine.policy.model import Policy, Trained
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
 from mm_spine.policy.scoring import score_responses
-from mm_spine.selection import Bounds, band_bounds, select
 from mm_spine.types import Group, Question, Rollout, TokenStats
 
 ON_THE_BOUND = 1e-4
@@ -232,9 +232,9 @@ def denominators(tokens: Sequence[Sequence[Tokens]], options: MethodConfig) -> D
     band = torch.tensor([int(t.band_T.sum()) for t in flat])
     ones = torch.ones(len(flat))
     return Denominators(
-        float(objective.denominator(lengths, policy, ones, options.policy_denominator)),
-        float(objective.denominator(lengths, band, ones, options.band_denominator)),
-        float(objective.denominator(lengths, policy, ones, options.kl_denominator)),
+        float(terms.denominator(lengths, policy, ones, options.policy_denominator)),
+        float(terms.denominator(lengths, band, ones, options.band_denominator)),
+        float(terms.denominator(lengths, policy, ones, options.kl_denominator)),
     )
 
 
@@ -295,12 +295,12 @@ def losses(
     stats, weight_N = trained.stats, micro.weight_N
 
     def mean(values_NT: Tensor, mask_NT: Tensor, tokens: float) -> Tensor:
-        return objective.weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(tokens))
+        return terms.weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(tokens))
 
-    gain_NT = objective.clipped_surrogate(
+    gain_NT = terms.clipped_surrogate(
         stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high
     )
-    below_NT, above_NT = objective.hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
+    below_NT, above_NT = terms.hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
     hinges_NT = options.band_low_weight * _beyond(below_NT) + options.band_high_weight * _beyond(above_NT)
     return Losses(
         -mean(gain_NT, micro.policy_NT, over.policy),
@@ -317,11 +317,11 @@ def _beyond(hinge_NT: Tensor) -> Tensor:
 
 def _drawn_k3(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
     drawn, anchor = (x.gather(-1, target_S[:, None])[:, 0] for x in (log_probs_SV, reference_SV))
-    return objective.kl_k3(drawn, anchor)
+    return terms.kl_k3(drawn, anchor)
 
 
 def _exact(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
-    return objective.kl_exact(log_probs_SV, reference_SV)
+    return terms.kl_exact(log_probs_SV, reference_SV)
 
 
 DIVERGENCES: dict[str, Divergence | None] = {"none": None, "k3": _drawn_k3, "exact": _exact}

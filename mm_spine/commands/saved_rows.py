@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_spine.benchmarks import Benchmark, resolve
+from mm_spine.files import write_json_lines
 from mm_spine.processors.answers import checker, grade, kind_of, parse
 from mm_spine.processors.answers.choice import LABELS
-from mm_spine.records import write_json_lines
 from mm_spine.types import Answer, AnswerSpec, LabelledSet, Question, Verdict
 from mm_spine.voting import representative, vote
 

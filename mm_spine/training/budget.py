@@ -11,9 +11,9 @@ import torch
 
 from mm_spine import distributed
 from mm_spine.config import RunStopped
-from mm_spine.engine import Engine
 from mm_spine.policy.model import Policy
-from mm_spine.update import Row, packed_length, whole_groups
+from mm_spine.training.engine import Engine
+from mm_spine.training.update import Row, packed_length, whole_groups
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -1,0 +1,1 @@
+"""One optimiser step: rows and micro-batches, loss, parity, DeepSpeed, token budget, schedule, report."""
