@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from mm_spine.benchmarks import (
@@ -28,6 +27,7 @@ from mm_spine.benchmarks import (
     vqav2,
 )
 from mm_spine.benchmarks.release import Benchmark, Source
+from mm_spine.words import nearest
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -66,11 +66,9 @@ def resolve(name_or_folder: str) -> Benchmark:
     folder = Path(name_or_folder).expanduser()
     if name_or_folder.strip() and folder.is_dir():
         return own.benchmark(folder)
-    nearest = get_close_matches(name_or_folder, BENCHMARKS, 1, 0.0)[0]
     found = "a file, not a folder" if folder.is_file() else "neither a benchmark nor a folder"
     raise ValueError(
-        f"{name_or_folder!r} is {found}; the nearest benchmark is {nearest!r} "
-        f"(known: {', '.join(sorted(BENCHMARKS))}). "
+        f"{name_or_folder!r} is {found}; {nearest(name_or_folder, BENCHMARKS)}. "
         "For your own data, give the path of a folder with questions.jsonl (.csv, .json, .parquet) and images."
     )
 

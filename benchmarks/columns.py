@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mm_spine.benchmarks.release import Row
-from mm_spine.config import nearest
+from mm_spine.words import nearest
 
 FILE = "columns.yaml"
 COLUMNS: Mapping[str, tuple[str, ...]] = {

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
 from types import MappingProxyType
 
 _OPERATORS = ("nms", "qnms")
@@ -72,6 +75,31 @@ def install_command(extra: str) -> str:
     """What installs an extra of mm-spine with the versions that work together: the end of every message that one is
     missing."""
     return f'pip install -c constraints.txt "mm-spine[{extra}]"'
+
+
+def version_of(*packages: str) -> str | None:
+    """Return the version of the first of these packages that is installed; None where none is."""
+    for package in packages:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs, and restore what they were before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def quiet_environment() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+
+from mm_spine.words import nearest
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -357,10 +358,3 @@ def _keys(location: list[str]) -> list[str]:
         section = section.model_fields[part].annotation
         section = next((a for a in get_args(section) if isinstance(a, type)), section)
     return list(section.model_fields)
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """ "did you mean ...?" with the closest valid word, and all of them."""
-    words = sorted(valid)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {', '.join(words)}"

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from mm_spine.compat import environment
+
 Item = TypeVar("Item")
 
 
@@ -37,12 +39,9 @@ def launch_variables() -> Iterator[None]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(alone, LOCAL_RANK="0")
-    try:
+    os.environ["LOCAL_RANK"] = "0"
+    with environment(alone):
         yield
-    finally:
-        for name in alone:
-            os.environ.pop(name, None)
 
 
 def mine(items: Sequence[Item]) -> list[Item]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mm_spine.intervals import bootstrap_ci
-from mm_spine.processors.answers import grade, parse
+from mm_spine.processors.answers import grade, grade_all, parse, parse_all
 from mm_spine.sampling import Sampler
 from mm_spine.types import Answer, AnswerKey, AnswerSpec, Group, Question, Reward, Rollout, Verdict
 from mm_spine.voting import make_group, representative
@@ -136,7 +136,7 @@ def _item(
     """Vote without the gold answer first, then grade what was voted and sampled."""
     group = make_group(question, rollouts)
     texts = tuple(rollout.text for rollout in rollouts)
-    answers = _parse_all(texts, question.spec)
+    answers = parse_all(texts, question.spec)
     vote = representative(answers, group.answers, group.vote.answer)
     return Item(
         id=question.id,
@@ -146,24 +146,13 @@ def _item(
         texts=texts,
         answers=answers,
         classes=tuple(group.answers),
-        verdicts=None if gold is None else _grade_all(answers, gold, question.spec),
+        verdicts=None if gold is None else grade_all(answers, gold, question.spec),
         vote=vote,
         vote_score=None if gold is None else grade(vote, gold, question.spec).score,
         lengths=tuple(len(rollout.token_ids) for rollout in rollouts),
         entropies=tuple(_mean_entropy(rollout) for rollout in rollouts),
         unparsed=tuple(answer is None for answer in answers),
     )
-
-
-def _parse_all(texts: Sequence[str], spec: AnswerSpec) -> tuple[Answer | None, ...]:
-    """Each distinct response is parsed once: samples of one question often agree word for word."""
-    parsed = {text: parse(text, spec) for text in dict.fromkeys(texts)}
-    return tuple(parsed[text] for text in texts)
-
-
-def _grade_all(answers: Sequence[Answer | None], gold: Sequence[str], spec: AnswerSpec) -> tuple[Verdict, ...]:
-    verdicts = {answer: grade(answer, gold, spec) for answer in dict.fromkeys(answers)}
-    return tuple(verdicts[answer] for answer in answers)
 
 
 def _mean_entropy(rollout: Rollout) -> float | None:
@@ -305,8 +294,8 @@ class _Oracle:
         question = group.question
         if question.id not in self.key:
             raise ValueError(f"question {question.id!r} has no gold answer; the oracle needs one for every question")
-        answers = _parse_all([rollout.text for rollout in group.rollouts], question.spec)
-        verdicts = _grade_all(answers, self.key[question.id], question.spec)
+        answers = parse_all([rollout.text for rollout in group.rollouts], question.spec)
+        verdicts = grade_all(answers, self.key[question.id], question.spec)
         return torch.tensor([float(verdict.correct) for verdict in verdicts])
 
 
@@ -370,8 +359,8 @@ def _agrees(row: Mapping[str, Any]) -> bool:
 
 def _graded_step(rows: Sequence[Mapping[str, Any]], spec: AnswerSpec, gold: Sequence[str]) -> dict[str, float]:
     """One question of one step. The vote is graded through a response that gave it, never by parsing its name."""
-    answers = _parse_all([row["text"] for row in rows], spec)
-    verdicts = _grade_all(answers, gold, spec)
+    answers = parse_all([row["text"] for row in rows], spec)
+    verdicts = grade_all(answers, gold, spec)
     vote = representative(answers, [row["answer"] for row in rows], rows[0]["vote"])
     agreement = [_agrees(row) == verdict.correct for row, verdict in zip(rows, verdicts, strict=True)]
     return {

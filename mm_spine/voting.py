@@ -15,7 +15,7 @@ from itertools import accumulate, combinations
 import numpy as np
 from scipy.special import gammainc, gammaln
 
-from mm_spine.processors.answers import parse, same
+from mm_spine.processors.answers import parse_all, same
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, Vote
 
 
@@ -125,8 +125,7 @@ def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
 
 def make_group(question: Question, rollouts: Sequence[Rollout]) -> Group:
     """Parse every rollout and vote; one of `weight` k has k votes. ValueError: another question's."""
-    parsed = {text: parse(text, question.spec) for text in dict.fromkeys(rollout.text for rollout in rollouts)}
-    return group_of(question, rollouts, [parsed[rollout.text] for rollout in rollouts])
+    return group_of(question, rollouts, parse_all([rollout.text for rollout in rollouts], question.spec))
 
 
 def group_of(question: Question, rollouts: Sequence[Rollout], answers: Sequence[Answer | None]) -> Group:

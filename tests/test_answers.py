@@ -254,7 +254,7 @@ def test_same_is_equality_of_keys() -> None:
 
 
 def test_unknown_kind_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="'intger'.*nearest is 'integer'"):
+    with pytest.raises(ValueError, match="'intger'.*did you mean 'integer'"):
         parse("7", AnswerSpec("intger"))
     assert {"choice", "integer", "text", "yes_no"} <= set(known_kinds())
 

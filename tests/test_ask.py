@@ -155,7 +155,7 @@ def test_the_script_is_the_command_from_anywhere(repository: Path, picture: Path
         (["nowhere.png", WORDS], "nowhere.png: there is no regular file of that name"),
         (["TEXT", WORDS], "it is none of PNG, JPEG"),
         (["PICTURE", " "], "the question is empty"),
-        (["PICTURE", WORDS, "--kind", "integr"], "nearest is 'integer'"),
+        (["PICTURE", WORDS, "--kind", "integr"], "did you mean 'integer'"),
         (["PICTURE", WORDS, "--image", "nowhere.png"], "nowhere.png: there is no regular file"),
         (["PICTURE", WORDS, "--model", "./nowhere"], "neither a folder nor a hub id"),
         (["PICTURE", WORDS, "--benchmark", "slaek"], "'slake'"),

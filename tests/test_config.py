@@ -14,13 +14,13 @@ from mm_spine.config import (
     VotesConfig,
     build,
     merge,
-    nearest,
     parse_overrides,
     read_yaml,
     spelled_out,
 )
 from mm_spine.methods.table import METHODS, configure
 from mm_spine.runs.run import CONFIGS, check, load_config
+from mm_spine.words import nearest
 
 
 def written(folder: Path, text: str, name: str = "run.yaml") -> str:

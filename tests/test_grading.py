@@ -56,7 +56,7 @@ BAD: dict[str, dict[str, Any] | str] = {
     "no gold to": {"id": "b", "response": "7", "answer": []},
     "not of kind 'integer'": {"id": "b", "response": "7", "answer": "seven"},
     "`answer` must be": {"id": "b", "response": "7", "answer": {"gold": 7}},
-    "nearest is 'integer'": {"id": "b", "response": "7", "answer": "7", "kind": "intege"},
+    "did you mean 'integer'": {"id": "b", "response": "7", "answer": "7", "kind": "intege"},
     "`choices` must be": {"id": "b", "response": "7", "answer": "7", "choices": {"A": "7"}},
     "`precision` must be": {"id": "b", "response": "7", "answer": "7", "precision": 1.5},
     "`unit` must be": {"id": "b", "response": "7", "answer": "7", "unit": 3},
@@ -334,8 +334,8 @@ def test_vote_prints_maj_at_its_number_of_samples(tmp_path: Path, command: Comma
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--kind", "intger"], "nearest is 'integer'"),
-        (["--benchmark", "digit"], "nearest benchmark is 'digits'"),
+        (["--kind", "intger"], "did you mean 'integer'"),
+        (["--benchmark", "digit"], "did you mean 'digits'"),
         (["--kind", "text", "--benchmark", "digits"], "exclude each other"),
         (["--kind", "text", "--source", "data"], "--source belongs to a benchmark"),
         ([], "line 1 names no kind"),

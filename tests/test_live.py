@@ -21,12 +21,13 @@ from tiny import tiny_image, tiny_questions
 
 from mm_spine import distributed, files, rollout_table
 from mm_spine.adapt import Hooks, adapt
-from mm_spine.reporting.completions import Completion, one_line, pictures, sizes, some
+from mm_spine.reporting.completions import Completion, pictures, sizes, some
 from mm_spine.runs.listeners import live
 from mm_spine.runs.listeners.live import Guarded, Phase, Plain, Step, Terminal, View, progress_line
 from mm_spine.runs.run import evaluate_model, run
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
+from mm_spine.words import one_line
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -190,7 +190,7 @@ def test_the_writer_prints_names_and_refuses_in_a_sentence(tmp_path: Path, capsy
     with pytest.raises(SystemExit) as ended:
         lmms_tasks.main(["digitz", "--output", str(tmp_path)])
     assert ended.value.code == 2
-    assert "the nearest benchmark is 'digits'" in capsys.readouterr().err
+    assert "did you mean 'digits'" in capsys.readouterr().err
 
 
 # The model
@@ -553,7 +553,7 @@ def test_the_script_helps_without_installing_anything(repository: Path) -> None:
         ([str(MODEL_DIR), DIGITS, "--args", "votes"], "--args 'votes': write it as votes=8,temperature=0.7"),
         ([str(MODEL_DIR.parent), DIGITS], "no config.json there"),
         (["a,b", DIGITS], "no comma in it"),
-        ([str(MODEL_DIR), "mm_spine:digitz"], "the nearest benchmark is 'digits'"),
+        ([str(MODEL_DIR), "mm_spine:digitz"], "did you mean 'digits'"),
         ([str(MODEL_DIR), DIGITS, "--args", "adapter=absent"], "adapter=absent: no adapter_config.json there"),
         (["./absent", DIGITS], "neither a folder nor a hub id"),
     ],

@@ -81,7 +81,7 @@ def test_fields_become_questions_and_golds_go_to_the_key_alone(folder: Path) -> 
         ({"prompt": "  \n"}, "empty question"),
         ({"prompt": 3}, "empty question 3"),
         ({"prompt": "\ud800?"}, "half a character"),
-        ({"prompt": "x", "kind": "intger"}, "nearest is 'integer'"),
+        ({"prompt": "x", "kind": "intger"}, "did you mean 'integer'"),
         ({"prompt": "x", "kind": None}, "kind must be a text"),
         ({"prompt": "x", "kind": "choice", "choices": [*"abcdefghijk"]}, "11 choices; at most 10"),
         ({"prompt": "x", "choices": ["a", True]}, "choices must be"),
@@ -166,7 +166,7 @@ def test_without_held_out_there_is_one_split(folder: Path) -> None:
 
 
 def test_resolve_names_the_nearest_and_the_way_to_a_folder(folder: Path) -> None:
-    with pytest.raises(ValueError, match="'digit' is neither.*nearest benchmark is 'digits'.*questions.jsonl"):
+    with pytest.raises(ValueError, match="'digit' is neither.*did you mean 'digits'.*questions.jsonl"):
         resolve("digit")
     with pytest.raises(ValueError, match="is a file, not a folder"):
         resolve(str(folder / "a.png"))
@@ -287,7 +287,7 @@ def test_further_fields_of_a_spec(folder: Path) -> None:
         AnswerSpec("typed", (), 2, None, "list", True),
     ]
     assert "line 4 skipped: precision must be a whole number" in problems[0]
-    assert "line 5 skipped: unknown value_type 'flaot'; nearest is 'float'" in problems[1]
+    assert "line 5 skipped: unknown value_type 'flaot'; did you mean 'float'" in problems[1]
 
 
 def test_an_image_folder_with_a_folder_for_each_split(folder: Path) -> None:

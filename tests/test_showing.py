@@ -14,10 +14,11 @@ from tiny import tiny_processor
 
 from mm_spine.benchmarks import BENCHMARKS, digits, resolve
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands.preview import QWEN_PIXELS, Reading, facts, missing, reading, row_lines, shown, visible
+from mm_spine.commands.preview import QWEN_PIXELS, Reading, facts, missing, reading, row_lines, shown
 from mm_spine.processors.chat import encode
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import AnswerSpec, LabelledSet, Question
+from mm_spine.words import visible
 
 assert command  # the fixture
 
@@ -152,7 +153,7 @@ def test_real_rows_are_shown(command: Command, shared: Path) -> None:
 
 
 def test_what_show_cannot_do_is_one_message(command: Command, tmp_path: Path) -> None:
-    refused(command("benchmarks", "show", "mathvison"), "nearest benchmark is 'mathvision'")
+    refused(command("benchmarks", "show", "mathvison"), "did you mean 'mathvision'")
     refused(command("benchmarks", "show", "digits", "--split", "train"), "no split 'train'")
     refused(command("benchmarks", "show", "digits", "--model", str(tmp_path)), "--model", "no processor there")
 

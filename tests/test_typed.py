@@ -155,7 +155,7 @@ def test_grades_numbers_by_value_and_ignores_units() -> None:
 
 
 def test_an_unknown_value_type_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="'integre'; nearest is 'integer'"):
+    with pytest.raises(ValueError, match="'integre'; did you mean 'integer'"):
         parse("7", AnswerSpec("typed", value_type="integre"))
 
 

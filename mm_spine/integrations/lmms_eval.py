@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share, merge, nearest, read_yaml
+from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share, merge, read_yaml
 from mm_spine.evaluation import CHUNK
 from mm_spine.integrations import lmms_tasks
 from mm_spine.methods.table import configure
@@ -36,6 +36,7 @@ from mm_spine.sampling import Sampler
 from mm_spine.sampling.backends import check_sampler, make_sampler
 from mm_spine.types import AnswerSpec, ImageLike, Question, Rollout
 from mm_spine.voting import make_group, representative
+from mm_spine.words import nearest
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,10 @@ from torch.distributed import distributed_c10d
 
 from mm_spine import distributed
 from mm_spine.compat import install_command
-from mm_spine.config import ConfigError, EvaluationConfig, RunConfig, nearest
+from mm_spine.config import ConfigError, EvaluationConfig, RunConfig
 from mm_spine.integrations.lmms_tasks import SHIPPED
 from mm_spine.policy.model import Policy
+from mm_spine.words import nearest
 
 log = logging.getLogger(__name__)
 

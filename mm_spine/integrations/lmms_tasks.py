@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mm_spine import configs
 from mm_spine.benchmarks import BENCHMARKS, resolve
 from mm_spine.config import RunConfig, read_yaml
+from mm_spine.configs import shipped
 from mm_spine.files import write_json_lines
 from mm_spine.methods.table import configure
 from mm_spine.processors.answers import grade, parse
@@ -102,8 +102,8 @@ def write_tasks(
 
 def config_of(target: str) -> RunConfig:
     """What a run of a benchmark or folder starts from: its shipped configuration, if it has one."""
-    known = Path(str(configs.__file__)).parent / f"{target}.yaml"
-    return configure(read_yaml(known) if target in BENCHMARKS and known.is_file() else {})
+    known = shipped(target) if target in BENCHMARKS else None
+    return configure(read_yaml(known) if known else {})
 
 
 def _rows(labelled: LabelledSet, where: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_spine.config import ConfigError, MethodConfig, RunConfig, build, merge, nearest, spelled_out
+from mm_spine.config import ConfigError, MethodConfig, RunConfig, build, merge, spelled_out
 from mm_spine.draws import uniforms
 from mm_spine.methods import credit, weights
 from mm_spine.methods.weights import BoundsRule, MaskRule
 from mm_spine.types import Reward, Rollout
+from mm_spine.words import nearest
 
 Signal = Callable[[Rollout, int, int], Tensor]
 """(rollout, seed, step) -> what a mask ranks tokens by, shape (T,)."""

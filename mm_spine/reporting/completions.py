@@ -68,8 +68,3 @@ def sizes(question: Question) -> list[str]:
         except BadQuestion:
             found.append("?")
     return found
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks, and without the control characters with which a response could steer a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,9 +25,12 @@ import torch
 import yaml
 
 from mm_spine import distributed, evaluation, files
+from mm_spine.compat import version_of
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
-from mm_spine.config import CacheConfig, ConfigError, RunConfig, VLLMConfig, merge, nearest, parse_overrides, read_yaml
+from mm_spine.configs import shipped
+from mm_spine.config import CacheConfig, ConfigError, RunConfig, VLLMConfig, merge, parse_overrides, read_yaml
+from mm_spine.words import nearest
 from mm_spine.training.engine import newest_checkpoint
 from mm_spine.integrations import lmms_hook
 from mm_spine.methods.table import Method, configure, find
@@ -66,7 +68,6 @@ NO_RESULT = {
 """Keys that a resumed run may change without a word: no figure depends on them."""
 
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def load_config(
@@ -81,8 +82,8 @@ def load_config(
         layer = read_yaml(path)
     else:
         # By name only: a folder may stand beside a YAML file of its name.
-        known = CONFIGS / f"{target}.yaml" if target in BENCHMARKS else None
-        layer = merge(read_yaml(known) if known and known.is_file() else {}, {"benchmark": target})
+        known = shipped(target) if target in BENCHMARKS else None
+        layer = merge(read_yaml(known) if known else {}, {"benchmark": target})
     if method is not None:
         layer = merge(layer, {"method": {"name": method}})
     if seed is not None:
@@ -586,7 +587,7 @@ def environment(seed: int) -> dict[str, Any]:
     packages = ("torch", "transformers", "deepspeed", "accelerate", "qwen-vl-utils", "peft", "numpy", "mm-spine")
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: version_of(name) for name in packages},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -601,13 +602,6 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

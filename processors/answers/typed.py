@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
@@ -24,6 +23,7 @@ from mm_spine.processors.answers import text as free_text
 from mm_spine.processors.answers.boxed import LOOKED_AT, announced, answerable, last_boxed, plain
 from mm_spine.processors.answers.kind import UNPARSED, Kind, keyed, read_golds, verdict
 from mm_spine.types import Answer, AnswerSpec, Verdict
+from mm_spine.words import nearest
 
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 _NUMBER = re.compile(
@@ -114,8 +114,7 @@ def _value_type(spec: AnswerSpec) -> str:
     known = ("float", "integer", "list", "text")
     if spec.value_type is None or spec.value_type in known:
         return spec.value_type or "text"
-    nearest = get_close_matches(spec.value_type, known, 1, 0.0)[0]
-    raise ValueError(f"unknown value_type {spec.value_type!r}; nearest is {nearest!r} of {', '.join(known)}")
+    raise ValueError(f"unknown value_type {spec.value_type!r}; {nearest(spec.value_type, known)}")
 
 
 def _tidy(text: str) -> str:

@@ -16,7 +16,8 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from mm_spine.reporting.completions import Completion, one_line, sizes
+from mm_spine.reporting.completions import Completion, sizes
+from mm_spine.words import one_line
 from mm_spine.types import StepReport
 
 log = logging.getLogger(__name__)

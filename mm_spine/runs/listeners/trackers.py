@@ -23,9 +23,10 @@ from urllib.request import getproxies
 import numpy as np
 from PIL import Image
 
-from mm_spine.compat import install_command
+from mm_spine.compat import environment, install_command
 from mm_spine.config import ConfigError, ReportingConfig, RunConfig
-from mm_spine.reporting.completions import Completion, one_line, pictures, some
+from mm_spine.reporting.completions import Completion, pictures, some
+from mm_spine.words import one_line
 from mm_spine.types import Group
 
 log = logging.getLogger(__name__)
@@ -364,17 +365,3 @@ def _plain(cell: object) -> str:
 def _without_step(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "step"}
 
-
-@contextlib.contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """The variables while the block runs, and what they were before afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
