@@ -18,8 +18,9 @@ from mm_spine.config import (
     read_yaml,
     spelled_out,
 )
+from mm_spine.configs import shipped
 from mm_spine.methods.table import METHODS, configure
-from mm_spine.runs.run import CONFIGS, check, load_config
+from mm_spine.runs.run import check, load_config
 from mm_spine.words import nearest
 
 
@@ -66,8 +67,8 @@ def test_the_method_may_be_written_short_in_yaml(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_name_reads_its_yaml_and_an_empty_yaml_is_all_defaults(tmp_path: Path) -> None:
-    shipped = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
-    assert load_config("digits").optim.lr == float(shipped["optim"]["lr"]) != RunConfig().optim.lr
+    given = yaml.safe_load(shipped("digits").read_text())
+    assert load_config("digits").optim.lr == float(given["optim"]["lr"]) != RunConfig().optim.lr
     assert load_config(written(tmp_path, "")) == configure()
 
 
@@ -298,7 +299,7 @@ def test_an_unknown_benchmark_in_yaml_names_the_nearest(tmp_path: Path) -> None:
         check(config)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(shipped("digits").parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_builds_for_every_method(path: Path) -> None:
     for name in METHODS:
         config = load_config(str(path), (), name)

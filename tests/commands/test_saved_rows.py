@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Command, command, refused
+from command_line import Command, refused
 
 from mm_spine import voting
 from mm_spine.benchmarks import digits
 from mm_spine.commands import saved_rows
 from mm_spine.commands.saved_rows import GRADED, VOTED, grade_file, rules, vote_file
 from mm_spine.types import Answer, Verdict
-
-assert command  # the fixture
 
 
 def write(folder: Path, *rows: dict[str, Any] | str) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commands import Command, Ended, runner
+from command_line import Command, refused
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -39,20 +39,6 @@ TINY = (
     "evaluation.samples=2",
     "evaluation.limit=2",
 )
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`mm-spine` with these arguments, in this process."""
-    return runner(capsys, monkeypatch)
-
-
-def refused(ended: Ended, *expected: str) -> None:
-    assert ended.code == 2, ended
-    assert ended.err.startswith("mm-spine: "), ended
-    assert "Traceback" not in ended.err
-    for text in expected:
-        assert text in ended.err, ended.err
 
 
 # Bad input stops before the model loads

@@ -258,7 +258,7 @@ def test_a_full_disk_costs_tower_runs_and_one_warning(
 
 def start(folder: Path, *arguments: str | float) -> subprocess.Popen[str]:
     """The worker, without what `import mm_spine` brings along."""
-    here, given = Path(__file__).parent, ", ".join(map(repr, arguments))
+    here, given = Path(__file__).parents[1], ", ".join(map(repr, arguments))
     code = (
         f"import sys, types; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
         f"package = types.ModuleType('mm_spine'); package.__path__ = [{str(here.parent / 'mm_spine')!r}]\n"

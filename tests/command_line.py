@@ -33,3 +33,12 @@ def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+def refused(ended: Ended, *expected: str) -> None:
+    """Assert that a command ended with exit code 2 and one message that holds every `expected` text."""
+    assert ended.code == 2, ended
+    assert ended.err.startswith("mm-spine: "), ended
+    assert "Traceback" not in ended.err
+    for text in expected:
+        assert text in ended.err, ended.err

@@ -20,7 +20,7 @@ from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.config import parse_overrides
 from mm_spine.runs.run import load_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = sorted(path.stem.removeprefix("adapt_") for path in (ROOT / "scripts").glob("adapt_*.sh"))
 PUBLIC = sorted(set(BENCHMARKS) - {"digits"})
 SPINES_TEN = {"mathvision", "slake", "medxpertqa", "medqa", "pubmedqa", "aime25", "amc", "math500", "gpqa", "mmlu"}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Command, runner
+from command_line import Command, runner
 from rich.console import Console
 from small import Silent
 

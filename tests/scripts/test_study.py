@@ -24,7 +24,7 @@ from mm_spine.evaluation import Item, bootstrap_ci
 from mm_spine.files import write_json, write_json_lines
 from mm_spine.types import Verdict
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # spawned workers inherit it
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))  # spawned workers inherit it
 
 import study_cells
 import study_digits as study

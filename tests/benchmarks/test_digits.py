@@ -19,7 +19,7 @@ from mm_spine.benchmarks import digits
 from mm_spine.processors.answers import parse
 from mm_spine.types import Question
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "train_source_checkpoint.py"
 
 

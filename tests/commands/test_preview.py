@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import Command, refused
 from PIL import Image
-from test_cli import Command, command, refused
 from tiny import tiny_processor
 
 from mm_spine.benchmarks import BENCHMARKS, digits, resolve
@@ -19,8 +19,6 @@ from mm_spine.processors.chat import encode
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import AnswerSpec, LabelledSet, Question
 from mm_spine.words import visible
-
-assert command  # the fixture
 
 TEXT = AnswerSpec("text")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import tiny_policy, tiny_questions
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench_digits
 import bench_draws
