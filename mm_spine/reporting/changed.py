@@ -14,8 +14,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from mm_spine.files import write_json_lines
-from mm_spine.reporting.completions import IMAGES_EACH, pictures
 from mm_spine.reporting.folder import Row, inside
+from mm_spine.reporting.responses import IMAGES_EACH, pictures
 from mm_spine.types import Question
 
 SHOWN = 40

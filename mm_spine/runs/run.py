@@ -38,7 +38,7 @@ from mm_spine.policy.attention import backend_name
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import FrozenError, Policy, check_model_folder, checksum, resolve_model
 from mm_spine.runs.listeners import trackers
-from mm_spine.reporting.completions import some
+from mm_spine.reporting.responses import first_responses
 from mm_spine.runs.listeners.live import Guarded, Plain, Step, View
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
@@ -379,7 +379,7 @@ class Run:
         self._count(vars(report), timing)
         if not self.main:
             return
-        shown = some(record.groups, self.config.reporting.completions)
+        shown = first_responses(record.groups, self.config.reporting.completions)
         self.view.step(Step(report, self.all_steps, record.seconds, shown))
         self.view.advance()
         if self.config.reporting.rollouts:

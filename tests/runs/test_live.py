@@ -21,7 +21,7 @@ from tiny import tiny_image, tiny_questions
 
 from mm_spine import distributed, files, rollout_table
 from mm_spine.adapt import Hooks, adapt
-from mm_spine.reporting.completions import Completion, pictures, sizes, some
+from mm_spine.reporting.responses import ShownResponse, pictures, sizes, first_responses
 from mm_spine.runs.listeners import live
 from mm_spine.runs.listeners.live import Guarded, Phase, Plain, Step, Terminal, View, progress_line
 from mm_spine.runs.run import evaluate_model, run
@@ -88,7 +88,7 @@ def test_a_wide_terminal_shows_every_column() -> None:
 @pytest.mark.parametrize("width", [100, 80, 60, 30, 12])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     view, file = terminal(width)
-    long = Completion(question("a" * 90, 3), 0, "漢字 " * 200, "7", "7", 1.0)
+    long = ShownResponse(question("a" * 90, 3), 0, "漢字 " * 200, "7", "7", 1.0)
     view.phase("evaluating before", 1000)
     view.advance(123)
     view._live.refresh()
@@ -160,16 +160,16 @@ def test_the_line_says_what_a_step_does() -> None:
 
 def test_responses_are_taken_question_by_question() -> None:
     groups = [group("a", ("a0", "a1", "a2")), group("b", ("b0",)), group("c", ("c0", "c1"))]
-    assert [completion.text for completion in some(groups, 5)] == ["a0", "b0", "c0", "a1", "c1"]
-    assert some(groups, 0) == []
-    assert len(some(groups, 99)) == 6
-    assert some(groups, 1)[0] == Completion(groups[0].question, 0, "a0", "1", "1", 1.0)
+    assert [completion.text for completion in first_responses(groups, 5)] == ["a0", "b0", "c0", "a1", "c1"]
+    assert first_responses(groups, 0) == []
+    assert len(first_responses(groups, 99)) == 6
+    assert first_responses(groups, 1)[0] == ShownResponse(groups[0].question, 0, "a0", "1", "1", 1.0)
 
 
 def test_a_response_is_told_in_a_line_without_its_images() -> None:
-    completion = Completion(question("q7", images=2), 3, "so\n\tit is  1", "1", "1", 1.0)
+    completion = ShownResponse(question("q7", images=2), 3, "so\n\tit is  1", "1", "1", 1.0)
     assert live.told(completion) == "q7  answer 1  reward 1.00  [56x56, 56x28]  so it is 1"
-    unknown = Completion(Question("q8", (), "?", AnswerSpec("integer")), 0, "hm", None, None, None)
+    unknown = ShownResponse(Question("q8", (), "?", AnswerSpec("integer")), 0, "hm", None, None, None)
     assert live.told(unknown) == "q8  no answer  hm"
 
 
@@ -177,7 +177,7 @@ def test_a_response_cannot_steer_the_terminal() -> None:
     evil = "\x1b[2J\x1b]0;title\x07[bold]x[/bold]\r\u202egone"
     assert not re.search(r"[\x00-\x1f\x7f\u202e]", one_line(evil))
     view, file = terminal()
-    view.step(a_step(completions=[Completion(question(evil), 0, evil, evil, "1", 0.0)]))
+    view.step(a_step(completions=[ShownResponse(question(evil), 0, evil, evil, "1", 0.0)]))
     view.close()
     assert "[2J" in CONTROL.sub("", file.getvalue()) and "\x1b[2J" not in file.getvalue()
     assert "\x1b]0" not in file.getvalue() and "[bold]x[/bold]" in CONTROL.sub("", file.getvalue())

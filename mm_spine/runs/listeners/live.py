@@ -16,7 +16,7 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from mm_spine.reporting.completions import Completion, sizes
+from mm_spine.reporting.responses import ShownResponse, sizes
 from mm_spine.words import one_line
 from mm_spine.types import StepReport
 
@@ -34,7 +34,7 @@ class Step:
     report: StepReport
     of: int
     seconds: Mapping[str, float] = field(default_factory=dict)
-    completions: Sequence[Completion] = ()
+    completions: Sequence[ShownResponse] = ()
 
 
 class View:
@@ -78,7 +78,7 @@ def log_line(report: StepReport, of: int) -> str:
     )
 
 
-def told(completion: Completion) -> str:
+def told(completion: ShownResponse) -> str:
     """A response in one line: question, answer, reward, the sizes of its images, text."""
     question, answer = one_line(completion.question.id), completion.answer
     reward = "" if completion.reward is None else f"  reward {completion.reward:.2f}"

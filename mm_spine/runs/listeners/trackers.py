@@ -25,7 +25,7 @@ from PIL import Image
 
 from mm_spine.compat import environment, install_command
 from mm_spine.config import ConfigError, ReportingConfig, RunConfig
-from mm_spine.reporting.completions import Completion, pictures, some
+from mm_spine.reporting.responses import ShownResponse, pictures, first_responses
 from mm_spine.words import one_line
 from mm_spine.types import Group
 
@@ -40,7 +40,7 @@ INIT_SECONDS, ANSWER_SECONDS = 30, 5
 class Shown(NamedTuple):
     """A response and its question's images, none where they may not be shown."""
 
-    completion: Completion
+    completion: ShownResponse
     images: Sequence[Image.Image]
 
     def cells(self) -> tuple[str, int, str | None, str | None, float | None, str]:
@@ -291,11 +291,11 @@ class Trackers:
         """The lines of steps.jsonl and timings.jsonl, and `reporting.tracked_completions` of the step's responses."""
         step = int(report["step"])
         self.figures({"steps": _without_step(report), "timings": _without_step(timing)}, step)
-        chosen = some(groups, self.reporting.tracked_completions) if self._open else []
+        chosen = first_responses(groups, self.reporting.tracked_completions) if self._open else []
         if chosen:
             self._completions(chosen, step)
 
-    def _completions(self, chosen: Sequence[Completion], step: int) -> None:
+    def _completions(self, chosen: Sequence[ShownResponse], step: int) -> None:
         bare = [Shown(completion, ()) for completion in chosen]
         full = [Shown(c, pictures(c.question)) for c in chosen] if self.reporting.images else bare
         here = self.reporting.send_images

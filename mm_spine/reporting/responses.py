@@ -20,7 +20,7 @@ SIDE = 256
 
 
 @dataclass(frozen=True)
-class Completion:
+class ShownResponse:
     """One response with its vote class, the winner's, and its reward; None where there is none."""
 
     question: Question
@@ -31,17 +31,19 @@ class Completion:
     reward: float | None
 
 
-def some(groups: Sequence[Group], count: int) -> list[Completion]:
+def first_responses(groups: Sequence[Group], count: int) -> list[ShownResponse]:
     """The first `count` responses: the first of each question, then the second of each, and so on. Nothing is drawn,
     so the run does not notice."""
-    columns = [[_completion(group, place, rollout) for place, rollout in enumerate(group.rollouts)] for group in groups]
+    columns = [
+        [_shown_response(group, place, rollout) for place, rollout in enumerate(group.rollouts)] for group in groups
+    ]
     by_turns = chain.from_iterable(zip_longest(*columns))
     return list(islice((completion for completion in by_turns if completion is not None), count))
 
 
-def _completion(group: Group, place: int, rollout: Rollout) -> Completion:
+def _shown_response(group: Group, place: int, rollout: Rollout) -> ShownResponse:
     reward = None if group.rewards is None else float(group.rewards[place])
-    return Completion(group.question, rollout.index, rollout.text, group.answers[place], group.vote.answer, reward)
+    return ShownResponse(group.question, rollout.index, rollout.text, group.answers[place], group.vote.answer, reward)
 
 
 def pictures(question: Question) -> list[Image.Image]:
