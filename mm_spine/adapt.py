@@ -30,7 +30,7 @@ from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.reference import Reference
 from mm_spine.sampling import Sampler
-from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.training import step_report
 from mm_spine.training.budget import TokenBudget

@@ -16,8 +16,8 @@ from mm_spine.config import ModelConfig, RunConfig, TreeConfig, VotesConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
-from mm_spine.sampling.backends import make_sampler
 from mm_spine.sampling.hf import differing_share
+from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
 from mm_spine.types import Group, Question

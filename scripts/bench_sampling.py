@@ -42,7 +42,7 @@ from mm_spine.config import RunConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
-from mm_spine.sampling.backends import SAMPLERS, make_sampler
+from mm_spine.sampling.registry import SAMPLERS, make_sampler
 from mm_spine.types import Question, Rollout
 
 PROCESS, GENERATE, TRL = "TRL: chat and images", "TRL: generate", "TRL: both"

@@ -25,7 +25,7 @@ from mm_spine.config import RunConfig, TreeConfig
 from mm_spine.intervals import Interval, over_seeds
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
-from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
 from mm_spine.types import LabelledSet, Question, Rollout
 

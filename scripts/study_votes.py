@@ -25,7 +25,7 @@ from mm_spine.intervals import Interval, over_seeds
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import grade, parse
-from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.types import Group, LabelledSet
 from mm_spine.voting import representative

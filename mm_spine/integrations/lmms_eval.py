@@ -33,7 +33,7 @@ from mm_spine.policy.model import Policy, resolve_model
 from mm_spine.processors.answers import known_kinds, parse
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling import Sampler
-from mm_spine.sampling.backends import check_sampler, make_sampler
+from mm_spine.sampling.registry import check_sampler, make_sampler
 from mm_spine.types import AnswerSpec, ImageLike, Question, Rollout
 from mm_spine.voting import make_group, representative
 from mm_spine.words import nearest

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from mm_spine.policy.tree import Node
+from mm_spine.policy.token_tree import Node
 
 NAME = "mm_spine_grouped"
 ALONE = 256
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class AttentionPlan:
     """What the tokens of one row of `length` tokens may read: nodes that cover it, depth-first.
 
     Of the last layer only the outputs at `wanted` (ascending places) are used: `narrowed` computes no others.
@@ -57,7 +57,7 @@ class Plan:
     partial: bool = False
 
     @cached_property
-    def narrowed(self) -> Plan:
+    def narrowed(self) -> AttentionPlan:
         """The plan of the last layer: outputs at `wanted`, something finite elsewhere."""
         return replace(self, partial=True)
 
@@ -230,7 +230,12 @@ KERNELS: dict[str, Kernel] = {"flash_cpu": FlashOnCPU(), "plain": PlainKernel()}
 
 
 def tree_attention(
-    query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float | None = None, backend: str | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scale: float | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """query (1, Hq, P, D), key and value (1, Hkv, P, D) of one row -> (1, P, Hq, D), exact for any tree."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -241,7 +246,7 @@ def tree_attention(
     return _Parts.apply(*row, plan, KERNELS[backend], scale)[None]
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
+def _flex(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
     from transformers.integrations.flex_attention import compile_friendly_flex_attention
 
@@ -255,7 +260,7 @@ class _Parts(torch.autograd.Function):
     """Parts merged by log-sum-exp: q (P, Hq, D), k and v (P, Hkv, D) -> (P, Hq, D)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, kernel: Kernel, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, kernel: Kernel, scale: float) -> Tensor:
         out = _blank(q, q.shape, q.dtype, plan)
         lse = _blank(q, q.shape[:2], torch.promote_types(q.dtype, torch.float32), plan)
         for part in plan.themselves:
@@ -289,7 +294,7 @@ class _Parts(torch.autograd.Function):
         return (*found, None, None, None)
 
 
-def _blank(like: Tensor, shape: Sequence[int], dtype: torch.dtype, plan: Plan) -> Tensor:
+def _blank(like: Tensor, shape: Sequence[int], dtype: torch.dtype, plan: AttentionPlan) -> Tensor:
     """Room for what the parts write; zeros where they may leave gaps."""
     make = torch.zeros if plan.partial else torch.empty
     return make(tuple(shape), dtype=dtype, device=like.device)
@@ -413,7 +418,7 @@ def grouped_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: Plan | None = None,
+    plan: AttentionPlan | None = None,
     context: Context | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:

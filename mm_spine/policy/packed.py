@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_spine.policy.attention import Plan
+from mm_spine.policy.attention import AttentionPlan
 from mm_spine.policy.image_cache import Features
-from mm_spine.policy.tree import LEAST_SAVED, Node, Tree, cut, token_tree
+from mm_spine.policy.token_tree import LEAST_SAVED, Node, Tree, cut, token_tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class PackedBatch(NamedTuple):
 
     ids_1P: Tensor
     positions_31P: Tensor
-    plan: Plan
+    plan: AttentionPlan
     features_ID: Tensor
     image_at_I: Tensor
     predict_at_S: Tensor
@@ -83,7 +83,9 @@ def pack(rows: Sequence[Branches], least_saved: int = LEAST_SAVED) -> PackedBatc
     return PackedBatch(
         torch.cat([_behind(row.prompt.ids_L, tree.ids_P) for row, tree in zip(rows, trees, strict=True)])[None],
         torch.cat([_positions(row, tree) for row, tree in zip(rows, trees, strict=True)], dim=1)[:, None],
-        Plan(tuple(node for each in laid for node in _nodes(*each)), starts[-1], device, np.unique(distinct[0])),
+        AttentionPlan(
+            tuple(node for each in laid for node in _nodes(*each)), starts[-1], device, np.unique(distinct[0])
+        ),
         torch.cat([row.prompt.features_ID for row in rows]),
         torch.cat([start + row.prompt.image_at_I for row, _, start in laid]),
         at_S,

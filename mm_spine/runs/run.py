@@ -42,7 +42,7 @@ from mm_spine.reporting.responses import first_responses
 from mm_spine.runs.listeners.live import Guarded, Plain, Step, View
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.backends import check_sampler, make_sampler
+from mm_spine.sampling.registry import check_sampler, make_sampler
 from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
@@ -657,4 +657,4 @@ def _hear(sampler: Sampler, told: Callable[[int], None]) -> None:
     """Have `told` called with how many more responses the sampler's backend has finished."""
     backend = getattr(sampler, "backend", sampler)
     if isinstance(backend, Backend):
-        backend.told = told
+        backend.on_finished = told

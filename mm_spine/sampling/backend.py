@@ -22,14 +22,14 @@ def end_ids(policy: Policy) -> tuple[int, ...]:
 
 
 class Backend(ABC):
-    """Draws from `policy`'s distribution at `decoding.temperature`. `told` hears while `complete` runs how many more
+    """Draws from `policy`'s distribution at `decoding.temperature`. `on_finished` hears while `complete` runs how many more
     requests are done; no draw depends on it."""
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         self.policy, self.decoding, self.seed = policy, decoding, seed
         self.distribution = Distribution(decoding.temperature, policy.banned)
         self.ends = end_ids(policy)
-        self.told: Callable[[int], None] = lambda count: None
+        self.on_finished: Callable[[int], None] = lambda count: None
 
     @abstractmethod
     def complete(
@@ -49,7 +49,7 @@ class Backend(ABC):
         """Place -> empty completion of the prefixes that have ended or are full, with `entropies` or without."""
         reasons = {i: why for i, request in enumerate(requests) if (why := self._why_ended(request))}
         nothing = np.zeros(0, np.float32)
-        self.told(len(reasons))
+        self.on_finished(len(reasons))
         return {i: Completion((), nothing, nothing if entropies else None, why) for i, why in reasons.items()}
 
     def _why_ended(self, request: Request) -> str:

@@ -60,7 +60,7 @@ class HFSampler(Backend):
             batch.record(*self._draw(batch, greedy), ends=self._ends)
             before = len(done)
             done |= batch.retire(needed=id(waiting[0].prompt) if waiting else None)
-            self.told(len(done) - before)
+            self.on_finished(len(done) - before)
             batch.step()
         return [done[i] for i in range(len(requests))]
 

@@ -74,7 +74,7 @@ class VLLMSampler(Backend):
                 chosen = going[at : at + self.decoding.batch_rows]
                 completions = self._complete([requests[i] for i in chosen], step, purpose, greedy)
                 done |= zip(chosen, completions, strict=True)
-                self.told(len(chosen))
+                self.on_finished(len(chosen))
         return [done[i] for i in range(len(requests))]
 
     def _complete(self, requests: Sequence[Request], step: int, purpose: str, greedy: bool) -> list[Completion]:

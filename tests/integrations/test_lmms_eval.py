@@ -35,7 +35,7 @@ from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.runs import run
-from mm_spine.sampling.backends import make_sampler
+from mm_spine.sampling.registry import make_sampler
 from mm_spine.types import AnswerSpec, Question, Rollout
 
 needed = pytest.mark.skipif(find_spec("lmms_eval") is None, reason='lmms-eval is not installed: "mm-spine[eval]"')

@@ -10,7 +10,7 @@ import torch
 from tiny import END, TEMPERATURE, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_questions
 from torch import Tensor
 
-from mm_spine.policy.attention import Plan
+from mm_spine.policy.attention import AttentionPlan
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
@@ -191,7 +191,7 @@ def test_the_last_layer_feeds_forward_only_what_is_read() -> None:
 def test_no_mask_and_nothing_quadratic_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
     batch = batch_of(policy, CASES["questions side by side"], "qwen2_5_vl")
-    monkeypatch.setattr(Plan, "block_mask", property(lambda plan: pytest.fail("a block mask on a CPU")))
+    monkeypatch.setattr(AttentionPlan, "block_mask", property(lambda plan: pytest.fail("a block mask on a CPU")))
     saved: list[torch.Size] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.shape) or x, lambda x: x):
         policy.text.trunk(batch)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mm_spine.policy import attention
-from mm_spine.policy.attention import Part, Plan, backend_name, tree_attention
-from mm_spine.policy.tree import Node, token_tree
+from mm_spine.policy.attention import AttentionPlan, Part, backend_name, tree_attention
+from mm_spine.policy.token_tree import Node, token_tree
 
 BACKENDS = ("flash_cpu", "plain")
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ class Inputs(NamedTuple):
     grad: Tensor
 
 
-def plan_of(prompts: list[int], leaves: list[list[list[int]]]) -> Plan:
+def plan_of(prompts: list[int], leaves: list[list[list[int]]]) -> AttentionPlan:
     """Questions with prompts of these lengths and these leaves behind them."""
     nodes: list[Node] = []
     at = 0
@@ -40,10 +40,10 @@ def plan_of(prompts: list[int], leaves: list[list[list[int]]]) -> Plan:
         nodes.append(Node(at, at + prompt, at + prompt + len(tree.ids_P)))
         nodes.extend(Node(*(at + prompt + place for place in node)) for node in tree.nodes)
         at = nodes[len(nodes) - len(tree.nodes) - 1].end
-    return Plan(tuple(nodes), at, CPU, np.arange(at))
+    return AttentionPlan(tuple(nodes), at, CPU, np.arange(at))
 
 
-def visible(plan: Plan) -> Tensor:
+def visible(plan: AttentionPlan) -> Tensor:
     """True where a query (row) may read a key, by the definition: own node's earlier tokens, ancestors whole."""
     mask = torch.zeros(plan.length, plan.length, dtype=torch.bool)
     for node in plan.nodes:
@@ -71,7 +71,7 @@ def dense(made: Inputs, mask: Tensor, scale: float) -> tuple[Tensor, ...]:
     return out.detach(), *torch.autograd.grad(out, [query, key, value], made.grad.double())
 
 
-def in_parts(made: Inputs, plan: Plan, backend: str, scale: float | None = None) -> tuple[Tensor, ...]:
+def in_parts(made: Inputs, plan: AttentionPlan, backend: str, scale: float | None = None) -> tuple[Tensor, ...]:
     out = tree_attention(*made[:3], plan, scale, backend)
     return out.detach(), *torch.autograd.grad(out, made[:3], made.grad)
 
@@ -84,7 +84,7 @@ def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolera
         assert (one.double() - other).norm() <= tolerance * max(float(other.norm()), floor)
 
 
-def deep_plan() -> Plan:
+def deep_plan() -> AttentionPlan:
     """Two questions; forks two levels deep; nodes of one token; lengths that share a padded call."""
     long = list(range(10, 40))
     first = [[1, 2, 3, 4], [1, 2, 5, *long], [1, 2, 5, 6], [7, *long], [8, *long, 3], [9, *long, 3, 4]]
@@ -183,7 +183,7 @@ def test_equal_lengths_and_long_nodes_take_their_own_ways() -> None:
     lengths = [300, 256, 40, 40, 39, 20, 7]
     starts = np.cumsum([0, *lengths]).tolist()
     nodes = tuple(Node(a, b, b) for a, b in pairwise(starts))
-    plan = Plan(nodes, starts[-1], CPU, np.arange(starts[-1]))
+    plan = AttentionPlan(nodes, starts[-1], CPU, np.arange(starts[-1]))
     assert [isinstance(part.queries, slice) for part in plan.themselves] == [True, True, False, True, True]
     assert [part.rows for part in plan.themselves] == [1, 1, 3, 1, 1]
     made = random_inputs(plan.length, (4, 2), 8, torch.float32, 3)
@@ -199,7 +199,7 @@ def queries_of(part: Part) -> int:
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_padding_stays_small(lengths: list[int]) -> None:
     starts = np.cumsum([0, *lengths]).tolist()
-    plan = Plan(tuple(Node(a, b, b) for a, b in pairwise(starts)), starts[-1], CPU, np.arange(starts[-1]))
+    plan = AttentionPlan(tuple(Node(a, b, b) for a, b in pairwise(starts)), starts[-1], CPU, np.arange(starts[-1]))
     assert sum(lengths) <= sum(queries_of(part) for part in plan.themselves) <= attention.PADDING * sum(lengths)
 
 

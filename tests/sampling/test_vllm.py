@@ -33,8 +33,8 @@ from mm_spine.runs.listeners.live import Step, View
 from mm_spine.runs.run import run
 from mm_spine.sampling import Completion, Request, vllm, vllm_engine, vllm_weights
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.backends import check_sampler
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling.registry import check_sampler
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.sampling.vllm import SamplerDied, VLLMSampler, why_not
 from mm_spine.training.engine import newest_checkpoint
@@ -720,6 +720,6 @@ def test_a_vllm_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_check_of_the_sampler_does_not_import_vllm() -> None:
     """It takes 13 s: a dry run and the doctor look at versions alone."""
-    script = "import sys; from mm_spine.sampling.backends import check_sampler; check_sampler(sys.argv[1])"
+    script = "import sys; from mm_spine.sampling.registry import check_sampler; check_sampler(sys.argv[1])"
     script += "; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script, "hf" if why_not() else "vllm"]).returncode == 0

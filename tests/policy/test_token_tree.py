@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_spine.policy.tree import Node, Tree, cut, token_tree
+from mm_spine.policy.token_tree import Node, Tree, cut, token_tree
 
 LEAVES = st.lists(st.lists(st.integers(0, 2), max_size=7), max_size=8)
 

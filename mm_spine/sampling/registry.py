@@ -15,7 +15,7 @@ from mm_spine.sampling.vllm import VLLMSampler
 from mm_spine.sampling.vllm import why_not as why_not_vllm
 
 
-class Row(NamedTuple):
+class BackendEntry(NamedTuple):
     """How a backend is made, and in one sentence why it cannot run here; "" where it can."""
 
     make: Callable[[Policy, DecodingConfig, RunConfig], Backend]
@@ -30,7 +30,7 @@ def _vllm(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backen
     return VLLMSampler(policy, decoding, config.sampling.vllm, config.seed)
 
 
-SAMPLERS: Mapping[str, Row] = {"hf": Row(_hf), "vllm": Row(_vllm, why_not_vllm)}
+SAMPLERS: Mapping[str, BackendEntry] = {"hf": BackendEntry(_hf), "vllm": BackendEntry(_vllm, why_not_vllm)}
 
 
 def check_sampler(name: str, load: bool = False) -> None:
