@@ -313,7 +313,8 @@ def doctor() -> None:
 def _print_plan(config: RunConfig, model: str) -> None:
     """The resolved configuration and, where the model is already here, what the run would take."""
     from mm_spine.commands.estimate import estimate
-    from mm_spine.policy.model import ModelAbsent, resolve_model
+    from mm_spine.policy.errors import ModelAbsent
+    from mm_spine.policy.folder import resolve_model
 
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     console.print(resolved, end="", markup=False, soft_wrap=True)  # a wrapped line would not be the same YAML

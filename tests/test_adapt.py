@@ -28,7 +28,8 @@ from mm_spine import distributed
 from mm_spine.adapt import Adapted, Hooks, ParityError, StepRecord, adapt, batch_of, learning_rate
 from mm_spine.config import ConfigError
 from mm_spine.methods.table import METHODS
-from mm_spine.policy.model import FrozenError, Policy
+from mm_spine.policy.errors import FrozenError
+from mm_spine.policy.model import Policy
 from mm_spine.policy.text import TextPolicy
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.engine import Engine, newest_checkpoint

@@ -24,7 +24,8 @@ from mm_spine.config import ConfigError, RunConfig, parse_overrides
 from mm_spine.methods.table import configure, find
 from mm_spine.methods.weights import select
 from mm_spine.policy.distribution import Distribution
-from mm_spine.policy.model import Policy, resolve_model
+from mm_spine.policy.folder import resolve_model
+from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import kind_of
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.processors.vision import BadQuestion, open_image

@@ -16,7 +16,8 @@ from mm_spine.config import ConfigError
 from mm_spine.integrations import manifest
 from mm_spine.integrations.lmms_hook import check_installed
 from mm_spine.integrations.lmms_tasks import write_tasks
-from mm_spine.policy.model import ModelError, resolve_model
+from mm_spine.policy.errors import ModelError
+from mm_spine.policy.folder import resolve_model
 
 OURS = "mm_spine:"
 """Before the name of one of our benchmarks: lmms-eval has tasks of such names too, with other prompts and graders."""

@@ -29,7 +29,8 @@ from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, Run
 from mm_spine.evaluation import CHUNK
 from mm_spine.integrations import lmms_tasks
 from mm_spine.methods.table import configure
-from mm_spine.policy.model import Policy, resolve_model
+from mm_spine.policy.folder import resolve_model
+from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import known_kinds, parse
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling import Sampler

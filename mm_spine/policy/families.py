@@ -1,15 +1,20 @@
-"""The kinds of models that can be adapted: a row each. Every choice between kinds is an entry of the row."""
+"""The model families that can be adapted, one table entry each.
+
+Whatever differs between families is a field of the entry; no other module branches on the model type.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mm_spine.policy.errors import ModelError
 from mm_spine.processors.chat import Encoded, encode, encode_text
 from mm_spine.types import Question
 
@@ -17,16 +22,17 @@ Encode = Callable[[Question, Any, int | None, int | None], Encoded]
 """(question, processor or tokenizer, min_pixels, max_pixels) -> the encoded prompt."""
 
 Arguments = Callable[[Tensor, Tensor, Sequence[Tensor]], dict[str, Any]]
-"""(M-RoPE positions (3, B, P), flat places (I,) of image tokens, DeepStack features, (I, D) a layer) -> arguments."""
+"""(M-RoPE positions (3, B, P), flat places (I,) of image tokens, DeepStack features, (I, D) per layer)
+-> keyword arguments of the language model."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How transformers loads, reads and calls models of one `model_type`.
+    """How transformers loads, encodes for and calls models of one `model_type`.
 
-    `auto_model` and `auto_processor` are names of its Auto classes; `mergers` names the tower's children that turn
-    patches into image tokens, first the one for the text model's input; `arguments` says how the text model is told
-    positions and DeepStack features.
+    `auto_model` and `auto_processor` are names of its Auto classes. `mergers` names the tower's children that turn
+    patches into image tokens; the first is the one for the text model's input. `arguments` makes the keyword
+    arguments by which the language model takes positions and DeepStack features.
     """
 
     auto_model: str
@@ -44,7 +50,7 @@ def _mrope(positions_3BP: Tensor, image_at_I: Tensor, deepstack: Sequence[Tensor
 
 
 def _mrope_and_deepstack(positions_3BP: Tensor, image_at_I: Tensor, deepstack: Sequence[Tensor]) -> dict[str, Any]:
-    """Features are added after each of the first layers, in the order of the places that the mask marks."""
+    # The model adds the features after each of its first layers, in the order of the places that the mask marks.
     if not len(image_at_I):
         return {"position_ids": positions_3BP}
     rows, width = positions_3BP.shape[1:]
@@ -89,8 +95,15 @@ FAMILIES: dict[str, Family] = {"qwen2_5_vl": _VISION, "qwen3_vl": _DEEPSTACK, "q
 SUPPORTED = tuple(FAMILIES)
 
 
+def family_of(model_type: Any, model: Path | str) -> Family:
+    """Return the family of `model_type`. Raises ModelError naming `model` if it is not supported."""
+    if model_type not in SUPPORTED:
+        raise ModelError(f"model={model}: model_type is {model_type!r}; supported: {', '.join(SUPPORTED)}")
+    return FAMILIES[model_type]
+
+
 def find_mergers(owner: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Name -> merger of `owner`'s children `names`, those in a list one by one, in order."""
+    """Return name -> merger of the children `names` of `owner`, in order; a list's mergers are named one by one."""
     found: dict[str, Any] = {}
     for name in names:
         part = owner.get_submodule(name)
@@ -100,9 +113,9 @@ def find_mergers(owner: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def rope_positions(model: Any, encoded: Encoded) -> Tensor:
-    """M-RoPE positions (3, L): three-dimensional at image tokens, one running index at text.
+    """Return M-RoPE positions (3, L): time, height and width at image tokens, one running index at text.
 
-    Without images they are 0, 1, ..., three times, for text models too (`Arguments` takes one of the three).
+    Without images all three are 0, 1, ...; a text-only model takes the first of them.
     """
     if not encoded.images:
         return torch.arange(len(encoded.ids_L)).expand(3, -1)
@@ -115,6 +128,6 @@ def rope_positions(model: Any, encoded: Encoded) -> Tensor:
 
 
 def lora_targets(model: Any, language_model: Any) -> str:
-    """A pattern of the names of `language_model`'s projections within `model`, and of nothing else."""
+    """Return a pattern that matches the names of `language_model`'s projections in `model`, and nothing else."""
     name = next(name for name, module in model.named_modules() if module is language_model)
     return re.escape(name) + r"\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"

@@ -20,9 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mm_spine import distributed
 from mm_spine.config import ConfigError, EngineConfig, OptimConfig
 from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.head import Anchor
-from mm_spine.policy.model import FrozenError, Policy, Trained
+from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import PackedBatch
+from mm_spine.policy.text import Trained
 
 log = logging.getLogger(__name__)
 

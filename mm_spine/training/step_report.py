@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mm_spine.config import MethodConfig
 from mm_spine.methods.terms import clipped_share
-from mm_spine.policy.model import Trained
+from mm_spine.policy.text import Trained
 from mm_spine.training.update import Gap, Losses, MicroBatch, Tokens, gap_of
 from mm_spine.types import Group, StepReport
 

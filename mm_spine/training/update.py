@@ -18,9 +18,10 @@ from mm_spine.methods.table import Method
 from mm_spine.methods.weights import Bounds, band_bounds, select
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import Divergence
-from mm_spine.policy.model import Policy, Trained
+from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
 from mm_spine.policy.scoring import score_responses
+from mm_spine.policy.text import Trained
 from mm_spine.types import Group, Question, Rollout, TokenStats
 
 ON_THE_BOUND = 1e-4

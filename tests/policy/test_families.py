@@ -35,8 +35,10 @@ from mm_spine.commands.estimate import count_adapter, count_parameters, read_siz
 from mm_spine.config import DecodingConfig, LoraConfig, ModelConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.errors import ModelError
 from mm_spine.policy.families import FAMILIES
-from mm_spine.policy.model import ModelError, Policy, check_model_folder
+from mm_spine.policy.folder import check_model_folder
+from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.update import Tokens, collate, make_row

@@ -30,7 +30,9 @@ from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import EngineConfig, LoraConfig, MethodConfig, ModelConfig, OptimConfig
 from mm_spine.methods.weights import Bounds
 from mm_spine.policy.distribution import Distribution
-from mm_spine.policy.model import FrozenError, ModelError, Policy, check_model_folder, resolve_model
+from mm_spine.policy.errors import FrozenError, ModelError
+from mm_spine.policy.folder import check_model_folder, resolve_model
+from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, pack
 from mm_spine.policy.reference import Reference
 from mm_spine.training.update import (

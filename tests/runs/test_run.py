@@ -18,7 +18,8 @@ from small import golds_of, small_config, write_data, write_model
 
 from mm_spine import files, rollout_table
 from mm_spine.config import ConfigError
-from mm_spine.policy.model import FrozenError, ModelError, Policy
+from mm_spine.policy.errors import FrozenError, ModelError
+from mm_spine.policy.model import Policy
 from mm_spine.runs.run import Run, _same_config, load_config, run
 from mm_spine.types import Answer
 

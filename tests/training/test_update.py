@@ -19,7 +19,8 @@ from mm_spine.config import MethodConfig
 from mm_spine.methods.table import find
 from mm_spine.methods.weights import Bounds
 from mm_spine.policy.distribution import Distribution
-from mm_spine.policy.model import Policy, Trained
+from mm_spine.policy.model import Policy
+from mm_spine.policy.text import Trained
 from mm_spine.training.update import (
     Denominators,
     Leaf,
