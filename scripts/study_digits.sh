@@ -24,4 +24,4 @@ case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 setup_environment dev
 cd -- "$root"
 export OMP_NUM_THREADS=1
-exec "$python" scripts/study_digits.py "$@"
+exec "$python" scripts/study/run_cells.py "$@"

@@ -20,7 +20,7 @@ from mm_spine.processors.answers import parse
 from mm_spine.types import Question
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "train_source_checkpoint.py"
+SCRIPT = ROOT / "scripts" / "study" / "train_source_checkpoint.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from tiny import tiny_policy, tiny_questions
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "study"))
 
-import bench_digits
-import bench_draws
-import bench_parity
-import bench_sampling
-import study_trees
-from bench_models import Sizes
-from bench_sampling import GENERATE, HF, HF_TREES, NEW, PROCESS, TRL, Bench, Way
+import backend_parity
+import sampling
+import sampling_digits
+import trees as tree_study
+from drawn import drawn_tokens, logprob_gap
+from sampling import GENERATE, HF, HF_TREES, NEW, PROCESS, TRL, Bench, Way
+from workload import Sizes
 
 from mm_spine.benchmarks import digits
 from mm_spine.config import DecodingConfig, TreeConfig
@@ -30,28 +31,28 @@ from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import LabelledSet, Rollout
 
 TINY = Sizes(image_tokens=6, rollouts=6, response_tokens=5, vocab=500, hidden=64, layers=2, questions=2)
-FEW = bench_digits.Sizes(questions=3, votes=6, least=2, roots=1, max_new_tokens=24)
+FEW = sampling_digits.Sizes(questions=3, votes=6, least=2, roots=1, max_new_tokens=24)
 NO_VLLM = {"vllm": "left out"}
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     pytest.importorskip("trl", reason="TRL is not installed: the benchmark has nothing to stand beside (dev extra)")
-    return bench_sampling.set_up(TINY, NO_VLLM)
+    return sampling.set_up(TINY, NO_VLLM)
 
 
 @pytest.fixture(scope="module")
 def prompts(bench: Bench) -> dict[str, Any]:
-    return bench_sampling.measure(bench, repeats=1)
+    return sampling.measure(bench, repeats=1)
 
 
 @pytest.fixture(scope="module")
 def on_digits() -> dict[str, Any]:
-    return bench_sampling.measure_digits(FEW, ["hf"])
+    return sampling.measure_digits(FEW, ["hf"])
 
 
 def test_the_figures_that_others_read_are_there(prompts: dict[str, Any], on_digits: dict[str, Any]) -> None:
-    found = bench_sampling.summary(prompts, on_digits)
+    found = sampling.summary(prompts, on_digits)
     wanted = {
         "speedup_vs_trl_generate", "vllm_tokens_per_second_ratio", "tree_token_ratio", "tree_mean_fork_position",
         "adaptive_token_ratio", "adaptive_same_labels", "max_logprob_gap", "bf16_differing_share",
@@ -65,10 +66,10 @@ def test_the_figures_that_others_read_are_there(prompts: dict[str, Any], on_digi
 def test_what_is_printed_names_every_way_and_why_one_is_missing(
     bench: Bench, prompts: dict[str, Any], on_digits: dict[str, Any]
 ) -> None:
-    said = bench_sampling.show(bench, prompts, on_digits, FEW)
+    said = sampling.show(bench, prompts, on_digits, FEW)
     assert "vllm: not measured, left out" in said
     assert all(f"| {name} |" in said for name in (PROCESS, GENERATE, TRL, HF, NEW, HF_TREES))
-    assert f"| hf: {bench_digits.DECIDED} |" in said
+    assert f"| hf: {sampling_digits.DECIDED} |" in said
 
 
 def test_all_ways_draw_the_same_number_of_tokens_and_trees_fewer(prompts: dict[str, Any]) -> None:
@@ -79,7 +80,7 @@ def test_all_ways_draw_the_same_number_of_tokens_and_trees_fewer(prompts: dict[s
 
 def test_rates_of_unequal_tokens_are_refused() -> None:
     with pytest.raises(RuntimeError, match="59 tokens drawn, 60 by the others"):
-        bench_sampling._check_equal_tokens({GENERATE: 60, HF: 59}, TINY)
+        sampling._check_equal_tokens({GENERATE: 60, HF: 59}, TINY)
 
 
 def test_trl_is_given_every_rollouts_prompt_and_image(bench: Bench) -> None:
@@ -116,7 +117,7 @@ def test_ways_take_turns_and_the_first_is_not_counted() -> None:
         "a": Way(lambda: calls.append("a") or next(draws), lambda drawn: drawn, lambda: calls.append("ready")),
         "b": Way(lambda: calls.append("b"), lambda drawn: 7),
     }
-    taken, tokens = bench_sampling.take_turns(ways, repeats=2)
+    taken, tokens = sampling.take_turns(ways, repeats=2)
     assert calls == ["ready", "a", "b"] * 3
     assert [len(times) for times in taken.values()] == [2, 2]
     assert tokens == {"a": 12, "b": 7}
@@ -127,8 +128,8 @@ def test_stopped_votes_and_trees_on_digits(on_digits: dict[str, Any]) -> None:
     ways = found["ways"]
     assert found["adaptive_same_labels"] == found["adaptive_tree_same_labels"] == 1.0
     assert found["adaptive_token_ratio"] <= found["adaptive_token_ratio_default_round"] <= 1
-    assert ways[bench_digits.TREES]["votes_per_question"] == ways[bench_digits.LEAVES]["votes_per_question"] == 5
-    assert ways[bench_digits.FULL]["votes_per_question"] == 6
+    assert ways[sampling_digits.TREES]["votes_per_question"] == ways[sampling_digits.LEAVES]["votes_per_question"] == 5
+    assert ways[sampling_digits.FULL]["votes_per_question"] == 6
     assert 0 < found["tree_token_ratio_by_leaves"] < 1 and 0 <= found["tree_mean_fork_position"] < 1
     assert on_digits["differing"]["float32"] == 0 <= on_digits["differing"]["bfloat16"] <= 1
 
@@ -139,23 +140,23 @@ def _rollout(index: int, length: int, **fork: int) -> Rollout:
 
 def test_drawn_tokens_of_a_branch_begin_at_its_fork() -> None:
     group = [_rollout(0, 10), _rollout(1, 8, parent=0, fork_at=3), _rollout(2, 6, parent=0, fork_at=0)]
-    assert bench_draws.drawn_tokens([group, [_rollout(0, 4)]]) == 10 + 5 + 6 + 4
+    assert drawn_tokens([group, [_rollout(0, 4)]]) == 10 + 5 + 6 + 4
 
 
 def test_differing_share_counts_responses() -> None:
     one = [[_rollout(0, 4), _rollout(1, 5)], [_rollout(0, 3), _rollout(1, 2)]]
     other = [[_rollout(0, 4), _rollout(1, 6)], [_rollout(0, 3), _rollout(1, 2)]]
-    assert bench_digits.differing_share(one, other) == 0.25
+    assert sampling_digits.differing_share(one, other) == 0.25
 
 
 def test_the_log_prob_gap_is_the_largest_of_all_tokens() -> None:
     policy, questions = tiny_policy(), tiny_questions(2)
     drawn = HFSampler(policy, DecodingConfig(max_new_tokens=6)).sample(questions, 2, step=0, purpose="t")
-    assert bench_draws.logprob_gap(policy, questions, drawn) < 1e-5
+    assert logprob_gap(policy, questions, drawn) < 1e-5
     shifted = drawn[1][1].logp.copy()
     shifted[-1] += 0.25
     drawn[1][1] = replace(drawn[1][1], logp=shifted)
-    assert bench_draws.logprob_gap(policy, questions, drawn) == pytest.approx(0.25, abs=1e-5)
+    assert logprob_gap(policy, questions, drawn) == pytest.approx(0.25, abs=1e-5)
 
 
 def _sampler(policy: Policy) -> HFSampler:
@@ -165,61 +166,61 @@ def _sampler(policy: Policy) -> HFSampler:
 def test_greedy_responses_of_one_policy_are_the_same_and_of_two_not() -> None:
     policy, questions = tiny_policy(), tiny_questions(4)
     same, other = _sampler(tiny_policy()), _sampler(tiny_policy(seed=1))
-    assert bench_parity.greedy_differences(policy, questions, _sampler(policy), same, 1e-4) == (0, 0)
-    differing, unlevel = bench_parity.greedy_differences(policy, questions, _sampler(policy), other, 1e-4)
+    assert backend_parity.greedy_differences(policy, questions, _sampler(policy), same, 1e-4) == (0, 0)
+    differing, unlevel = backend_parity.greedy_differences(policy, questions, _sampler(policy), other, 1e-4)
     assert differing == unlevel == 4
-    assert bench_parity.greedy_differences(policy, questions, _sampler(policy), other, 1e9) == (4, 0)
+    assert backend_parity.greedy_differences(policy, questions, _sampler(policy), other, 1e9) == (4, 0)
 
 
 def test_updates_move_the_weights_and_a_sampler_that_follows_keeps_its_gap() -> None:
     policy, questions = tiny_policy(), tiny_questions(2)
     before = policy.weights()
-    assert bench_parity.gap_after_updates(policy, questions, _sampler(policy), rounds=2) < 1e-5
+    assert backend_parity.gap_after_updates(policy, questions, _sampler(policy), rounds=2) < 1e-5
     assert all(not weight.equal(before[name]) for name, weight in policy.trainable().items())
     stale = _sampler(tiny_policy())
-    assert bench_parity.gap_after_updates(policy, questions, stale, rounds=1) > 1e-4
+    assert backend_parity.gap_after_updates(policy, questions, stale, rounds=1) > 1e-4
 
 
 @pytest.fixture(scope="module")
-def seed() -> study_trees.Seed:
+def seed() -> tree_study.Seed:
     whole = digits.load("adapt")
     labelled = LabelledSet(whole.questions[:3], whole.key)
-    return study_trees.run_seed(Policy.load(digits.MODEL_DIR), labelled, TreeConfig(), roots=2, seed=0)
+    return tree_study.run_seed(Policy.load(digits.MODEL_DIR), labelled, TreeConfig(), roots=2, seed=0)
 
 
-def test_the_study_votes_with_leaves_and_with_what_they_cost(seed: study_trees.Seed) -> None:
+def test_the_study_votes_with_leaves_and_with_what_they_cost(seed: tree_study.Seed) -> None:
     arms = seed.arms
-    assert [arms[name].votes for name in (study_trees.TREE, study_trees.FULL, study_trees.FEWER)] == [10, 10, 6]
-    ratio = arms[study_trees.TREE].tokens / arms[study_trees.FULL].tokens
-    assert arms[study_trees.MATCHED].votes == round(10 * ratio)
-    assert arms[study_trees.TREE].tokens < arms[study_trees.FULL].tokens > arms[study_trees.FEWER].tokens
+    assert [arms[name].votes for name in (tree_study.TREE, tree_study.FULL, tree_study.FEWER)] == [10, 10, 6]
+    ratio = arms[tree_study.TREE].tokens / arms[tree_study.FULL].tokens
+    assert arms[tree_study.MATCHED].votes == round(10 * ratio)
+    assert arms[tree_study.TREE].tokens < arms[tree_study.FULL].tokens > arms[tree_study.FEWER].tokens
     assert all(len(arm.right) == 3 for arm in arms.values())
 
 
-def test_the_studys_table_is_paired(seed: study_trees.Seed) -> None:
-    def arm(*right: float) -> study_trees.Arm:
-        return study_trees.Arm(4, 40.0, list(right))
+def test_the_studys_table_is_paired(seed: tree_study.Seed) -> None:
+    def arm(*right: float) -> tree_study.Arm:
+        return tree_study.Arm(4, 40.0, list(right))
 
-    def of(trees: study_trees.Arm, full: study_trees.Arm) -> study_trees.Seed:
-        return seed._replace(arms={study_trees.TREE: trees, study_trees.FULL: full})
+    def of(trees: tree_study.Arm, full: tree_study.Arm) -> tree_study.Seed:
+        return seed._replace(arms={tree_study.TREE: trees, tree_study.FULL: full})
 
     seeds = [of(arm(1, 1, 0), arm(1, 0, 0)), of(arm(1, 1, 1), arm(1, 0, 1))]
-    full = study_trees.rows(seeds)[study_trees.FULL]
+    full = tree_study.rows(seeds)[tree_study.FULL]
     assert full.accuracy.value == 0.5 and full.accuracy_by_seed.value == 0.5
     assert full.difference.value == pytest.approx(1 / 3)
     assert full.difference_by_seed.low == pytest.approx(full.difference_by_seed.high) == pytest.approx(1 / 3)
     assert (full.difference.low, full.difference.high) == (0.0, 1.0)
 
 
-def test_the_studys_page_and_figures(seed: study_trees.Seed) -> None:
-    table = study_trees.rows([seed])
-    said = study_trees.markdown(table, [seed])
+def test_the_studys_page_and_figures(seed: tree_study.Seed) -> None:
+    table = tree_study.rows([seed])
+    said = tree_study.markdown(table, [seed])
     assert [f"\n| {name} |" in said for name in table] == [True] * 4
-    found = study_trees.figures(table, [seed])
+    found = tree_study.figures(table, [seed])
     assert found["questions"] == 3 and 0 < found["tree_token_ratio_by_leaves"] < 1
     assert json.loads(json.dumps(found)) == found
 
 
 def test_a_backend_that_runs_here_is_measured_and_one_that_is_not_there_is_named() -> None:
-    assert bench_sampling.why_not("hf") == ""
-    assert "no backend sglang" in bench_sampling.why_not("sglang")
+    assert sampling.why_not("hf") == ""
+    assert "no backend sglang" in sampling.why_not("sglang")

@@ -24,20 +24,20 @@ from mm_spine.evaluation import Item, bootstrap_ci
 from mm_spine.files import write_json, write_json_lines
 from mm_spine.types import Verdict
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))  # spawned workers inherit it
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "study"))  # spawned workers inherit it
 
-import study_cells
-import study_digits as study
-import study_report
-from study_cells import Cell
-from study_digits import Schedule, Task
-from study_report import Interval
+import cells
+import report as study_report
+import run_cells as study
+from cells import Cell
+from report import Interval
+from run_cells import Schedule, Task
 
 # --- The table ----------------------------------------------------------------------------------------------------
 
 
 def test_the_table_is_seed_major_with_the_base_first() -> None:
-    names = [cell.name for cell in study_cells.cells()]
+    names = [cell.name for cell in cells.cells()]
     assert len(names) == len(set(names)) == 8 * 12 + 2 * 2 + 2 * 3 + 2 * 2
     assert names[:3] == ["main/none/seed_0", "main/ttrl/seed_0", "main/spine/seed_0"]
     assert names[11:13] == ["main/oracle/seed_0", "main/none/seed_1"]
@@ -47,8 +47,8 @@ def test_the_table_is_seed_major_with_the_base_first() -> None:
 
 
 def test_every_cell_has_the_settings_it_is_named_for(tmp_path: Path) -> None:
-    default = study_cells.load_config("digits")
-    configs = {cell.name: cell.config(tmp_path) for cell in study_cells.cells()}
+    default = cells.load_config("digits")
+    configs = {cell.name: cell.config(tmp_path) for cell in cells.cells()}
     for name, config in configs.items():
         assert (config.threads, config.engine.measure_update, config.reporting.images) == (1, True, False), name
         assert name.endswith(f"seed_{config.seed}")
@@ -62,7 +62,7 @@ def test_every_cell_has_the_settings_it_is_named_for(tmp_path: Path) -> None:
 
 
 def test_before_is_taken_over_from_the_base_of_the_same_start_once_it_is_finished(tmp_path: Path) -> None:
-    table = {cell.name: cell for cell in study_cells.cells()}
+    table = {cell.name: cell for cell in cells.cells()}
     assert table["main/none/seed_2"].before is None
     assert table["main/rent/seed_2"].before == table["long/spine/seed_1"].before.replace("_1", "_2")  # type: ignore[union-attr]
     assert table["direct-heavy/spine/seed_1"].before == "direct-heavy/none/seed_1"
@@ -73,7 +73,7 @@ def test_before_is_taken_over_from_the_base_of_the_same_start_once_it_is_finishe
 
 
 def test_cells_are_chosen_by_name() -> None:
-    table = study_cells.cells()
+    table = cells.cells()
     assert [c.name for c in study.choose(table, ["long/*/seed_1", "*/rent/seed_7"])] == [
         "main/rent/seed_7", "long/ttrl/seed_1", "long/spine/seed_1",
     ]  # fmt: skip
@@ -95,7 +95,7 @@ def test_a_trial_may_not_write_over_the_study(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_finished_cells_are_skipped_and_the_second_model_is_built_once(tmp_path: Path) -> None:
-    table = study_cells.cells()
+    table = cells.cells()
     write_json(tmp_path / table[1].name / "summary.json", {})
     (tmp_path / table[2].name).mkdir(parents=True)  # half-written
     names = [task.name for task in study.tasks(table, tmp_path)]
@@ -139,10 +139,10 @@ def test_a_failing_cell_says_why(tmp_path: Path) -> None:
         raise ValueError("no\nweights")
 
     cell = Cell("main", "spine", 0)
-    assert study_cells.missing(cell, tmp_path) == "not run to its end"
+    assert cells.missing(cell, tmp_path) == "not run to its end"
     assert study.perform(Task(cell.name, (), cell), tmp_path, runner) == "ValueError: no weights"
     assert (tmp_path / cell.name / "failed.txt").read_text() == "ValueError: no weights\n"
-    assert study_cells.missing(cell, tmp_path) == "failed with ValueError, see failed.txt in its folder"
+    assert cells.missing(cell, tmp_path) == "failed with ValueError, see failed.txt in its folder"
     assert study.perform(Task(cell.name, (), cell), tmp_path, lambda *_, **__: None) == "stopped by a signal"
 
 
@@ -306,7 +306,7 @@ def test_a_cell_made_with_other_settings_stays_out_of_the_report(output: Path) -
     config["evaluation"]["before"] = "elsewhere"
     del config["checkpoint"]  # an option younger than the cell
     path.write_text(yaml.safe_dump(config))
-    assert study_cells.missing(Cell("main", "spine", 1), output) is None
+    assert cells.missing(Cell("main", "spine", 1), output) is None
     config["optim"]["lr"] = 1.0
     path.write_text(yaml.safe_dump(config))
     assert (

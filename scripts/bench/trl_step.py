@@ -8,8 +8,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
-from bench_models import STD_EPS, Sizes, Work
 from torch import Tensor
+from workload import STD_EPS, Sizes, Work
 
 import mm_spine  # noqa: F401  (heals a torchvision that would stop trl's import)
 from mm_spine.config import MethodConfig

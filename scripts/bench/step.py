@@ -1,6 +1,6 @@
 r"""An optimiser step side by side: plain transformers, TRL's GRPOTrainer, and ours with each measure added in turn.
 
-    python scripts/bench_step.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --vocab 2048 --hidden 256
+    python scripts/bench/step.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --vocab 2048 --hidden 256
         --layers 4 --selected 0.2 --dtype float32 --device cpu --questions 1 --repeats 3 --seed 0] [--json] [--head]
 
 Same weights, saved rollouts, rewards, token selection, loss (PPO's clipped term at ratio 1 on the selected tokens over
@@ -23,16 +23,16 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
-import bench_flops
-import bench_measure
-import bench_models
-import bench_plain
-import bench_trl
+import flop_counts
+import plain_step
+import timing
 import torch
-from bench_measure import Step, Took, middle, ratio, together
-from bench_models import Sizes, Work
+import trl_step
+import workload
 from rich.console import Console
 from rich.table import Table
+from timing import Step, Took, middle, ratio, together
+from workload import Sizes, Work
 
 from mm_spine.config import MethodConfig
 from mm_spine.policy.distribution import Distribution
@@ -93,7 +93,7 @@ class Bench(NamedTuple):
 def options_for(sizes: Sizes) -> MethodConfig:
     """The loss that all variants share."""
     return MethodConfig(
-        share=sizes.selected, eps=bench_models.STD_EPS, kl="none", band_low_weight=0.0, band_high_weight=0.0
+        share=sizes.selected, eps=workload.STD_EPS, kl="none", band_low_weight=0.0, band_high_weight=0.0
     )
 
 
@@ -128,45 +128,45 @@ def last_token(mask_T: torch.Tensor) -> torch.Tensor:
 
 def set_up(sizes: Sizes, device: torch.device) -> Bench:
     """Three models with the same weights, the saved step, and the functions to measure."""
-    options, processor = options_for(sizes), bench_models.make_processor()
-    work = bench_models.make_work(sizes, options)
-    base = bench_models.make_model(sizes, device)
-    ours_model, trl_model = (bench_models.copy_of(base) for _ in range(2))
-    policy = bench_models.make_policy(ours_model, processor, sizes)
+    options, processor = options_for(sizes), workload.make_processor()
+    work = workload.make_work(sizes, options)
+    base = workload.make_model(sizes, device)
+    ours_model, trl_model = (workload.copy_of(base) for _ in range(2))
+    policy = workload.make_policy(ours_model, processor, sizes)
     for group in work.groups:
         policy.prompt(group.question)  # warm: the tower has seen every image
-    rows = bench_plain.make_rows(work, processor, device, DTYPES[sizes.dtype])
-    trainer = bench_trl.make_trainer(trl_model, processor, work, sizes, options, bench_models.adamw(trl_model))
-    batch = bench_trl.prepare(trainer, work)
-    plain = Contestant(base, bench_models.adamw(base), _plain_gradients(base, rows, work, options))
-    mine = Contestant(ours_model, bench_models.adamw(ours_model), _our_gradients(policy, work, options))
-    steps: dict[str, Step] = {PLAIN: partial(plain.update, PLAIN), TRL: partial(bench_trl.update, trainer, batch)}
+    rows = plain_step.make_rows(work, processor, device, DTYPES[sizes.dtype])
+    trainer = trl_step.make_trainer(trl_model, processor, work, sizes, options, workload.adamw(trl_model))
+    batch = trl_step.prepare(trainer, work)
+    plain = Contestant(base, workload.adamw(base), _plain_gradients(base, rows, work, options))
+    mine = Contestant(ours_model, workload.adamw(ours_model), _our_gradients(policy, work, options))
+    steps: dict[str, Step] = {PLAIN: partial(plain.update, PLAIN), TRL: partial(trl_step.update, trainer, batch)}
     steps |= {CACHED: partial(plain.update, CACHED), **{name: partial(mine.update, name) for name in mine.gradients}}
-    steps[ENCODE] = partial(bench_plain.encode_images, ours_model, rows)
-    gradients: dict[str, Step] = {**plain.gradients, **mine.gradients, TRL: partial(bench_trl.backward, trainer, batch)}
+    steps[ENCODE] = partial(plain_step.encode_images, ours_model, rows)
+    gradients: dict[str, Step] = {**plain.gradients, **mine.gradients, TRL: partial(trl_step.backward, trainer, batch)}
     models = {PLAIN: base, CACHED: base, TRL: trl_model}
     prompt_tokens = rows[0].ids_NP.shape[1] - rows[0].response_NT.shape[1]
-    return Bench(sizes, work, policy, device, models, gradients, steps, partial(bench_trl.prepare, trainer, work),
+    return Bench(sizes, work, policy, device, models, gradients, steps, partial(trl_step.prepare, trainer, work),
                  prompt_tokens, _tower_share(base, rows[0], sizes))  # fmt: skip
 
 
 def _plain_gradients(model: Any, rows: list[Any], work: Work, options: MethodConfig) -> dict[str, Step]:
     tokens = sum(len(chosen.policy_T) for row in work.tokens for chosen in row)
-    cached = [bench_plain.cache(model, each) for each in rows]
+    cached = [plain_step.cache(model, each) for each in rows]
 
     def padded() -> None:
         for each in rows:
-            bench_plain.backward(model, each, tokens, options)
+            plain_step.backward(model, each, tokens, options)
 
     def padded_cached() -> None:
         for each, known in zip(rows, cached, strict=True):
-            bench_plain.backward_cached(model, each, known, tokens, options)
+            plain_step.backward_cached(model, each, known, tokens, options)
 
     return {PLAIN: padded, CACHED: padded_cached}
 
 
 def _our_gradients(policy: Policy, work: Work, options: MethodConfig) -> dict[str, Step]:
-    twice, unanimous = bench_models.doubled(work), bench_models.half_unanimous(work)
+    twice, unanimous = workload.doubled(work), workload.half_unanimous(work)
     works = {PACKED: also(work, all_tokens), SELECTED: also(work, last_token), WARM: work}
     gradients: dict[str, Step] = {name: partial(ours, policy, each, options) for name, each in works.items()}
     gradients |= {TWICE: gradients[WARM], MERGED: partial(ours, policy, twice, options)}
@@ -180,8 +180,8 @@ def _tower_share(model: Any, rows: Any, sizes: Sizes) -> float:
     """Counted work of one image token in the tower over that in the text model's layers."""
     embeds = torch.zeros(1, sizes.image_tokens, sizes.hidden, device=model.device, dtype=model.dtype)
     with torch.no_grad():
-        text = bench_flops.counted(lambda: model.model.language_model(inputs_embeds=embeds, use_cache=False))
-        tower = bench_flops.counted(lambda: bench_plain.encode_images(model, [rows]))
+        text = flop_counts.counted(lambda: model.model.language_model(inputs_embeds=embeds, use_cache=False))
+        tower = flop_counts.counted(lambda: plain_step.encode_images(model, [rows]))
     return tower / text
 
 
@@ -203,8 +203,8 @@ def inspect(bench: Bench) -> Seen:
     """Forward and backward of each variant once, which warms it up."""
     seen, plain = Seen({}, {}, {}), dict[str, torch.Tensor]()
     for name, gradients in sorted(bench.gradients.items(), key=lambda item: item[0] != PLAIN):
-        counter = bench_flops.Counter()
-        seen.bytes_at_peak[name] = bench_measure.peak_memory(partial(counter, gradients), bench.device)
+        counter = flop_counts.Counter()
+        seen.bytes_at_peak[name] = timing.peak_memory(partial(counter, gradients), bench.device)
         seen.flops[name] = counter.flops
         found = bench.take_gradients(name)
         plain = plain or found
@@ -222,13 +222,13 @@ def _relative(ours: torch.Tensor | None, plain: torch.Tensor | None) -> float:
 def measure(bench: Bench, repeats: int) -> dict[str, Any]:
     """Every figure: what `--json` prints."""
     flops, memory, errors = inspect(bench)
-    product = bench_flops.Matmul(bench.device, DTYPES[bench.sizes.dtype])
+    product = flop_counts.Matmul(bench.device, DTYPES[bench.sizes.dtype])
     steps: dict[str, Step] = {**bench.steps, MATMUL: lambda: [product() for _ in range(PRODUCTS)]}
-    taken = bench_measure.interleaved(steps, bench.device, repeats)
+    taken = timing.interleaved(steps, bench.device, repeats)
     taken[COLD] = together(taken[WARM], taken[ENCODE])
-    flops[ENCODE] = bench_flops.counted(bench.steps[ENCODE])
+    flops[ENCODE] = flop_counts.counted(bench.steps[ENCODE])
     flops[COLD] = flops[WARM] + flops[ENCODE]
-    need = bench_flops.needed(bench.sizes, bench.work, bench.prompt_tokens)
+    need = flop_counts.needed(bench.sizes, bench.work, bench.prompt_tokens)
     rate = PRODUCTS * product.flops / middle(taken.pop(MATMUL)).wall
     seconds = middle(taken[WARM]).wall
     return {
@@ -244,7 +244,7 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
         "wall_over_needed": seconds * rate / need.total,
         "matmul_flops_per_second": rate,
         "needed": need._asdict(),
-        "trl_scoring_seconds": bench_measure.timed(bench.prepare_trl, bench.device).wall,
+        "trl_scoring_seconds": timing.timed(bench.prepare_trl, bench.device).wall,
         "tower_share": bench.tower_share,
         "load": os.getloadavg()[0],
         "variants": {
@@ -293,8 +293,8 @@ def head_table(sizes: Sizes, device: torch.device, repeats: int) -> dict[str, fl
         ALL: partial(gradient, 1.0),
         CHOSEN: partial(gradient, sizes.selected),
     }
-    bench_measure.interleaved(steps, device, 1)
-    taken = bench_measure.interleaved(steps, device, max(repeats, 5))
+    timing.interleaved(steps, device, 1)
+    taken = timing.interleaved(steps, device, max(repeats, 5))
     some, every = (together(taken[part], taken[ENTROPIES]) for part in (CHOSEN, ALL))
     return {
         **{name: middle(each).wall for name, each in taken.items()},
@@ -326,7 +326,7 @@ def show(console: Console, bench: Bench, figures: dict[str, Any]) -> None:
 
 
 def _set_up_in_words(bench: Bench) -> str:
-    sizes, tower = bench.sizes, bench_models.fit_tower(bench.sizes)
+    sizes, tower = bench.sizes, workload.fit_tower(bench.sizes)
     selected = sum(int(t.policy_T.sum()) for row in bench.work.tokens for t in row)
     return (
         f"{sizes.questions} question(s), image of {sizes.image_tokens} tokens, prompt {bench.prompt_tokens} tokens, "
@@ -335,7 +335,7 @@ def _set_up_in_words(bench: Bench) -> str:
         f"text: vocabulary {sizes.vocab}, hidden {sizes.hidden} x {sizes.layers} layers, MLP {sizes.intermediate}, "
         f"{sizes.dtype}, {bench.device.type}, {torch.get_num_threads()} threads\n"
         f"tower: {tower.depth} layers of width {tower.hidden}, MLP {tower.intermediate}, windows of "
-        f"{bench_models.WINDOW_TOKENS} x {bench_models.WINDOW_TOKENS} image tokens; an image token costs it "
+        f"{workload.WINDOW_TOKENS} x {workload.WINDOW_TOKENS} image tokens; an image token costs it "
         f"{bench.tower_share:.2f} of what it costs the text model (counted)"
     )
 

@@ -1,6 +1,6 @@
 r"""What votes that stop early spare on `digits`, and what they are worth: `decided`, and `confident` at three levels.
 
-    python scripts/study_votes.py [--seeds 5 --questions 256 --split adapt --votes 32 --least 4 --rounds 1 2 4]
+    python scripts/study/votes.py [--seeds 5 --questions 256 --split adapt --votes 32 --least 4 --rounds 1 2 4]
         [--json]
 
 The starting model draws all votes once a seed, and each rule takes its rounds from them: the rollouts of a vote that
@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bench_draws import markdown_table
-from study_draws import MAX_NEW_TOKENS, Saved, command_line, each_seed, over_questions, percent, plain
+from draws import MAX_NEW_TOKENS, Saved, command_line, each_seed, markdown_table, over_questions, percent, plain
 
 from mm_spine.config import VotesConfig
 from mm_spine.intervals import Interval, over_seeds

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from cells import BASE, COMMON, Cell, cells, groups, missing
 from scipy import stats
-from study_cells import BASE, COMMON, Cell, cells, groups, missing
 
 from mm_spine.files import read_json, read_json_lines
 from mm_spine.intervals import Interval, bootstrap_ci, over_seeds

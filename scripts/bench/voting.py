@@ -1,6 +1,6 @@
 r"""How long votes take: 64 responses to each of 1,000 questions, parsed and counted, for letters and for mathematics.
 
-    python scripts/bench_votes.py [--questions 1000] [--votes 64]
+    python scripts/bench/voting.py [--questions 1000] [--votes 64]
 
 Responses are about 600 characters of reasoning that end in a box. Letters: four options. Mathematics: six different
 answers to a question in uneven shares; to every third question they are formulas without a canonical key, two of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from bench_draws import logprob_gap
+from drawn import logprob_gap
 
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy

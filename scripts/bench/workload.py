@@ -1,4 +1,4 @@
-"""What `bench_step` measures on: a random Qwen2.5-VL of given sizes, square images, saved rollouts and rewards.
+"""What `step` measures on: a random Qwen2.5-VL of given sizes, square images, saved rollouts and rewards.
 
 The text model has the proportions of Qwen2.5-VL-3B (MLP 5.375 times the width, two key-value heads), the tower's MLP
 is fitted until an image token costs the tower 0.9 of what it costs the text model, as in the 3B.

@@ -1,7 +1,7 @@
 r"""Rollouts side by side: transformers' generate as TRL calls it, ours on transformers, ours on vLLM; flat and trees,
 full votes and votes that stop when they are decided.
 
-    python scripts/bench_sampling.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --prompts 2 --repeats 3
+    python scripts/bench/sampling.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --prompts 2 --repeats 3
         --vocab 2048 --hidden 256 --layers 4 --dtype float32 --seed 0] [--questions 64 --votes 32 ...] [--json]
 
 Tokens a second are measured on a random Qwen2.5-VL with `prompts` images, same weights and prompts for all; its end
@@ -26,16 +26,16 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import bench_digits
-import bench_generate
-import bench_measure
-import bench_models
-import bench_parity
+import backend_parity
+import sampling_digits
+import timing
 import torch
-from bench_draws import drawn_tokens, logprob_gap, markdown_table
-from bench_measure import Took, middle, ratio, together
-from bench_models import Sizes
+import trl_generate
+import workload
+from drawn import drawn_tokens, logprob_gap, markdown_table
+from timing import Took, middle, ratio, together
 from transformers.utils.logging import disable_progress_bar
+from workload import Sizes
 
 from mm_spine.benchmarks import digits
 from mm_spine.config import RunConfig
@@ -85,17 +85,17 @@ def configuration(sizes: Sizes, backend: str, tree: bool = False) -> RunConfig:
 
 def set_up(sizes: Sizes, absent: Mapping[str, str], device: torch.device = CPU) -> Bench:
     """One model with copies of the same weights, and the ways to draw from it; backends of `absent` have none."""
-    processor = bench_models.make_processor()
-    model = bench_models.make_model(sizes, device)
+    processor = workload.make_processor()
+    model = workload.make_model(sizes, device)
     # All ways ban the image token: as the only end token it lets no response end early.
     processor.tokenizer.eos_token = "<|image_pad|>"
     model.generation_config.eos_token_id = model.config.image_token_id
-    questions = bench_models.make_questions(sizes)
-    policy = bench_models.make_policy(deepcopy(model), processor, sizes)
+    questions = workload.make_questions(sizes)
+    policy = workload.make_policy(deepcopy(model), processor, sizes)
     made = _samplers(sizes, policy, absent)
     ways = _trl_ways(deepcopy(model), processor, questions, sizes)
     ways |= {name: _our_way(sampler, policy, questions, sizes) for name, sampler in made.items()}
-    newcomer = Newcomer(partial(bench_models.make_policy, processor=processor, sizes=sizes), model, questions, sizes)
+    newcomer = Newcomer(partial(workload.make_policy, processor=processor, sizes=sizes), model, questions, sizes)
     ways[NEW] = Way(newcomer.draw, drawn_tokens, newcomer.prepare)
     return Bench(sizes, policy, questions, ways, made, dict(absent))
 
@@ -110,11 +110,11 @@ def _samplers(sizes: Sizes, policy: Policy, absent: Mapping[str, str]) -> dict[s
 
 
 def _trl_ways(model: Any, processor: Any, questions: Sequence[Question], sizes: Sizes) -> dict[str, Way]:
-    trainer = bench_generate.make_trainer(model, processor, questions, sizes)
-    ready = bench_generate.process(trainer, questions)
+    trainer = trl_generate.make_trainer(model, processor, questions, sizes)
+    ready = trl_generate.process(trainer, questions)
     return {
-        PROCESS: Way(partial(bench_generate.process, trainer, questions), lambda made: 0),
-        GENERATE: Way(partial(bench_generate.generate, trainer, ready), lambda drawn: sum(map(len, drawn))),
+        PROCESS: Way(partial(trl_generate.process, trainer, questions), lambda made: 0),
+        GENERATE: Way(partial(trl_generate.generate, trainer, ready), lambda drawn: sum(map(len, drawn))),
     }
 
 
@@ -153,7 +153,7 @@ def take_turns(ways: Mapping[str, Way], repeats: int, device: torch.device = CPU
         for name, way in ways.items():
             way.prepare()
             drawn: list[Any] = []
-            taken[name].append(bench_measure.timed(partial(_keep, way, drawn), device))
+            taken[name].append(timing.timed(partial(_keep, way, drawn), device))
             tokens[name] = way.count(drawn[0])
     return {name: times[1:] for name, times in taken.items()}, tokens
 
@@ -201,10 +201,10 @@ def parity(bench: Bench) -> dict[str, Any] | None:
     if VLLM not in bench.samplers:
         return None
     sizes = replace(bench.sizes, image_tokens=PARITY_TOKENS, questions=PARITY_QUESTIONS)
-    policy, vllm, questions = bench.policy, bench.samplers[VLLM], bench_models.make_questions(sizes)
+    policy, vllm, questions = bench.policy, bench.samplers[VLLM], workload.make_questions(sizes)
     before = logprob_gap(policy, questions, vllm.sample(questions, 2, step=0, purpose="parity"))
-    differing, unlevel = bench_parity.greedy_differences(policy, questions, bench.samplers[HF], vllm, 2 * before)
-    after = bench_parity.gap_after_updates(policy, questions[:4], vllm, UPDATES)
+    differing, unlevel = backend_parity.greedy_differences(policy, questions, bench.samplers[HF], vllm, 2 * before)
+    after = backend_parity.gap_after_updates(policy, questions[:4], vllm, UPDATES)
     return {"greedy_questions": len(questions), "greedy_differing": differing, "greedy_differing_not_level": unlevel,
             "logprob_gap": before, "logprob_gap_after_updates": after, "updates": UPDATES}  # fmt: skip
 
@@ -221,15 +221,15 @@ def _gap(bench: Bench, sampler: Sampler) -> float:
     return logprob_gap(bench.policy, bench.questions, drawn)
 
 
-def measure_digits(sizes: bench_digits.Sizes, backends: Sequence[str]) -> dict[str, Any]:
-    """By backend what `bench_digits.figures` says, with the log-prob gap; and bf16's batches."""
+def measure_digits(sizes: sampling_digits.Sizes, backends: Sequence[str]) -> dict[str, Any]:
+    """By backend what `sampling_digits.figures` says, with the log-prob gap; and bf16's batches."""
     questions = digits.load("adapt").questions[: sizes.questions]
     policy = Policy.load(digits.MODEL_DIR)
     found: dict[str, Any] = {}
     for backend in backends:
-        voted = bench_digits.vote(policy, questions, sizes, backend)
-        found[backend] = {**bench_digits.figures(voted), "logprob_gap": bench_digits.gap(policy, voted)}
-    return {"backends": found, "differing": bench_digits.batch_shares(sizes, questions[:16])}
+        voted = sampling_digits.vote(policy, questions, sizes, backend)
+        found[backend] = {**sampling_digits.figures(voted), "logprob_gap": sampling_digits.gap(policy, voted)}
+    return {"backends": found, "differing": sampling_digits.batch_shares(sizes, questions[:16])}
 
 
 TOP_LEVEL = ("tree_token_ratio", "tree_mean_fork_position", "adaptive_token_ratio", "adaptive_same_labels")
@@ -256,7 +256,7 @@ def summary(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> dict[st
     }
 
 
-def show(bench: Bench, prompts: Mapping[str, Any], on_digits: Mapping[str, Any], sizes: bench_digits.Sizes) -> str:
+def show(bench: Bench, prompts: Mapping[str, Any], on_digits: Mapping[str, Any], sizes: sampling_digits.Sizes) -> str:
     """Both tables and the figures that floors are set for, as markdown."""
     base = prompts["ways"][GENERATE]["wall"]
     rates = ([name, *_rates(way), f"{base / way['wall']:.2f}"] for name, way in prompts["ways"].items())
@@ -297,7 +297,7 @@ def _prompts_in_words(bench: Bench) -> str:
     )
 
 
-def _digits_in_words(sizes: bench_digits.Sizes) -> str:
+def _digits_in_words(sizes: sampling_digits.Sizes) -> str:
     return (
         f"`digits`, {sizes.questions} questions of split adapt, starting model, {sizes.votes} votes in rounds of "
         f"{sizes.round} after {sizes.least}; trees: {sizes.roots} roots, {sizes.forks} forks, {sizes.branches} "
@@ -312,7 +312,7 @@ def _figures_in_words(backend: str, found: Mapping[str, Any]) -> str:
         f"their leaves' ({say['tree_token_ratio_by_forks']} by the fork positions, mean t/T "
         f"{say['tree_mean_fork_position']}). Until decided, votes draw {say['adaptive_token_ratio']} of the full "
         f"vote's tokens, the same answer in {say['adaptive_same_labels']} of the questions; in rounds of "
-        f"{bench_digits.DEFAULT_ROUND}, {say['adaptive_token_ratio_default_round']}; until confident "
+        f"{sampling_digits.DEFAULT_ROUND}, {say['adaptive_token_ratio_default_round']}; until confident "
         f"{say['confident_token_ratio']}, the same in {say['confident_same_labels']}; trees until decided "
         f"{say['adaptive_tree_token_ratio']} of all trees', the same in {say['adaptive_tree_same_labels']}. "
         f"Log-prob gap {found['logprob_gap']:.1e} nats."
@@ -343,12 +343,12 @@ def _parity_in_words(found: Mapping[str, Any]) -> str:
     )
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Sizes, bench_digits.Sizes]:
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Sizes, sampling_digits.Sizes]:
     """Command line -> options, the prompts' sizes, those of the part on `digits`."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     mine = [field for field in fields(Sizes) if field.name not in ("questions", "selected")]
-    others = [field for field in fields(bench_digits.Sizes) if field.name != "seed"]
+    others = [field for field in fields(sampling_digits.Sizes) if field.name != "seed"]
     for field in (*mine, *others):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     parser.add_argument("--prompts", type=int, default=2)
@@ -358,7 +358,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     options = parser.parse_args(arguments)
     prompts = Sizes(**{field.name: getattr(options, field.name) for field in mine}, questions=options.prompts)
     on_digits = {field.name: getattr(options, field.name) for field in others}
-    return options, prompts, bench_digits.Sizes(**on_digits, seed=options.seed)
+    return options, prompts, sampling_digits.Sizes(**on_digits, seed=options.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

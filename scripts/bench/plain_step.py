@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from bench_models import MOST_PIXELS, TOKEN_PIXELS, Work
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from workload import MOST_PIXELS, TOKEN_PIXELS, Work
 
 from mm_spine.config import MethodConfig
 from mm_spine.processors.chat import encode

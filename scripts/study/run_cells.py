@@ -1,6 +1,6 @@
 """The study of `digits`: methods and controls over seeds, a run too long, a learning rate too high, a bad start.
 
-    python scripts/study_digits.py [--jobs 2] [--only GLOB] [--report-only] [--output runs/study]
+    python scripts/study/run_cells.py [--jobs 2] [--only GLOB] [--report-only] [--output runs/study]
 
 One folder per cell, `<output>/<group>/<method>/seed_<k>`. A cell is finished when its summary.json exists; finished
 cells are skipped, half-written ones are removed and redone. The report is computed from finished cells alone.
@@ -25,8 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from study_cells import Cell, cells
-from study_report import write_report
+from cells import Cell, cells
+from report import write_report
 from transformers.utils.logging import disable_progress_bar
 
 from mm_spine.files import read_json, write_json

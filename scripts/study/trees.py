@@ -1,6 +1,6 @@
 r"""ETMR's trees beside flat sampling on `digits`: tokens drawn, where the trees fork, and what the votes are worth.
 
-    python scripts/study_trees.py [--seeds 5 --questions 256 --split adapt --roots 12 --forks 2 --branches 2] [--json]
+    python scripts/study/trees.py [--seeds 5 --questions 256 --split adapt --roots 12 --forks 2 --branches 2] [--json]
 
 The starting model votes with the leaves of `roots` trees, and with as many flat responses; flat again with as many
 votes as the trees' tokens pay for when forks are uniform (36 of 60), and with as many as they paid for as measured.
@@ -17,8 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bench_draws import Drawn, drawn_tokens, flat, markdown_table
-from study_draws import MAX_NEW_TOKENS, Saved, command_line, each_seed, over_questions, percent, plain
+from draws import (
+    MAX_NEW_TOKENS,
+    Drawn,
+    Saved,
+    command_line,
+    drawn_tokens,
+    each_seed,
+    markdown_table,
+    over_questions,
+    percent,
+    plain,
+)
 
 from mm_spine import evaluation
 from mm_spine.config import RunConfig, TreeConfig
@@ -57,7 +67,7 @@ def run_seed(policy: Policy, labelled: LabelledSet, tree: TreeConfig, roots: int
     votes = roots * whole
     trees = draw(policy, labelled.questions, configuration(votes, seed, tree))
     many = draw(policy, labelled.questions, configuration(votes, seed))
-    leaves = flat(trees)
+    leaves = [leaf for tree in trees for leaf in tree]
     ratio = drawn_tokens(trees) / drawn_tokens(many)
     counts = {FEWER: round(roots * (1 + tree.branches * tree.forks / 2)), MATCHED: round(votes * ratio)}
     items = {TREE: graded(labelled, trees), FULL: graded(labelled, many)}

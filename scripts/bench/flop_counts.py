@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from bench_models import Sizes, Work
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from workload import Sizes, Work
 
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 """Matrix products over (query, key) pairs: QK and PV; then QK again and the gradients of P, V, Q and K."""

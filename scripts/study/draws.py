@@ -20,6 +20,9 @@ from mm_spine.types import LabelledSet, Question, Rollout
 
 T = TypeVar("T")
 
+Drawn = Sequence[Sequence[Rollout]]
+"""The rollouts of each question."""
+
 MAX_NEW_TOKENS = 48
 
 
@@ -38,6 +41,16 @@ class Saved:
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do."""
+
+
+def drawn_tokens(drawn: Drawn) -> int:
+    """Count the tokens that were generated: of a branch, those from its fork on."""
+    return sum(rollout.own_tokens for group in drawn for rollout in group)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table of a page, one line a row."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
 
 
 def over_questions(values_SQ: np.ndarray) -> Interval:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
-from bench_models import Sizes
+from workload import Sizes
 
 import mm_spine  # noqa: F401  (heals a torchvision that would stop trl's import)
 from mm_spine.types import Question

@@ -1,6 +1,6 @@
 r"""Build the tiny Qwen2.5-VL that `digits` starts from, out of PRINTED digits alone.
 
-    python scripts/train_source_checkpoint.py --output DIR [--seed 0] [--recipe two-habits|direct-heavy]
+    python scripts/study/train_source_checkpoint.py --output DIR [--seed 0] [--recipe two-habits|direct-heavy]
 
 Three stages, about ten minutes on two CPU cores: the tower learns to read printed digits under an auxiliary
 head; the language model learns to reason step by step about them; a few last steps add a second habit, answering
@@ -583,7 +583,9 @@ def write_card(folder: Path, config: Config, stages: Mapping[str, float], figure
     fonts = "\n".join(
         f"| {name} | {_dpkg('-W', '-f=${Version}', name)} | {FONT_PACKAGES[name]} |" for name in FONT_PACKAGES
     )
-    recipe = f"python scripts/train_source_checkpoint.py --seed {config.seed} --recipe {config.recipe} --output DIR"
+    recipe = (
+        f"python scripts/study/train_source_checkpoint.py --seed {config.seed} --recipe {config.recipe} --output DIR"
+    )
     filled = {"recipe": recipe, "minutes": seconds / 60, "fonts": fonts, "config": config, "stages": stages}
     (folder / "README.md").write_text(_CARD.format(**filled, f=figures))
 

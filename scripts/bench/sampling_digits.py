@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import bench_measure
 import numpy as np
+import timing
 import torch
-from bench_draws import Drawn, drawn_tokens, flat, logprob_gap
+from drawn import Drawn, drawn_tokens, flat, logprob_gap
 
 from mm_spine.benchmarks import digits
 from mm_spine.config import ModelConfig, RunConfig, TreeConfig, VotesConfig
@@ -90,7 +90,7 @@ def vote(policy: Policy, questions: Sequence[Question], sizes: Sizes, backend: s
 
 def _timed(way: Callable[[], list[Group]]) -> Voted:
     kept: list[Group] = []
-    took = bench_measure.timed(lambda: kept.extend(way()), torch.device("cpu"))
+    took = timing.timed(lambda: kept.extend(way()), torch.device("cpu"))
     return Voted(kept, took.wall, drawn_tokens([group.rollouts for group in kept]))
 
 
