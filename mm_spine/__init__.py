@@ -1,14 +1,63 @@
-"""mm-spine: adapt a vision-language model to an unlabelled test set."""
+"""mm-spine: adapt a vision-language model to an unlabelled test set.
 
-from mm_spine.compat import heal_torchvision, quiet_environment
+The five public names load on first use: torch and transformers take seconds to import, and `mm-spine --help` needs
+neither.
+"""
 
-quiet_environment()
-heal_torchvision()
+from __future__ import annotations
 
-# Not lazily: once the submodule of that name was imported, `mm_spine.adapt` would be the module, not the function.
-from mm_spine.adapt import adapt  # noqa: E402
-from mm_spine.methods.table import configure  # noqa: E402
-from mm_spine.policy.model import Policy  # noqa: E402
-from mm_spine.types import AnswerSpec, Question  # noqa: E402
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mm_spine.compat import quiet_environment
+
+if TYPE_CHECKING:
+    from mm_spine.adapt import adapt
+    from mm_spine.methods.table import configure
+    from mm_spine.policy.model import Policy
+    from mm_spine.types import AnswerSpec, Question
 
 __all__ = ["AnswerSpec", "Policy", "Question", "adapt", "configure"]
+
+quiet_environment()
+
+_HOMES = {
+    "AnswerSpec": "mm_spine.types",
+    "Policy": "mm_spine.policy.model",
+    "Question": "mm_spine.types",
+    "adapt": "mm_spine.adapt",
+    "configure": "mm_spine.methods.table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The class of this package, so that `mm_spine.adapt` is the function in whatever order modules are imported."""
+
+    # The function `adapt` lives in the submodule `adapt`. Whenever a submodule has been imported, the import system
+    # assigns it to the attribute of its name on the package, so `from mm_spine.adapt import Hooks` anywhere would make
+    # `from mm_spine import adapt` give the module. A property is looked up before the attributes of the object and
+    # receives that assignment: its setter drops the module, its getter always gives the function.
+    @property
+    def adapt(self) -> Any:
+        return __getattr__("adapt")
+
+    @adapt.setter
+    def adapt(self, submodule: ModuleType) -> None:
+        if not isinstance(submodule, ModuleType):
+            raise TypeError(f"mm_spine.adapt is the function of mm_spine/adapt.py; it cannot be set to {submodule!r}")
+
+
+sys.modules[__name__].__class__ = _Package

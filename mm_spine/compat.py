@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -109,11 +110,11 @@ def quiet_environment() -> None:
 
 
 def quiet_logs() -> None:
-    """For the commands: other libraries' progress bars and notices would drown our lines. Errors still show."""
-    import logging
+    """Silence progress bars and notices of other libraries, which would drown the lines of a command; errors show.
 
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    for noisy in ("DeepSpeed", "transformers", "httpx", "accelerate"):
+    Call before transformers is imported, so that this needs no import of it.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own bars obey it too
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for noisy in ("DeepSpeed", "httpx", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

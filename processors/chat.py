@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mm_spine.compat import heal_torchvision
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import Question
 
@@ -124,7 +125,8 @@ def _with_image(part: dict[str, Any], images: Sequence[Image.Image], limits: tup
 
 def _resize(chat: list[dict[str, Any]], question_id: str, patch_size: int) -> list[Image.Image] | None:
     """The images of `chat` in order, sides in whole image tokens; None without any."""
-    from qwen_vl_utils import process_vision_info  # imports torchvision, so not before it is healed
+    heal_torchvision()  # qwen_vl_utils imports torchvision
+    from qwen_vl_utils import process_vision_info
 
     try:
         images: list[Image.Image] | None = process_vision_info(chat, image_patch_size=patch_size)[0]

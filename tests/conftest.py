@@ -14,7 +14,10 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
 
 import pytest  # noqa: E402
 
-import mm_spine  # noqa: E402, F401  # sets the rest of the environment and heals torchvision before any test imports it
+from mm_spine.compat import heal_torchvision  # noqa: E402  # importing mm_spine sets the rest of the environment
+
+# Tests import transformers, trl and qwen_vl_utils themselves, some before any module of ours that does so.
+heal_torchvision()
 
 ROOT = Path(__file__).resolve().parents[1]
 
