@@ -1,4 +1,4 @@
-"""Benchmarks by name, and the user's own data by folder. A new benchmark is one module and one row."""
+"""Benchmarks by name, and the user's own data by folder. A new benchmark is a module and a line in `BENCHMARKS`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mm_spine.benchmarks import (
     aime,
     amc,
     digits,
+    folder,
     gpqa,
     math500,
     mathvision,
@@ -17,7 +18,6 @@ from mm_spine.benchmarks import (
     mmlu,
     mmmu,
     omnimedvqa,
-    own,
     path_vqa,
     pmc_vqa,
     pubmedqa,
@@ -26,7 +26,7 @@ from mm_spine.benchmarks import (
     vqa_rad,
     vqav2,
 )
-from mm_spine.benchmarks.release import Benchmark, Source
+from mm_spine.benchmarks.benchmark import Benchmark, Source
 from mm_spine.words import nearest
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -57,16 +57,16 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def resolve(name_or_folder: str) -> Benchmark:
-    """A known name, or a folder of the user's own (`./digits` for a folder named as a benchmark).
+    """Return the benchmark of that name, or make one of the user's folder (`./digits` is always a folder).
 
-    ValueError: neither; the nearest name and the way to give a folder are in the message.
+    Raises ValueError for anything else; the message gives the nearest name and says how to name a folder.
     """
     if name_or_folder in BENCHMARKS:
         return BENCHMARKS[name_or_folder]
-    folder = Path(name_or_folder).expanduser()
-    if name_or_folder.strip() and folder.is_dir():
-        return own.benchmark(folder)
-    found = "a file, not a folder" if folder.is_file() else "neither a benchmark nor a folder"
+    path = Path(name_or_folder).expanduser()
+    if name_or_folder.strip() and path.is_dir():
+        return folder.folder_benchmark(path)
+    found = "a file, not a folder" if path.is_file() else "neither a benchmark nor a folder"
     raise ValueError(
         f"{name_or_folder!r} is {found}; {nearest(name_or_folder, BENCHMARKS)}. "
         "For your own data, give the path of a folder with questions.jsonl (.csv, .json, .parquet) and images."

@@ -1,8 +1,9 @@
-"""AMC 12 of 2022 and 2023, with an integer for an answer in place of options."""
+"""AMC 12 of 2022 and 2023. Each answer is an integer; the options of the contest are left out."""
 
 from __future__ import annotations
 
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -12,8 +13,8 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Fields of the hub (`problem`), or of TTRL's release (`prompt`)."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub (`problem`) or of TTRL's release (`prompt`)."""
     return Entry(
         id=str(row["id"]),
         body=str(row["problem"] if "problem" in row else row["prompt"]),
@@ -23,10 +24,10 @@ def read(row: Row, images: Images, place: int) -> Entry:
     )
 
 
-BENCHMARK: Benchmark = released(
-    "amc",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="amc",
+    source=SOURCE,
+    read=read,
     kind="math",
     summary="83 problems of AMC 12, 2022 and 2023, no images.",
     citation="AI-MO (2024). AIMO validation set: AMC. Problems of the Mathematical Association of America.",

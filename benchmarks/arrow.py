@@ -1,4 +1,4 @@
-"""Tables of Arrow, from Parquet or mapped into memory: rows at once, images only when they are asked."""
+"""Rows of Arrow tables, from Parquet files or mapped into memory. An image is read only when it is opened."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mm_spine.benchmarks.release import Row
+from mm_spine.benchmarks.benchmark import Row
 
+# Rows converted to Python at a time: rows without their images, and rows with them.
 _BATCH = 1000
-_FEW = 16  # rows with images decoded at a time
+_IMAGE_BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """An image in a cell of a table: read when it is asked. `name` is the path that stands beside the bytes."""
+    """An image in a cell of a table, read when it is opened. `name` is the path that the table gives for it."""
 
     read: Callable[[], Any] = field(repr=False)
     name: str | None
@@ -30,7 +31,7 @@ class Cell:
         return self.name or "in the table"
 
     def read_bytes(self) -> bytes:
-        """FileNotFoundError: the cell names a file and holds no bytes."""
+        """Read the bytes. Raises FileNotFoundError where the cell names a file and holds none."""
         value = self.read()
         data = value.get("bytes") if isinstance(value, Mapping) else value
         if not isinstance(data, bytes):
@@ -39,7 +40,7 @@ class Cell:
 
 
 def parquet_rows(path: Path) -> LazyRows:
-    """The rows of a Parquet file. ValueError: it is none, or damaged."""
+    """Return the rows of a Parquet file. Raises ValueError for another format, or a damaged file."""
     try:
         return LazyRows(*_without_bytes(pq.ParquetFile(path, memory_map=True)), partial(_parquet_cell, path))
     except (pa.ArrowException, OSError) as error:
@@ -47,14 +48,18 @@ def parquet_rows(path: Path) -> LazyRows:
 
 
 def _without_bytes(file: pq.ParquetFile) -> tuple[pa.Table, frozenset[str]]:
-    """The file but for its images, of which only names and nulls are read; the names of the columns that hold them."""
+    """Read a file without the bytes of its images; return the table and the names of the columns with images.
+
+    Of an image only its name, and whether it is null, is read.
+    """
     names = file.schema_arrow.names
     leaves = [file.schema.column(index) for index in range(len(file.schema))]
     raw = [index for index, leaf in enumerate(leaves) if _is_raw(leaf)]
     table = file.read(columns=[leaf.path for index, leaf in enumerate(leaves) if index not in raw])
     for name in names:
-        if name not in table.column_names:  # nothing but bytes: one pass says which rows have some
-            batches = file.iter_batches(batch_size=_FEW, columns=[name])
+        if name not in table.column_names:
+            # The column holds only bytes. Read it once, batch by batch, to learn which of its rows are null.
+            batches = file.iter_batches(batch_size=_IMAGE_BATCH, columns=[name])
             table = table.append_column(name, pa.chunked_array([_shape(batch.column(0)) for batch in batches]))
     held = {_top(leaves[index].path, names) for index in raw if not _all_null(file, index)}
     return table, frozenset(held)
@@ -69,19 +74,19 @@ def _top(path: str, names: Iterable[str]) -> str:
 
 
 def _all_null(file: pq.ParquetFile, leaf: int) -> bool:
-    """Whether the leaf is known to hold no bytes: such images are files, named beside it."""
+    """Whether a leaf is known to hold no bytes at all; its images are then files, named in the column beside it."""
     groups = (file.metadata.row_group(group).column(leaf) for group in range(file.num_row_groups))
     return all(group.statistics is not None and group.statistics.null_count == group.num_values for group in groups)
 
 
 def _parquet_cell(path: Path, column: str, row: int) -> Any:
-    """Decodes the column of one row group up to that row, a few rows at a time; nothing is kept."""
+    """Read one cell: decode its column in its row group, up to that row, a few rows at a time."""
     file = _parquet_file(path)
     group = 0
     while row >= (size := file.metadata.row_group(group).num_rows):
         row, group = row - size, group + 1
-    batches = file.iter_batches(batch_size=_FEW, row_groups=[group], columns=[column])
-    return next(islice(batches, row // _FEW, None)).column(0)[row % _FEW].as_py()
+    batches = file.iter_batches(batch_size=_IMAGE_BATCH, row_groups=[group], columns=[column])
+    return next(islice(batches, row // _IMAGE_BATCH, None)).column(0)[row % _IMAGE_BATCH].as_py()
 
 
 @lru_cache(maxsize=16)
@@ -90,15 +95,11 @@ def _parquet_file(path: Path) -> pq.ParquetFile:
 
 
 def arrow_rows(table: pa.Table) -> LazyRows:
-    """The rows of a table that is mapped into memory, as the datasets library keeps it."""
+    """Return the rows of a table that is mapped into memory, as the `datasets` library keeps it."""
     raw = [field.name for field in table.schema if _holds_bytes(field.type)]
     columns = {name: _shape(table[name]) if name in raw else table[name] for name in table.column_names}
     held = frozenset(name for name in raw if not _no_bytes(table[name]))
-    return LazyRows(pa.table(columns), held, partial(_arrow_cell, table))
-
-
-def _arrow_cell(table: pa.Table, column: str, row: int) -> Any:
-    return table[column][row].as_py()
+    return LazyRows(pa.table(columns), held, lambda column, row: table[column][row].as_py())
 
 
 def _no_bytes(column: Any) -> bool:
@@ -116,7 +117,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _shape(column: Any) -> Any:
-    """`column` with a name, or True, where an image is; nulls stay."""
+    """Replace each image of `column` by its name, or by True where it has no name. Nulls stay null."""
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.array(_names(scalar.as_py()) for scalar in column)
@@ -131,10 +132,10 @@ def _names(images: list[Any] | None) -> list[dict[str, str | None] | None] | Non
     return [image and {"path": image["path"] if isinstance(image, dict) else None} for image in images]
 
 
-class _Places(Sequence[Row]):
-    """Rows found by their place from 0."""
+class _Rows(Sequence[Row]):
+    """A sequence of rows that its subclasses look up by index."""
 
-    def _row(self, place: int) -> Row:
+    def _row(self, index: int) -> Row:
         raise NotImplementedError
 
     @overload
@@ -142,12 +143,13 @@ class _Places(Sequence[Row]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        places = range(len(self))[index]
-        return self._row(places) if isinstance(places, int) else [self._row(place) for place in places]
+        # A range resolves negative indices, slices and IndexError as a list does.
+        indices = range(len(self))[index]
+        return self._row(indices) if isinstance(indices, int) else [self._row(each) for each in indices]
 
 
-class LazyRows(_Places):
-    """Rows of an Arrow table; `images` are the columns whose cells are read, by `read(column, row)`, when asked."""
+class LazyRows(_Rows):
+    """Rows of an Arrow table. Cells of the columns `images` are read by `read(column, row)` when they are opened."""
 
     def __init__(self, table: pa.Table, images: frozenset[str], read: Callable[[str, int], Any]) -> None:
         self._table, self._images, self._read = table, images, read
@@ -158,14 +160,14 @@ class LazyRows(_Places):
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), _BATCH):
             rows = self._table.slice(start, _BATCH).to_pylist()
-            yield from (self._with_cells(row, place) for place, row in enumerate(rows, start))
+            yield from (self._with_cells(row, index) for index, row in enumerate(rows, start))
 
-    def _row(self, place: int) -> Row:
-        return self._with_cells(self._table.slice(place, 1).to_pylist()[0], place)
+    def _row(self, index: int) -> Row:
+        return self._with_cells(self._table.slice(index, 1).to_pylist()[0], index)
 
-    def _with_cells(self, row: dict[str, Any], place: int) -> Row:
+    def _with_cells(self, row: dict[str, Any], index: int) -> Row:
         return {
-            name: _cells(value, partial(self._read, name, place)) if name in self._images else value
+            name: _cells(value, partial(self._read, name, index)) if name in self._images else value
             for name, value in row.items()
         }
 
@@ -180,8 +182,8 @@ def _item(read: Callable[[], Any], index: int) -> Any:
     return read()[index]
 
 
-class Joined(_Places):
-    """Several sequences of rows as one."""
+class JoinedRows(_Rows):
+    """Several sequences of rows, one after the other."""
 
     def __init__(self, parts: Iterable[Sequence[Row]]) -> None:
         self._parts = tuple(parts)
@@ -193,9 +195,9 @@ class Joined(_Places):
         for part in self._parts:
             yield from part
 
-    def _row(self, place: int) -> Row:
+    def _row(self, index: int) -> Row:
         for part in self._parts:
-            if place < len(part):
-                return part[place]
-            place -= len(part)
-        raise IndexError(place)
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)

@@ -1,4 +1,4 @@
-"""`columns.yaml` of a user's folder: which column is which field of a question, and what holds for every row."""
+"""Read `columns.yaml` of a user's folder: the column of each field of a question, and defaults for all rows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from mm_spine.benchmarks.release import Row
+from mm_spine.benchmarks.benchmark import Row
 from mm_spine.words import nearest
 
 FILE = "columns.yaml"
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "id": ("id",),
     "prompt": ("prompt", "question"),
@@ -26,18 +28,20 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "value_type": ("value_type",),
     "ordered": ("ordered",),
 }
-"""Field -> the columns it is read from where `columns.yaml` names no other."""
+"""Field -> the columns that it is read from unless `columns.yaml` names others."""
 
-_SAME = {"question": "prompt", "images": "image"}
+_ALIASES = {"question": "prompt", "images": "image"}
+# Fields that may be read from several columns, and fields that may have a default.
 _SEVERAL = ("image", "choices", "answer")
-_CONSTANT = ("prompt", "kind", "choices", "precision", "unit", "value_type", "ordered")
+_DEFAULTS = ("prompt", "kind", "choices", "precision", "unit", "value_type", "ordered")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Field -> its columns; what holds where a row has no value; the columns that results are broken down by.
+    """How a row of a user's table is read.
 
-    `named` are the fields that `columns.yaml` gives columns for: those must be in the file.
+    `names` maps a field to its columns, `defaults` to its value where a row has none. `tags` are the columns that
+    results are broken down by. `named` are the fields whose columns `columns.yaml` names; these must be in the table.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -46,18 +50,18 @@ class Columns:
     named: frozenset[str] = frozenset()
 
     def values(self, row: Row, name: str) -> list[Any]:
-        """The values of the field's columns that `row` has, in order; else its default."""
+        """Return the values that `row` has in the columns of a field, in order, or else the default of the field."""
         found = [row[column] for column in self.names[name] if column in row]
         return found or ([self.defaults[name]] if name in self.defaults else [])
 
     def value(self, row: Row, name: str) -> Any:
-        """The first of `values`, None without any."""
+        """Return the first of `values`, or None."""
         return next(iter(self.values(row, name)), None)
 
     def choices(self, row: Row) -> tuple[str, ...]:
-        """The options: a list, one text parted by "|" or JSON, or a text in each of several columns; numbers too.
+        """Return the options: a list, one text split at "|" or parsed as JSON, or one text in each of several columns.
 
-        ValueError: an option is no text, or is empty while a later one is not, which would shift the letters.
+        Numbers become texts. Raises ValueError where an option is neither, or where one before the last is empty.
         """
         columns = self.names["choices"]
         values = [row.get(column) for column in columns] if len(columns) > 1 else self.values(row, "choices")
@@ -65,6 +69,7 @@ class Columns:
             values = _listed(values[0])
         while values and values[-1] is None:
             values.pop()
+        # An empty option before the last would shift the letters of those after it, so it is refused below.
         values = [
             value if isinstance(value, bool) or not isinstance(value, int | float) else str(value) for value in values
         ]
@@ -73,9 +78,10 @@ class Columns:
         return tuple(values)
 
     def check(self, file: str, present: Iterable[str]) -> str | None:
-        """What is missing in a file with the columns `present`: a sentence where it is the answers or a tag alone.
+        """Check that the columns that `columns.yaml` names are among those `present` in the table `file`.
 
-        ValueError: another column that `columns.yaml` names is not there.
+        Returns a sentence where only columns of answers or tags are missing, and None where nothing is. Raises
+        ValueError where another column is missing.
         """
         present, problems = set(present), []
         wanted = [(name, column) for name in sorted(self.named) for column in self.names[name]]
@@ -89,9 +95,9 @@ class Columns:
 
 
 def load_columns(folder: Path, image: tuple[str, ...] = COLUMNS["image"]) -> Columns:
-    """The folder's `columns.yaml`; without one the fields under their own names, images under `image`.
+    """Read `columns.yaml` in `folder`; without it, fields are in columns of their own names, images in `image`.
 
-    ValueError: not YAML, an unknown key (the nearest is named), or a value of the wrong type.
+    Raises ValueError where it is not YAML, or holds an unknown key or a value of the wrong type.
     """
     path = folder / FILE
     names = {**COLUMNS, "image": image}
@@ -102,10 +108,10 @@ def load_columns(folder: Path, image: tuple[str, ...] = COLUMNS["image"]) -> Col
     defaults = _defaults(path, given.pop("defaults", None))
     named: dict[str, tuple[str, ...]] = {}
     for key, value in given.items():
-        name = _SAME.get(str(key), str(key))
+        name = _ALIASES.get(str(key), str(key))
         if name not in COLUMNS:
             raise ValueError(
-                f"{path}: unknown key {key!r}; {nearest(str(key), [*COLUMNS, *_SAME, 'defaults', 'tags'])}"
+                f"{path}: unknown key {key!r}; {nearest(str(key), [*COLUMNS, *_ALIASES, 'defaults', 'tags'])}"
             )
         if name in named:
             raise ValueError(f"{path}: {key!r} and {name!r} mean the same; keep one")
@@ -126,7 +132,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    """A column, a list of columns, or null for none."""
+    """Return the column names in `value`: one, a list of them, or null for none."""
     names = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(name, str) and name for name in names):
         raise ValueError(
@@ -138,10 +144,10 @@ def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
 def _defaults(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict | None):
         raise ValueError(f"{path}: 'defaults' holds lines such as 'kind: yes_no', found {value!r}")
-    defaults = {_SAME.get(str(key), str(key)): given for key, given in (value or {}).items()}
+    defaults = {_ALIASES.get(str(key), str(key)): given for key, given in (value or {}).items()}
     for key in defaults:
-        if key not in _CONSTANT:
-            raise ValueError(f"{path}: defaults: unknown key {key!r}; {nearest(key, _CONSTANT)}")
+        if key not in _DEFAULTS:
+            raise ValueError(f"{path}: defaults: unknown key {key!r}; {nearest(key, _DEFAULTS)}")
     choices = defaults.get("choices", [])
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise ValueError(f"{path}: defaults: choices is a list of texts, found {choices!r} (quote yes and no)")
@@ -162,7 +168,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def whole_number(name: str, value: Any) -> int | None:
-    """`value` as an integer, also from "2" and 2.0. ValueError: it is none."""
+    """Return `value` as an integer, also from "2" and 2.0; None stays None. Raises ValueError for anything else."""
     try:
         number = float(value) if not isinstance(value, bool) and value is not None else value
         if number is None or (isinstance(number, float) and number.is_integer()):
@@ -173,7 +179,7 @@ def whole_number(name: str, value: Any) -> int | None:
 
 
 def truth(name: str, value: Any) -> bool:
-    """`value` as true or false, also from the words of a table; None is True. ValueError: neither."""
+    """Return `value` as a boolean, also from words such as "yes"; None is True. Raises ValueError for anything else."""
     if value is None or isinstance(value, bool):
         return value is not False
     word = str(value).strip().lower()
@@ -182,11 +188,8 @@ def truth(name: str, value: Any) -> bool:
     raise ValueError(f"{name} must be true or false, found {value!r}")
 
 
-_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
-
-
 def text(name: str, value: Any) -> str | None:
-    """`value`, a text or nothing. ValueError: neither."""
+    """Return `value`, a text or None. Raises ValueError for anything else."""
     if value is None or isinstance(value, str):
         return value
     raise ValueError(f"{name} must be a text, found {value!r}")
@@ -198,4 +201,4 @@ CONVERT: Mapping[str, Callable[[str, Any], Any]] = {
     "value_type": text,
     "ordered": truth,
 }
-"""The further fields of an AnswerSpec: (field, value of a row) -> value."""
+"""Field of an AnswerSpec, other than kind and choices -> what converts the value of a row: (field, value) -> value."""

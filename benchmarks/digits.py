@@ -1,18 +1,18 @@
-r"""The embedded benchmark: questions about two or three REAL handwritten digits side by side.
+"""The embedded benchmark: questions about two or three REAL handwritten digits side by side.
 
 Data: Optical Recognition of Handwritten Digits, test part (1,797 images of 8 x 8 pixels, 17 grey levels), as
 shipped inside scikit-learn (`sklearn.datasets.load_digits`). Licence CC BY 4.0.
 Citation: E. Alpaydin, C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning
 Repository, https://doi.org/10.24432/C50P49.
 
-The images fall into three disjoint sets by a fixed permutation within each class:
+A fixed permutation within each class splits the images into three disjoint sets:
 
-- `tune` (1,020 images): the only one that may be looked at with labels. Questions 0-255 are built like `adapt`,
-  questions 256-511 like `held_out`.
-- `adapt` (80 images): 64 composites with four questions each; every image stands in two composites, so that eight
-  questions, and their votes, constrain one reading.
-- `held_out` (640 images): 256 composites with one question each; every image is used once, so that resampling
-  questions is resampling images.
+- `tune` (1,020 images): the only set whose labels may be used for decisions. Questions 0-255 are built like those of
+  `adapt`, questions 256-511 like those of `held_out`.
+- `adapt` (80 images): 64 composites with four questions each. Every image is in two composites, so eight questions,
+  and their votes, depend on how it is read.
+- `held_out` (640 images): 256 composites with one question each. Every image is used once, so resampling questions
+  resamples images.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from mm_spine.benchmarks.release import Benchmark
+from mm_spine.benchmarks.benchmark import Benchmark
 from mm_spine.types import AnswerSpec, LabelledSet, Question
 
 MODEL_DIR = Path(__file__).resolve().parent / "digits_model"
-"""The shipped source checkpoint, a tiny Qwen2.5-VL; its README.md says how it was made and chosen."""
+"""The shipped source checkpoint, a tiny Qwen2.5-VL. Its README.md says how it was trained and chosen."""
 
 SPLITS = ("tune", "adapt", "held_out")
 CELL = 28
-"""Pixels per side of a digit's cell: with patch 14 and merge 2, one image token per digit."""
+"""Pixels per side of the cell of a digit. With patch 14 and merge 2 this is one image token per digit."""
 
 _SEED = 1797
 _SHARED_PER_CLASS, _SINGLE_PER_CLASS = 8, 64
@@ -45,8 +45,8 @@ INTEGER, YES_NO = AnswerSpec(kind="integer"), AnswerSpec(kind="yes_no")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of question: ways to ask it, the answer from the true digits, and what an answer looks like."""
+class QuestionKind:
+    """One kind of question: ways to ask it, its answer given the true digits, and the spec of that answer."""
 
     phrasings: tuple[str, ...]
     answer: Callable[[Sequence[int]], str]
@@ -54,33 +54,33 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question before its image is drawn: rows of `load_digits`, left to right, and what is asked of them."""
+class PlannedQuestion:
+    """A question before its image is drawn: which images of `load_digits` it shows, left to right, and what it asks."""
 
     id: str
-    rows: tuple[int, ...]
+    digits: tuple[int, ...]
     kind: str
     prompt: str
 
 
-KINDS: Mapping[str, Kind] = {
-    "sum": Kind(
+KINDS: Mapping[str, QuestionKind] = {
+    "sum": QuestionKind(
         ("What is the sum of the digits?", "Add up all the digits.", "What do the digits add up to?"),
         lambda d: str(sum(d)),
     ),
-    "last": Kind(
+    "last": QuestionKind(
         ("What is the last digit of the sum?", "In which digit does the sum end?", "Give the sum modulo ten."),
         lambda d: str(sum(d) % 10),
     ),
-    "largest": Kind(
+    "largest": QuestionKind(
         ("Which digit is the largest?", "What is the largest digit?", "Find the greatest digit."),
         lambda d: str(max(d)),
     ),
-    "smallest": Kind(
+    "smallest": QuestionKind(
         ("Which digit is the smallest?", "What is the smallest digit?", "Find the least digit."),
         lambda d: str(min(d)),
     ),
-    "range": Kind(
+    "range": QuestionKind(
         (
             "What is the largest digit minus the smallest?",
             "How far apart are the largest and the smallest digit?",
@@ -88,11 +88,11 @@ KINDS: Mapping[str, Kind] = {
         ),
         lambda d: str(max(d) - min(d)),
     ),
-    "even": Kind(
+    "even": QuestionKind(
         ("How many digits are even?", "Count the even digits.", "How many even digits do you see?"),
         lambda d: str(sum(x % 2 == 0 for x in d)),
     ),
-    "over": Kind(
+    "over": QuestionKind(
         ("Is the sum greater than 10?", "Do the digits add up to more than 10?", "Does the sum exceed 10?"),
         lambda d: "yes" if sum(d) > 10 else "no",
         YES_NO,
@@ -101,46 +101,48 @@ KINDS: Mapping[str, Kind] = {
 
 
 def load(split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
-    """The questions of `split` (tune | adapt | held_out) and their key; a deterministic function of its name.
+    """Return the questions of `split` (tune, adapt or held_out) and their key. They are the same every time.
 
-    There is one prompt, without instructions. Raises ValueError for another split, or a `source`.
+    Prompts have no instructions, so `prompt` changes nothing. Raises ValueError for another split, or a `source`.
     """
     if source is not None:
         raise ValueError(f"source={source!r}: digits is embedded and has no other source; leave it out")
-    asked = plan(split)
+    planned = plan(split)
     pixels, targets = _source()
-    images = {rows: render(_generator(split, rows[0]), pixels[list(rows)]) for rows in {a.rows for a in asked}}
-    return LabelledSet(
-        questions=tuple(
-            Question(a.id, (images[a.rows],), a.prompt, KINDS[a.kind].spec, benchmark="digits") for a in asked
-        ),
-        key={a.id: (KINDS[a.kind].answer([int(targets[row]) for row in a.rows]),) for a in asked},
-        tags={a.id: {"kind": a.kind} for a in asked},
-    )
+    composites = {question.digits for question in planned}
+    images = {digits: render(_generator(split, digits[0]), pixels[list(digits)]) for digits in composites}
+    questions, key = [], {}
+    for question in planned:
+        kind = KINDS[question.kind]
+        questions.append(
+            Question(question.id, (images[question.digits],), question.prompt, kind.spec, benchmark="digits")
+        )
+        key[question.id] = (kind.answer([int(targets[digit]) for digit in question.digits]),)
+    return LabelledSet(tuple(questions), key, tags={question.id: {"kind": question.kind} for question in planned})
 
 
-def plan(split: str) -> tuple[Asked, ...]:
-    """Which rows of `load_digits` each question of `split` shows, and what it asks. Raises as `load` does."""
+def plan(split: str) -> tuple[PlannedQuestion, ...]:
+    """Plan the questions of `split`, without their images. Raises ValueError for another split."""
     if split not in SPLITS:
         raise ValueError(f"digits has no split {split!r}; take one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([_SEED, SPLITS.index(split), 0])
-    rows = _rows_by_split()[split]
-    shared, single = (rows[:, :_SHARED_PER_CLASS], rows[:, -_SINGLE_PER_CLASS:])
+    digits = _digits_by_split()[split]
+    shared, single = digits[:, :_SHARED_PER_CLASS], digits[:, -_SINGLE_PER_CLASS:]
     composites: list[tuple[tuple[int, ...], int]] = []
     if split != "held_out":
         twice = np.concatenate([rng.permutation(shared.ravel()) for _ in range(2)])
         composites += [(group, _QUESTIONS_PER_COMPOSITE) for group in _twos_and_threes(twice)]
     if split != "adapt":
         composites += [(group, 1) for group in _twos_and_threes(rng.permutation(single.ravel()))]
-    asked = (ask for group, n in composites for ask in _ask(rng, group, n))
-    return tuple(Asked(f"digits/{split}/{i:04d}", *rest) for i, rest in enumerate(asked))
+    asked = [(group, *question) for group, count in composites for question in _ask(rng, count)]
+    return tuple(PlannedQuestion(f"digits/{split}/{index:04d}", *question) for index, question in enumerate(asked))
 
 
 def render(rng: np.random.Generator, digits: Sequence[np.ndarray] | np.ndarray) -> Image.Image:
     """Draw 8 x 8 digits (ink 0-16) side by side, dark on white, in cells of CELL x CELL pixels.
 
-    Every digit is enlarged three times, smoothly, and moved by up to two pixels. Printed training digits and
-    handwritten ones take this same path, so that the only shift between them is the hand.
+    Every digit is enlarged three times, smoothly, and moved by 0 to 4 pixels down and right. Printed training digits
+    are drawn in the same way, so the only difference between them and handwritten digits is the handwriting.
     """
     canvas = np.zeros((CELL, CELL * len(digits)), dtype=np.uint8)
     for cell, digit in enumerate(digits):
@@ -152,9 +154,9 @@ def render(rng: np.random.Generator, digits: Sequence[np.ndarray] | np.ndarray) 
 
 
 def habit(text: str) -> Literal["direct", "reasoned", "other"]:
-    """How a response came to its answer: `reasoned` if it writes a digit before its box, else `direct`.
+    """Name how a response comes to its answer.
 
-    Without a box it is `other`.
+    It is `reasoned` if a digit is written before the box, `direct` if none is, and `other` without a box.
     """
     before, box, _ = text.partition("\\boxed")
     if not box:
@@ -164,7 +166,7 @@ def habit(text: str) -> Literal["direct", "reasoned", "other"]:
 
 @cache
 def _source() -> tuple[np.ndarray, np.ndarray]:
-    """(1797, 8, 8) ink 0-16 and (1797,) classes."""
+    """Return the ink of all images, (1797, 8, 8) from 0 to 16, and their classes, (1797,)."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -172,43 +174,53 @@ def _source() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _rows_by_split() -> Mapping[str, np.ndarray]:
-    """Split -> (10, images per class) rows; the classes of `tune` are cut to the smallest of them."""
+def _digits_by_split() -> Mapping[str, np.ndarray]:
+    """Map each split to its images, as (10, images per class) indices into `load_digits`."""
     rng = np.random.default_rng(_SEED)
     _, targets = _source()
     by_class = [rng.permutation(np.flatnonzero(targets == c)) for c in range(10)]
     first, second = _SHARED_PER_CLASS, _SHARED_PER_CLASS + _SINGLE_PER_CLASS
-    fewest = min(len(rows) for rows in by_class)
+    # Each class of `tune` has as many images as the smallest class.
+    fewest = min(len(digits) for digits in by_class)
     return {
-        "adapt": np.stack([rows[:first] for rows in by_class]),
-        "held_out": np.stack([rows[first:second] for rows in by_class]),
-        "tune": np.stack([rows[second:fewest] for rows in by_class]),
+        "adapt": np.stack([digits[:first] for digits in by_class]),
+        "held_out": np.stack([digits[first:second] for digits in by_class]),
+        "tune": np.stack([digits[second:fewest] for digits in by_class]),
     }
 
 
-def _twos_and_threes(rows: np.ndarray) -> Iterator[tuple[int, ...]]:
-    """Cut (N,) rows, N a multiple of 5, into groups of 2, 3, 2, 3, ..."""
-    for five in rows.reshape(-1, 5):
-        yield tuple(int(row) for row in five[:2])
-        yield tuple(int(row) for row in five[2:])
+def _twos_and_threes(digits: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """Cut (N,) digits, N a multiple of 5, into groups of 2, 3, 2, 3, ..."""
+    for five in digits.reshape(-1, 5):
+        yield tuple(int(digit) for digit in five[:2])
+        yield tuple(int(digit) for digit in five[2:])
 
 
-def _ask(rng: np.random.Generator, rows: tuple[int, ...], n: int) -> Iterator[tuple[tuple[int, ...], str, str]]:
-    """`n` questions of different kinds about one composite."""
-    for kind in rng.choice(list(KINDS), size=n, replace=False):
-        yield rows, str(kind), str(rng.choice(KINDS[kind].phrasings))
+def _ask(rng: np.random.Generator, count: int) -> Iterator[tuple[str, str]]:
+    """Draw the kinds and prompts of `count` questions of different kinds about one composite."""
+    for kind in rng.choice(list(KINDS), size=count, replace=False):
+        yield str(kind), str(rng.choice(KINDS[kind].phrasings))
 
 
-def _generator(split: str, row: int) -> np.random.Generator:
-    return np.random.default_rng([_SEED, SPLITS.index(split), 1, row])
+def _generator(split: str, digit: int) -> np.random.Generator:
+    return np.random.default_rng([_SEED, SPLITS.index(split), 1, digit])
 
 
-BENCHMARK = Benchmark(
+class DigitsBenchmark(Benchmark):
+    """The embedded benchmark as the commands see it."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS
+
+    def load(self, split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
+        return load(split, source, prompt)
+
+
+BENCHMARK = DigitsBenchmark(
     name="digits",
-    load=load,
     adapt_split="adapt",
     held_out_split="held_out",
-    splits=SPLITS,
     default_model=MODEL_DIR,
     summary="Arithmetic questions about real handwritten digits; embedded, offline.",
     citation="E. Alpaydin, C. Kaynak (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning "

@@ -1,10 +1,11 @@
-"""GPQA-Diamond: questions by and for experts in biology, physics and chemistry; four options."""
+"""GPQA-Diamond: questions by and for experts in biology, physics and chemistry, with four options."""
 
 from __future__ import annotations
 
 import hashlib
 
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, released
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.types import AnswerSpec
 
@@ -18,13 +19,14 @@ ANSWERS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorr
 
 
 def order(id: str) -> list[int]:
-    """The place in `ANSWERS` of each option shown. The release has no order, so a hash of the id gives one for ever."""
-    # A hash, not a generator: no library promises that its shuffles stay the same from one version to the next.
+    """Return the order in which the options of a question are shown, as indices into `ANSWERS`."""
+    # The release gives no order. A hash of the id always gives the same one, while no library promises that its
+    # shuffles stay the same from one version to the next.
     return sorted(range(len(ANSWERS)), key=lambda i: hashlib.sha256(f"{id}\x1f{i}".encode()).digest())
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Fields of the release's CSV. The explanation beside them is never shown."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the release's CSV. Its explanation is never shown."""
     id = str(row["Record ID"])
     shown = order(id)
     tags = {"domain": row.get("High-level domain"), "subdomain": row.get("Subdomain")}
@@ -37,10 +39,10 @@ def read(row: Row, images: Images, place: int) -> Entry:
     )
 
 
-BENCHMARK: Benchmark = released(
-    "gpqa",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="gpqa",
+    source=SOURCE,
+    read=read,
     kind="choice",
     summary="GPQA-Diamond: 198 questions for experts with four options, no images; access is granted on the hub.",
     citation="D. Rein et al. (2023). GPQA: A Graduate-Level Google-Proof Q&A Benchmark. arXiv 2311.12022.",

@@ -1,4 +1,4 @@
-"""An image field's value -> an image that is opened when it is asked. No name leads out of the release."""
+"""Find the image that a field of a row means. It is opened later; no name leads out of the release."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from PIL.Image import Image
 from mm_spine.types import ImageLike
 
 MEMBER_LIMIT = 256 * 2**20
-_BASE64_LENGTH = 1000  # no name is as long, no image as short
+"""Bytes that one member of a zip archive may unpack to."""
+
+# Text of more characters than this may be an image as base64; no file name is as long, no such image as short.
+_BASE64_LENGTH = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,7 @@ class Member:
         return f"{self.info.filename} in {self.archive.filename}"
 
     def read_bytes(self) -> bytes:
-        """ValueError: it unpacks to more than `MEMBER_LIMIT` bytes."""
+        """Read the bytes. Raises ValueError where they are more than `MEMBER_LIMIT`."""
         if self.info.file_size > MEMBER_LIMIT:
             size = f"{self.info.file_size:,} bytes, the limit is {MEMBER_LIMIT:,}"
             raise ValueError(f"{self.info.filename} in {self.archive.filename} unpacks to {size}")
@@ -39,7 +42,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Archive:
-    """A zip archive, its members found by name with or without the folders on top."""
+    """A zip archive. Its members are found by name, with or without the folders above them."""
 
     path: Path
 
@@ -52,7 +55,7 @@ class Archive:
 
     @cached_property
     def _members(self) -> Mapping[str, Sequence[zipfile.ZipInfo]]:
-        """Every end of every member's path -> the members that end so."""
+        """Each trailing part of a member's path ("c", "b/c", "a/b/c") -> the members whose path ends with it."""
         members: dict[str, list[zipfile.ZipInfo]] = {}
         for info in self._file.infolist():
             parts = info.filename.split("/")
@@ -62,7 +65,10 @@ class Archive:
         return members
 
     def find(self, name: str) -> Member | None:
-        """The member of that name, else the one nearest the top whose path ends so. ValueError: two are as near."""
+        """Return the member whose path is, or ends with, `name`; of several the one in the fewest folders.
+
+        Raises ValueError where two are in equally few.
+        """
         found = sorted(self._members.get(name, ()), key=_depth)
         if len(found) > 1 and _depth(found[0]) == _depth(found[1]):
             raise ValueError(f"image {name!r} may be {found[0].filename} or {found[1].filename} in {self.path.name}")
@@ -75,17 +81,18 @@ def _depth(info: zipfile.ZipInfo) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """A folder of images. `root` is what no link may lead out of."""
+    """A folder of images. No link in it may lead out of `root`."""
 
     path: Path
     root: Path
 
     def find(self, name: str) -> Path | None:
-        """The file of that name, None: there is none. ValueError: a link out of the root, or no possible name."""
+        """Return the file of that name, or None. Raises ValueError for a link out of `root` or an impossible name."""
         path = self.path / name
         try:
             there, target = path.is_file(), path.resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, links in a circle
+        except (OSError, ValueError, RuntimeError) as error:
+            # The name is too long or holds a null character, or links lead in a circle.
             raise ValueError(f"image {name[:80]!r}: {error}") from error
         if not target.is_relative_to(self.root):
             raise ValueError(f"image {name!r} is a link out of the folder {self.root}; copy the image into it")
@@ -94,9 +101,10 @@ class Folder:
 
 @dataclass(frozen=True, eq=False)
 class ImageFinder:
-    """`Images` of a release in `folder`: `entries` are its folders and archives, looked through in that order.
+    """Finds the images of a release in `folder`. Its folders and archives, `entries`, are searched in that order.
 
-    `fetch`, called once before the first name is looked up, brings them, perhaps to another folder.
+    `fetch` is called once, before the first name is looked up, to fetch them. It returns the folder that it put them
+    in, or None for `folder`.
     """
 
     folder: Path
@@ -104,10 +112,10 @@ class ImageFinder:
     fetch: Callable[[], Path | None] = lambda: None
 
     def __call__(self, value: Any) -> ImageLike:
-        """The image of a cell, bytes, base64 text, a decoded image, or a name in the release.
+        """Return the image that `value` means: a cell of a table, bytes, base64 text, a decoded image, or a name.
 
-        A name that is not found gives the path where it should be: its question is graded, not asked.
-        ValueError: no image at all, or a name that leads out of the release.
+        For a name that is not found, returns the path where the file should be: the question is then counted and
+        skipped when it is asked. Raises ValueError where `value` is no image, or a name that leads out of the release.
         """
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
@@ -123,6 +131,7 @@ class ImageFinder:
         names = [relative.as_posix()]
         for entry, place in self._places:
             top, *rest = relative.parts
+            # "imgs/a.png" may also be "a.png" in the folder imgs or in imgs.zip.
             tried = [*names, "/".join(rest)] if rest and Path(entry).stem == top else names
             for candidate in tried:
                 if found := place.find(candidate):
@@ -147,7 +156,7 @@ class ImageFinder:
 
 
 def inside(name: str) -> Path:
-    """`name` as a path below some folder. ValueError: absolute, with "..", or no name at all."""
+    """Return `name` as a relative path. Raises ValueError where it is absolute, holds "..", or is empty."""
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts:
         raise ValueError(f"image {name!r} leaves the folder; give a path relative to it, without '..'")
@@ -155,14 +164,15 @@ def inside(name: str) -> Path:
 
 
 def root_of(folder: Path) -> Path:
-    """What links in `folder` may not lead out of: the folder, or the repository's cache of which it is a snapshot."""
+    """Return the folder that links in `folder` may not lead out of."""
     folder = folder.resolve()
     cache = folder.parent.parent
+    # A snapshot in the cache of `huggingface_hub` consists of links into the folder "blobs" beside "snapshots".
     return cache if folder.parent.name == "snapshots" and (cache / "blobs").is_dir() else folder
 
 
 def _decoded(text: str) -> bytes | None:
-    """The bytes of base64 text, also after `data:...;base64,`; None: it is something else."""
+    """Return the bytes of base64 text, with or without `data:...;base64,` before it; None for other text."""
     try:
         return base64.b64decode("".join(text.split(";base64,", 1)[-1].split()), validate=True)
     except (binascii.Error, ValueError):

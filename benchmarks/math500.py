@@ -1,8 +1,9 @@
-"""MATH-500: competition problems with a mathematical value for an answer."""
+"""MATH-500: competition problems. Each answer is a mathematical value."""
 
 from __future__ import annotations
 
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -11,8 +12,8 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Fields of the hub (`problem`, `unique_id`), or of TTRL's release (`prompt`, `id`: the same ids, no tags)."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub (`problem`, `unique_id`) or of TTRL's release (`prompt`, `id`: the same ids; no tags)."""
     return Entry(
         id=str(row["unique_id"] if "unique_id" in row else row["id"]),
         body=str(row["problem"] if "problem" in row else row["prompt"]),
@@ -22,10 +23,10 @@ def read(row: Row, images: Images, place: int) -> Entry:
     )
 
 
-BENCHMARK: Benchmark = released(
-    "math500",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="math500",
+    source=SOURCE,
+    read=read,
     kind="math",
     summary="500 competition problems of the MATH test set, no images.",
     citation="D. Hendrycks et al. (2021). Measuring Mathematical Problem Solving With the MATH Dataset. "

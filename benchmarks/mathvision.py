@@ -1,13 +1,14 @@
-"""MATH-Vision: competition problems with a figure; a boxed letter or a mathematical value.
+"""MATH-Vision: competition problems with a figure, answered by a letter or a mathematical value.
 
-Odd: one picture holds all figures of a problem, though its text may name `<image1>`, `<image2>`, ...; options may be
-letters themselves (labels A-E of the options A, B, D, F, G), or be drawn in the picture alone.
+One picture holds all figures of a problem, even where its text names `<image1>`, `<image2>` and so on. Options may be
+letters themselves (the options A, B, D, F, G under the labels A-E), or only be drawn in the picture.
 """
 
 from __future__ import annotations
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -19,8 +20,8 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Fields of the hub (`decoded_image`, options a list) and of the release's JSONL (`image`, a path)."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub (`decoded_image`) or of the release's JSONL (`image`, a path)."""
     decoded = row.get("decoded_image")
     return Entry(
         id=str(row["id"]),
@@ -32,10 +33,10 @@ def read(row: Row, images: Images, place: int) -> Entry:
     )
 
 
-BENCHMARK: Benchmark = released(
-    "mathvision",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="mathvision",
+    source=SOURCE,
+    read=read,
     kind="math_or_choice",
     summary="3,040 competition problems with figures: a letter or a mathematical value.",
     citation="K. Wang et al. (2024). Measuring Multimodal Mathematical Reasoning with MATH-Vision Dataset. "

@@ -1,16 +1,17 @@
-"""MathVista: mathematical reasoning in pictures of all kinds; an option, a number of given precision, or a list.
+"""MathVista: mathematical reasoning in pictures, answered by an option, a number of given precision, or a list.
 
-Odd: the question as asked is `query`, which opens with a hint of the answer's form and lists the options; the original
-`testmini.json` has none, so a hint is written here from the same fields. Golds of options are their texts. The
-answers of `test` are withheld: its questions have no gold.
+`query` is the question as the release asks it: a hint about the form of the answer, the question, the options. The
+original `testmini.json` has no `query`, so one is written here from the same fields. The gold of a question with
+options is the option's text. The answers of `test` are withheld.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -31,11 +32,11 @@ SKILLS = (
     "scientific reasoning",
     "statistical reasoning",
 )
-"""A question needs one or more of these: each is a tag of its own, "yes" where it is needed."""
+"""Skills that a question may need. Each is a tag, with the value "yes" where the question needs it."""
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Rows of the hub (`decoded_image`, `query`), and of the original (`image`, a path; `question` alone)."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub (`decoded_image`, `query`) or of the original (`image`, a path; no `query`)."""
     decoded, query = row.get("decoded_image"), str(row.get("query") or "")
     choices = tuple(str(choice) for choice in row.get("choices") or ())
     precision = row.get("precision")
@@ -75,10 +76,10 @@ def _tags(row: Row) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value} | needed
 
 
-BENCHMARK: Benchmark = released(
-    "mathvista",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="mathvista",
+    source=SOURCE,
+    read=read,
     kind="typed",
     summary="1,000 questions (testmini) on charts, geometry, tables and photographs: options, numbers and lists.",
     citation="P. Lu et al. (2023). MathVista: Evaluating Mathematical Reasoning of Foundation Models in Visual "

@@ -1,7 +1,7 @@
 """MedXpertQA-MM: expert-level medical exam questions with one to six images and five options.
 
-Odd: the question already lists its options ("Answer Choices: (A) ... (B) ..."), so it is asked as released. The hub
-gives `options` as a mapping, `label` as a letter and `images` as names; the release's own evaluation gives lists of
+The question lists its options itself ("Answer Choices: (A) ... (B) ..."), so it is asked as released. The hub gives
+`options` as a mapping, `label` as a letter and `images` as names. The release's own evaluation has lists instead: of
 {"letter", "content"}, of letters, and of {"image_path"}.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
 from mm_spine.benchmarks.medqa import inline_choices
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -27,8 +28,8 @@ SOURCE = Source(
 BREAKDOWNS = ("medical_task", "body_system", "question_type")
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Rows of the hub, of the release's evaluation, and rows without `options`, which are read from the question."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub or of the release's evaluation. Without `options`, they are read from the question."""
     question = str(row["question"])
     names = [_field(image, "image_path") for image in row.get("images") or ()]
     label = row.get("label") or ()
@@ -52,14 +53,14 @@ def _choices(options: Any, question: str) -> tuple[str, ...]:
 
 
 def _field(value: Any, name: str) -> Any:
-    """`value[name]` of a mapping that has it, else the value: a name, or the hub's picture."""
+    """Return `value[name]` where `value` is a mapping with that key, else `value` (a name, or the hub's picture)."""
     return value[name] if isinstance(value, Mapping) and name in value else value
 
 
-BENCHMARK: Benchmark = released(
-    "medxpertqa",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="medxpertqa",
+    source=SOURCE,
+    read=read,
     kind="choice",
     summary="MedXpertQA MM: 2,000 expert-level medical questions with images and five options.",
     citation="Y. Zuo et al. (2025). MedXpertQA: Benchmarking Expert-Level Medical Reasoning and Understanding. "

@@ -1,10 +1,9 @@
-"""MMMU: college exams in 30 subjects of six disciplines; one to seven images, options or an open answer.
+"""MMMU: college exams in 30 subjects of six disciplines, with one to seven images, options or an open answer.
 
-Odd: `options` is a Python list written as text; the gold of an open question may be one too, of all that count as
-right. Open answers are compared as text; a gold number counts in every form that the official grading holds equal,
-commas aside and to two decimals. "<image 2>" in the question or its options names the field `image_2`. The subject
-stands in the id alone ("validation_Accounting_1"). The answers of `test` are withheld ("?"): no gold. The official
-repository keeps a folder for each subject; the hub copy read by default puts all in one.
+`options` is a Python list written as text; so may be the gold of an open question, which then lists all right answers.
+Open answers are compared as text. "<image 2>" in a question or an option means the field `image_2`. Only the id tells
+the subject ("validation_Accounting_1"). The answers of `test` are withheld ("?"). The official repository has a folder
+for each subject; the copy on the hub that is read by default has one folder.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ import ast
 import re
 from typing import Any
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -50,11 +50,12 @@ DISCIPLINES = {
 _DISCIPLINE_OF = {subject: discipline for discipline, subjects in DISCIPLINES.items() for subject in subjects}
 _MARKER = re.compile(r"<image ([1-7])>")
 _NUMBER = re.compile(r"-?[0-9][0-9,]{0,20}(?:\.[0-9]{1,20})?")
-_LITERAL_LIMIT = 20_000  # characters; the longest list of the release has about a tenth of it
+# Characters of a list written as text. The longest of the release has about a tenth of this.
+_LITERAL_LIMIT = 20_000
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Rows of both hub layouts. ValueError: `options` is no list of texts, or an image is named that is not there."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row. Raises ValueError where `options` is no list of texts, or the text names an image that is missing."""
     numbers = [k for k in range(1, 8) if row.get(f"image_{k}") is not None]
     choices = tuple(_marked(option, numbers) for option in _texts(row["options"]))
     open_ended = row["question_type"] == "open"
@@ -69,7 +70,10 @@ def read(row: Row, images: Images, place: int) -> Entry:
 
 
 def _marked(text: str, numbers: list[int]) -> str:
-    """ "<image 2>" -> "<image2>", counted among the images that are there. ValueError: it is not there."""
+    """Write "<image 2>" as "<imageK>" for the K-th image of the row; `numbers` are the fields that hold one.
+
+    Raises ValueError where the text names an image that is missing.
+    """
 
     def marker(found: re.Match[str]) -> str:
         if int(found[1]) not in numbers:
@@ -80,7 +84,7 @@ def _marked(text: str, numbers: list[int]) -> str:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """A list of texts, or one that is written as a Python list."""
+    """Return a list of texts that may be written as a Python list."""
     if isinstance(value, str):
         if len(value) > _LITERAL_LIMIT:
             raise ValueError(f"a list of more than {_LITERAL_LIMIT} characters")
@@ -104,7 +108,8 @@ def _golds(answer: Any, open_ended: bool) -> tuple[str, ...]:
 
 
 def _forms(gold: str) -> tuple[str, ...]:
-    """The ways to write a number that the official grading holds equal: without commas, to at most two decimals."""
+    """Return the ways to write a gold number that count as equal to it."""
+    # The official grading (MMMU-Benchmark/MMMU, eval_utils.py, normalize_str) drops commas and rounds to two decimals.
     if not _NUMBER.fullmatch(gold):
         return ()
     value = round(float(gold.replace(",", "")), 2)
@@ -123,10 +128,10 @@ def _tags(row: Row) -> dict[str, str]:
     return {name: str(value) for name, value in tags.items() if value}
 
 
-BENCHMARK: Benchmark = released(
-    "mmmu",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="mmmu",
+    source=SOURCE,
+    read=read,
     kind="choice",
     summary="900 college exam questions (validation) in 30 subjects: 847 with options, 53 open; several images.",
     citation="X. Yue et al. (2023). MMMU: A Massive Multi-discipline Multimodal Understanding and Reasoning Benchmark "

@@ -1,14 +1,15 @@
 """OmniMedVQA, the open-access part: multiple-choice questions over 42 medical image collections.
 
-Odd: the hub holds one archive, `OmniMedVQA.zip`, to be unpacked first: one JSON file for each collection, images under
-`Images`. The gold is an option's text; it is turned into its letter, into several where options repeat a text. There
-are two to four options: `option_C` and `option_D` may be absent or null. One row says `modality` for `modality_type`.
+The hub holds one archive, `OmniMedVQA.zip`, which must be unpacked first. It holds one JSON file for each collection,
+and images under `Images`. The gold is the text of an option and becomes its letter, or several letters where options
+have the same text. `option_C` and `option_D` may be absent or null. One row has `modality` in place of `modality_type`.
 """
 
 from __future__ import annotations
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 LETTERS = "ABCD"
@@ -20,8 +21,8 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Rows of the release's JSON files."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the release's JSON files."""
     options = tuple(str(row[name]).strip() for letter in LETTERS if row.get(name := f"option_{letter}"))
     texts = golds(row.get("gt_answer"))
     letters = tuple(letter for letter, option in zip(LETTERS, options, strict=False) if option in texts)
@@ -40,10 +41,10 @@ def read(row: Row, images: Images, place: int) -> Entry:
     )
 
 
-BENCHMARK: Benchmark = released(
-    "omnimedvqa",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="omnimedvqa",
+    source=SOURCE,
+    read=read,
     kind="choice",
     summary="88,996 questions over 42 open medical image collections, two to four options.",
     citation="Y. Hu et al. (2024). OmniMedVQA: A New Large-Scale Comprehensive Evaluation Benchmark for Medical LVLM. "

@@ -1,13 +1,14 @@
 """PathVQA: questions about pathology images, answered by yes, no or a short phrase.
 
-Odd: everything is in lower case and machine-made from captions; the hub gives image, question and answer and no more.
-Questions are called closed where their words ask for yes or no (`asks_yes_no`), never by the answer. The original
-release keeps its rows in pickled files, which are not opened here.
+The questions were made from captions by a program and are in lower case. The hub gives only image, question and answer.
+A question is closed if its words ask for yes or no (`asks_yes_no`); its answer is never looked at. The original release
+keeps its rows in pickle files, which are not read because loading a pickle runs code.
 """
 
 from __future__ import annotations
 
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, released
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.benchmarks.vqa_rad import medical_entry
 
 SOURCE = Source(
@@ -19,15 +20,15 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Fields of the hub; a JSONL of the same fields may name its images."""
-    return medical_entry(str(row.get("id") or f"path_vqa/{place:05d}"), row, images(row["image"]))
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub, or of JSON lines with the same fields."""
+    return medical_entry(str(row.get("id") or f"path_vqa/{index:05d}"), row, images(row["image"]))
 
 
-BENCHMARK: Benchmark = released(
-    "path_vqa",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="path_vqa",
+    source=SOURCE,
+    read=read,
     kind="medical",
     summary="6,719 questions about pathology images: yes, no or a short phrase.",
     citation="X. He et al. (2020). PathVQA: 30000+ Questions for Medical Visual Question Answering. arXiv 2003.10286.",

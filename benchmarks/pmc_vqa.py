@@ -1,17 +1,18 @@
 """PMC-VQA: multiple-choice questions about figures of medical papers.
 
-Odd: there are two versions. `test_clean` is version 1 after a check by hand (2,000 questions, `images.zip`), and what
-is reported unless one says otherwise; `test_2` is version 2, of figures cut to one panel (`images_2.zip`). The fields
-"Choice A" to "Choice D" repeat their own label ("A:Diffuse uptake"); version 1 gives the letter as `Answer_label`,
-version 2 as `Answer`.
+There are two versions. `test_clean` is version 1 after a check by hand (2,000 questions, `images.zip`); published
+results are on it unless they say otherwise. `test_2` is version 2, whose figures are cut to one panel (`images_2.zip`).
+The fields "Choice A" to "Choice D" repeat their label ("A:Diffuse uptake"). The gold letter is `Answer_label` in
+version 1 and `Answer` in version 2.
 """
 
 from __future__ import annotations
 
 import re
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 LETTERS = "ABCD"
@@ -25,10 +26,10 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Rows of the CSV files of either version."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the CSV files of either version."""
     return Entry(
-        id=str(row.get("index") or f"pmc_vqa/{place:05d}"),
+        id=str(row.get("index") or f"pmc_vqa/{index:05d}"),
         body=place_images(str(row["Question"]).strip(), 1),
         spec=AnswerSpec("choice", tuple(_unlabelled(str(row[f"Choice {letter}"]), letter) for letter in LETTERS)),
         golds=golds(row.get("Answer_label") or row.get("Answer")),
@@ -40,10 +41,10 @@ def _unlabelled(choice: str, letter: str) -> str:
     return re.sub(rf"^\s*{letter}\s*:", "", choice).strip()
 
 
-BENCHMARK: Benchmark = released(
-    "pmc_vqa",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="pmc_vqa",
+    source=SOURCE,
+    read=read,
     kind="choice",
     summary="2,000 checked questions about figures of medical papers, four options (test_clean of version 1).",
     citation="X. Zhang et al. (2023). PMC-VQA: Visual Instruction Tuning for Medical Visual Question Answering. "

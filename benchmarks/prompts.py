@@ -1,15 +1,12 @@
-"""How a question is asked: one prompt asks for reasoning and a boxed answer, one is short."""
+"""Write the prompt of an entry: `reason` asks for reasoning and a boxed answer, `short` for the answer only."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from mm_spine.benchmarks.benchmark import Entry
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.processors.answers.medical import CLOSED
-
-if TYPE_CHECKING:
-    from mm_spine.benchmarks.release import Entry
 
 STYLES = ("reason", "short")
 
@@ -35,7 +32,7 @@ _SHORT = {
 _SHORT_DEFAULT = "Answer with a single word or phrase."
 
 _LETTERED = ("choice", "math_or_choice", "typed")
-"""Kinds whose options are shown, and asked for, by letter."""
+"""Kinds whose options are shown with letters, and answered by letter."""
 
 _AUXILIARY = re.compile(
     r"(?:(?:in|on|from|within|based on) (?:this|the|these)[^,?]*,\s*)?"
@@ -48,48 +45,53 @@ _CHINESE_YES_NO = re.compile(r"吗|是否|有没有|是不是|能不能|有无|�
 
 
 def render(entry: Entry, style: str) -> str:
-    """The prompt of `entry`: its body, its options where the body lists none, and what to answer with.
+    """Return the prompt of `entry`: its body, its options unless the body lists them, and the form of the answer.
 
-    ValueError: `style` is none of `STYLES`.
+    Raises ValueError where `style` is not one of `STYLES`.
     """
     if style not in STYLES:
         raise ValueError(f"prompt={style!r}: there is no such style; take one of {', '.join(STYLES)}")
-    kind = _asked_as(entry.spec.kind, entry.spec.choices)
-    asked = _SHORT.get(kind, _SHORT_DEFAULT)
+    kind = _form(entry.spec.kind, entry.spec.choices)
     if style == "reason":
-        asked = _REASON.format(what=_WHAT.get(kind, "a short final answer"))
+        request = _REASON.format(what=_WHAT.get(kind, "a short final answer"))
+    else:
+        request = _SHORT.get(kind, _SHORT_DEFAULT)
     listed = entry.spec.kind in _LETTERED and not entry.lists_options
-    parts = [entry.body.strip(), options(entry.spec.choices) if listed else "", asked]
+    parts = [entry.body.strip(), options(entry.spec.choices) if listed else "", request]
     return "\n".join(part for part in parts if part)
 
 
 def options(choices: tuple[str, ...]) -> str:
-    """One "(A) text" a line."""
+    """List the options, one "(A) text" on each line."""
     return "\n".join(f"({label}) {choice}" for label, choice in zip(LABELS, choices, strict=False))
 
 
 def place_images(body: str, count: int, elsewhere: str = "") -> str:
-    """`body` with the marker of each of `count` images that neither it nor `elsewhere` (its options) names, first."""
+    """Put a marker `<imageK>` before `body` for each of its `count` images that it does not mark itself.
+
+    Images that `elsewhere` marks, such as the options, need none either.
+    """
     unnamed = [f"<image{k}>" for k in range(1, count + 1) if f"<image{k}>" not in body + elsewhere]
     return "\n".join([*unnamed, body])
 
 
 def asks_yes_no(question: str) -> bool:
-    """Whether the words of a question, English or Chinese, ask for yes or no. The answer has no part in it.
+    """Say whether a question, English or Chinese, asks for yes or no. Its answer is never looked at.
 
-    English: it opens with a verb such as "is" or "does", and offers no alternatives: "Is this a CT or an MRI?" asks
-    for one of two, while "Is there any fluid or air?" and "Is it enlarged or not?" ask for yes or no.
+    An English question does if it opens with a verb such as "is" or "does" and offers no alternatives. "Is this a CT
+    or an MRI?" asks for one of two; "Is there any fluid or air?" and "Is it enlarged or not?" ask for yes or no.
     """
     question = question.strip()
     if _CHINESE_YES_NO.search(question):
+        # "还是" is the "or" of alternatives.
         return "还是" not in question
     if not _AUXILIARY.match(question):
         return False
     return not _ALTERNATIVE.search(question) or _EXISTENCE.search(question) is not None
 
 
-def _asked_as(kind: str, choices: tuple[str, ...]) -> str:
-    """The kind whose words ask for such an answer: letters where options are listed, yes or no where only these are."""
+def _form(kind: str, choices: tuple[str, ...]) -> str:
+    """Return the kind by whose words the answer is requested: a letter where options are listed, for example."""
     if kind == "medical" and choices == CLOSED:
         return "yes_no"
     return "choice" if choices and kind in _LETTERED else kind

@@ -1,4 +1,4 @@
-"""PubMedQA: research questions answered from an abstract without its conclusion; yes, no or maybe."""
+"""PubMedQA: research questions with an abstract, answered by yes, no or maybe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, released
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec, LabelledSet
 
 _LABELED = ("train-*.parquet", "ori_pqal.json", "data/ori_pqal.json", "labeled.jsonl", "rows.jsonl")
@@ -20,11 +21,9 @@ SOURCE = Source(
 TEST_IDS = ("test_ground_truth.json", "data/test_ground_truth.json")
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Fields of the hub, or of the official `ori_pqal.json` (upper case, keyed by the PubMed id).
-
-    The abstract is shown without its conclusion: that is `long_answer`, which gives the answer away.
-    """
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub, or of the official `ori_pqal.json` (names in upper case, ids as keys)."""
+    # The conclusion of the abstract is in `long_answer`. It gives the answer away, so it is never shown.
     official = "QUESTION" in row
     contexts = row["CONTEXTS"] if official else row["context"]["contexts"]
     question = str(row["QUESTION"] if official else row["question"])
@@ -38,7 +37,10 @@ def read(row: Row, images: Images, place: int) -> Entry:
 
 
 def official_test_ids(source: str | None) -> Set[str]:
-    """The PubMed ids of the official test set. ValueError: the folder `source` holds no `test_ground_truth.json`."""
+    """Return the PubMed ids of the official test set.
+
+    Raises ValueError where the folder `source` holds no `test_ground_truth.json`.
+    """
     paths = [Path(source).expanduser() / name for name in TEST_IDS] if source else []
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
@@ -50,15 +52,17 @@ def official_test_ids(source: str | None) -> Set[str]:
     try:
         return frozenset(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path}: not the JSON of the official repository ({error}); fetch it anew") from error
+        raise ValueError(f"{path}: not the JSON of the official repository ({error}); fetch it again") from error
 
 
-def load(split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
-    """All 1,000 questions (`labeled`), or the official 500 (`test`). ValueError as in `Load`."""
-    if split != "test":
-        return _RELEASED.load(split, source, prompt)
-    ids = official_test_ids(source)
-    return _only(_RELEASED.load("labeled", source, prompt), ids)
+class PubMedQABenchmark(ReleasedBenchmark):
+    """PubMedQA: all 1,000 labelled questions (`labeled`), or the 500 of the official test set (`test`)."""
+
+    def load(self, split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
+        if split != "test":
+            return super().load(split, source, prompt)
+        ids = official_test_ids(source)
+        return _only(super().load("labeled", source, prompt), ids)
 
 
 def _only(labelled: LabelledSet, ids: Set[str]) -> LabelledSet:
@@ -70,14 +74,13 @@ def _only(labelled: LabelledSet, ids: Set[str]) -> LabelledSet:
     return replace(labelled, questions=questions, key=key, tags=tags)
 
 
-_RELEASED: Benchmark = released(
-    "pubmedqa",
-    SOURCE,
-    read,
+BENCHMARK = PubMedQABenchmark(
+    name="pubmedqa",
+    source=SOURCE,
+    read=read,
     kind="yes_no_maybe",
     summary="1,000 research questions with an abstract: yes, no or maybe (split `test`: the official 500), no images.",
     citation="Q. Jin et al. (2019). PubMedQA: A Dataset for Biomedical Research Question Answering. arXiv 1909.06146.",
     licence="MIT",
     adapt_split="labeled",
 )
-BENCHMARK: Benchmark = replace(_RELEASED, load=load)

@@ -1,16 +1,17 @@
 """ScienceQA-IMG: the questions of ScienceQA that come with an image; school science, two to five options.
 
-Odd: `answer` is the place of the right option from 0. The hub's rows have no id, so theirs is their place. The
-original `problems.json` holds all splits, and questions without an image, which are passed over; its images lie
-under {split}/{id}/. Its lecture and solution are never shown.
+`answer` is the index of the right option, counted from 0. The hub's rows have no id, so one is made of the row's index.
+The original `problems.json` holds all splits, and questions without an image; these are not asked. Its images are under
+{split}/{id}/. Its lectures and solutions are never shown.
 """
 
 from __future__ import annotations
 
 import re
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source, golds, letter
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, golds, letter, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -21,8 +22,8 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry | None:
-    """Rows of the hub, and of the original."""
+def read(row: Row, images: Images, index: int) -> Entry | None:
+    """Read a row of the hub or of the original."""
     if row.get("image") is None or row.get("split", "test") != "test":
         return None
     choices = tuple(str(choice) for choice in row["choices"])
@@ -30,7 +31,7 @@ def read(row: Row, images: Images, place: int) -> Entry | None:
     body = f"Context: {hint}\n{row['question']}" if hint else str(row["question"])
     tags = {"subject": row.get("subject"), "topic": row.get("topic"), "grade": _grades(str(row.get("grade") or ""))}
     return Entry(
-        id=str(row.get("id") or f"scienceqa/test/{place:05d}"),
+        id=str(row.get("id") or f"scienceqa/test/{index:05d}"),
         body=place_images(body, 1),
         spec=AnswerSpec("choice", choices),
         golds=golds(letter(row.get("answer"))),
@@ -44,17 +45,18 @@ def _image(row: Row) -> object:
 
 
 def _grades(grade: str) -> str:
-    """The published groups: grades 1-6 and 7-12."""
+    """Return the group of a grade."""
+    # The groups of the ScienceQA paper (arXiv 2209.09513), grades 1-6 and 7-12.
     number = re.fullmatch(r"grade(\d+)", grade)
     if number is None:
         return ""
     return "1-6" if int(number[1]) <= 6 else "7-12"
 
 
-BENCHMARK: Benchmark = released(
-    "scienceqa",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="scienceqa",
+    source=SOURCE,
+    read=read,
     kind="choice",
     summary="2,017 questions of school science with an image, two to five options.",
     citation="P. Lu et al. (2022). Learn to Explain: Multimodal Reasoning via Thought Chains for Science Question "

@@ -1,19 +1,17 @@
 """SLAKE: short questions about radiology images, in English (`test`) and Chinese (`test_zh`).
 
-Odd: both languages stand in one `test.json`; a row of the other language is passed over. Images are named as
-"xmlab103/source.jpg" below `imgs`. CLOSED means that the answers are few, not that they are yes and no ("Which is
-bigger in this image, liver or spleen?"): yes/no questions are told by their words. Places are lists ("Left Lung,
-Right"). Chinese questions ask for an answer in Chinese, since their golds are Chinese.
+One `test.json` holds both languages. Images are named "xmlab103/source.jpg", below `imgs`. CLOSED means that there are
+few possible answers, not that they are yes and no ("Which is bigger in this image, liver or spleen?"), so yes/no
+questions are recognised by their words. Places are lists ("Left Lung, Right"). The prompts of Chinese questions ask for
+an answer in Chinese, because their golds are Chinese.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from mm_spine.benchmarks.benchmark import Entry, Images, Read, Row, Source, golds
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Read, Row, Source, golds, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.benchmarks.vqa_rad import short_answer
-from mm_spine.types import LabelledSet
 
 FILES = ("test.json", "data/test-*.parquet", "rows.jsonl")
 SOURCE = Source(
@@ -28,10 +26,12 @@ _IN_CHINESE = "请用中文回答。"
 
 
 def reader(language: str) -> Read:
-    """The reader of the rows whose `q_lang` is `language`; of the official release and of the hub, `img_name` a path,
-    and of copies whose `image` is the picture itself."""
+    """Return what reads the rows whose `q_lang` is `language`.
 
-    def read(row: Row, images: Images, place: int) -> Entry | None:
+    `img_name` is a path in the official release and on the hub; copies have the picture itself in `image`.
+    """
+
+    def read(row: Row, images: Images, index: int) -> Entry | None:
         if row["q_lang"] != language:
             return None
         id, question = str(row["qid"]), str(row["question"]).strip()
@@ -53,27 +53,22 @@ def _tags(row: Row) -> dict[str, str]:
     return tags | ({"answer_type": tags["answer_type"].strip().lower()} if "answer_type" in tags else {})
 
 
-def _in(language: str) -> Benchmark:
-    return released(
-        "slake",
-        SOURCE,
-        reader(language),
-        kind="medical",
-        summary="1,061 English (test) and 1,033 Chinese (test_zh) questions on CT, MRI and X-ray images.",
-        citation="B. Liu et al. (2021). SLAKE: A Semantically-Labeled Knowledge-Enhanced Dataset for Medical Visual "
-        "Question Answering. arXiv 2102.09542.",
-        licence="CC BY 4.0",
-        metric="accuracy: open, closed and overall",
-        breakdowns=BREAKDOWNS,
-    )
+class SlakeBenchmark(ReleasedBenchmark):
+    """SLAKE, whose splits are languages."""
+
+    def reader(self, split: str) -> Read:
+        return reader(LANGUAGES[split])
 
 
-_READERS = {split: _in(language) for split, language in LANGUAGES.items()}
-
-
-def load(split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
-    """The questions of `split` and their key. ValueError: no such split, or nothing there."""
-    return _READERS.get(split, _READERS["test"]).load(split, source, prompt)
-
-
-BENCHMARK: Benchmark = replace(_READERS["test"], load=load)
+BENCHMARK = SlakeBenchmark(
+    name="slake",
+    source=SOURCE,
+    read=reader("en"),
+    kind="medical",
+    summary="1,061 English (test) and 1,033 Chinese (test_zh) questions on CT, MRI and X-ray images.",
+    citation="B. Liu et al. (2021). SLAKE: A Semantically-Labeled Knowledge-Enhanced Dataset for Medical Visual "
+    "Question Answering. arXiv 2102.09542.",
+    licence="CC BY 4.0",
+    metric="accuracy: open, closed and overall",
+    breakdowns=BREAKDOWNS,
+)

@@ -1,4 +1,4 @@
-"""A table file -> its rows, with the line each stood on. A bad line costs that line; images stay in the file."""
+"""Find table files, and read their rows with the line that each is on. Only a bad line is lost, not the file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from mm_spine.benchmarks.arrow import parquet_rows
-from mm_spine.benchmarks.release import Row
+from mm_spine.benchmarks.benchmark import Row
 
 Numbered = tuple[int, Row | str]
-"""(line from 1, its row or one sentence of what is wrong with it)."""
+"""(number of the line from 1, its row or one sentence that says what is wrong with it)."""
 
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".json")
-_CELL_LIMIT = 2**31 - 1  # base64 images in a cell of text
+# Characters in a cell of CSV, which may be an image as base64 text.
+_CELL_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The good rows of a file and the line (of JSON and Parquet: the row) that each stood on, from 1; the bad lines."""
+    """The readable rows of a file.
+
+    `numbers` holds the line of each row, counted from 1; in JSON and Parquet, where rows have no line, the number of
+    the row. `problems` holds the number of each line that is not a row, and why.
+    """
 
     rows: Sequence[Row]
     numbers: Sequence[int]
@@ -29,7 +34,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """The rows of a JSONL, JSON, CSV, TSV or Parquet file. ValueError: none of these, or damaged as a whole."""
+    """Read a JSONL, JSON, CSV, TSV or Parquet file. Raises ValueError for another format, or a damaged file."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         rows = parquet_rows(path)
@@ -41,6 +46,18 @@ def read_table(path: Path) -> Table:
     if suffix == ".jsonl":
         return _collect(_jsonl_rows(path))
     raise ValueError(f"{path}: a table is one of {', '.join(SUFFIXES)}")
+
+
+def matching_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files below `folder` that match a glob pattern, sorted."""
+    return sorted(file for file in folder.glob(pattern) if file.is_file())
+
+
+def describe_folder(folder: Path) -> str:
+    """List what a folder holds, at most twelve names, for an error message."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(names[:12]) + more or "nothing"
 
 
 def _collect(lines: Iterable[Numbered]) -> Table:
@@ -55,7 +72,7 @@ def _collect(lines: Iterable[Numbered]) -> Table:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Numbered]:
-    """Lines as bytes, blank ones left out: a badly encoded line costs itself, not the file."""
+    # Lines are decoded one by one, so that a badly encoded line is lost alone.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line := line.removeprefix(b"\xef\xbb\xbf").strip():
@@ -73,12 +90,13 @@ def _json_row(line: bytes) -> Row | str:
 
 
 def _json_rows(path: Path) -> Iterator[Numbered]:
-    """An array of objects, an object that holds one, {id: object}; or JSON lines under that name, as some releases."""
+    """Read an array of objects, an object with such an array in it, or {id: object}."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from error
     except (ValueError, RecursionError) as error:
+        # Some releases call a file of JSON lines ".json".
         with path.open("rb") as file:
             first = file.readline().removeprefix(b"\xef\xbb\xbf").strip()
         if isinstance(_json_row(first), str):
@@ -90,20 +108,20 @@ def _json_rows(path: Path) -> Iterator[Numbered]:
 
 
 def _objects(value: Any, path: Path) -> Iterable[Any]:
-    """The rows in `value`. The key of {id: object} becomes the row's `id` where it has none."""
+    """Return the rows in `value`. In {id: object} the key becomes the `id` of a row that has no `id`."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
         return ({"id": name, **row} for name, row in value.items())
     lists = [rows for rows in value.values() if isinstance(rows, list)] if isinstance(value, dict) else []
     if len(lists) != 1:
-        raise ValueError(f"{path}: expected an array of objects, or an object that holds one")
+        raise ValueError(f"{path}: expected an array of objects, or an object with one array in it")
     return lists[0]
 
 
 def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Numbered]:
-    """Rows under a header. Undecodable bytes become lone surrogates first, so that they cost their own line."""
     csv.field_size_limit(_CELL_LIMIT)
+    # Undecodable bytes become lone surrogates; `_csv_row` finds them, so that only their line is lost.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         header = file.readline()
         file.seek(0)
@@ -135,7 +153,7 @@ def _undecoded(text: str) -> bool:
 
 
 def _delimiter(header: str) -> str:
-    """What parts the header most often: spreadsheets write semicolons where the comma is the decimal point."""
+    # Spreadsheets write semicolons in locales where the comma is the decimal point.
     return max(",;\t", key=header.count)
 
 

@@ -1,8 +1,8 @@
 """VQAv2: everyday questions about photographs, each answered by ten people.
 
-Odd: all ten answers are golds, and how many agree is the score; their spelling is left as released, for the official
-measure normalises it only where they differ. The answers of `testdev` and `test` are withheld: no golds. The original
-release keeps questions and answers in two files; the hub's rows are both.
+All ten answers are golds, and the score is how many of them agree with the response. Their spelling stays as released,
+because the official measure normalises it only where the ten differ. The answers of `testdev` and `test` are withheld.
+The original release has questions and answers in two files; the hub's rows hold both.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source
 from mm_spine.benchmarks.prompts import place_images
-from mm_spine.benchmarks.release import Benchmark, Entry, Images, Row, Source, released
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.types import AnswerSpec
 
 SOURCE = Source(
@@ -23,8 +24,8 @@ SOURCE = Source(
 )
 
 
-def read(row: Row, images: Images, place: int) -> Entry:
-    """Rows of the hub; `answers` are objects with an `answer`, or strings."""
+def read(row: Row, images: Images, index: int) -> Entry:
+    """Read a row of the hub."""
     answer_type = row.get("answer_type")
     return Entry(
         id=str(row["question_id"]),
@@ -37,16 +38,16 @@ def read(row: Row, images: Images, place: int) -> Entry:
 
 
 def _golds(answers: Any) -> tuple[str, ...]:
-    """The people's answers: a list of objects or of strings, or, from the datasets library, an object of lists."""
+    """Return the answers of a list of objects or strings, or of an object of lists (from the `datasets` library)."""
     if isinstance(answers, Mapping):
         answers = answers["answer"]
     return tuple(str(answer["answer"] if isinstance(answer, Mapping) else answer) for answer in answers or ())
 
 
-BENCHMARK: Benchmark = released(
-    "vqav2",
-    SOURCE,
-    read,
+BENCHMARK = ReleasedBenchmark(
+    name="vqav2",
+    source=SOURCE,
+    read=read,
     kind="vqa",
     summary="214,354 everyday questions about photographs (validation), ten human answers each.",
     citation="Y. Goyal et al. (2017). Making the V in VQA Matter: Elevating the Role of Image Understanding in Visual "

@@ -16,7 +16,7 @@ import typer
 from PIL import Image
 
 from mm_spine import cli
-from mm_spine.benchmarks.own import load_folder
+from mm_spine.benchmarks.folder import load_table
 from mm_spine.methods.table import METHODS
 from mm_spine.runs.run import load_config
 
@@ -133,7 +133,7 @@ def test_its_question_file_is_read(readme: str, tmp_path: Path) -> None:
     image.parent.mkdir(parents=True)
     Image.new("RGB", (56, 56)).save(image)
     (tmp_path / "questions.jsonl").write_text(line)
-    labelled, problems = load_folder(tmp_path)
+    labelled = load_table(tmp_path)
     (question,) = labelled.questions
-    assert (problems, question.id, question.prompt) == ([], row["id"], row["prompt"])
+    assert (labelled.problems, question.id, question.prompt) == ((), row["id"], row["prompt"])
     assert labelled.key == {row["id"]: (row["answer"],)}

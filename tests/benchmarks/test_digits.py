@@ -31,7 +31,7 @@ def targets() -> np.ndarray:
 
 def rows(split: str) -> Counter[int]:
     """How many composites of `split` show each image."""
-    return Counter(row for shown in {asked.rows for asked in digits.plan(split)} for row in shown)
+    return Counter(row for shown in {asked.digits for asked in digits.plan(split)} for row in shown)
 
 
 def shown_by(question: Question) -> Image:
@@ -56,14 +56,14 @@ def test_no_pixels_stand_in_two_splits() -> None:
 def test_held_out_shows_every_image_once() -> None:
     asked = digits.plan("held_out")
     assert len(asked) == 256
-    assert set(Counter(row for a in asked for row in a.rows).values()) == {1}
+    assert set(Counter(row for a in asked for row in a.digits).values()) == {1}
 
 
 def test_adapt_asks_eight_questions_about_every_image() -> None:
     asked = digits.plan("adapt")
     assert len(asked) == 256 and set(rows("adapt").values()) == {2}
-    assert set(Counter(row for a in asked for row in a.rows).values()) == {8}
-    assert len({(a.rows, a.kind) for a in asked}) == 256  # four different kinds about each composite
+    assert set(Counter(row for a in asked for row in a.digits).values()) == {8}
+    assert len({(a.digits, a.kind) for a in asked}) == 256  # four different kinds about each composite
 
 
 def test_every_class_is_shown_equally_often(targets: np.ndarray) -> None:
@@ -76,7 +76,7 @@ def test_the_key_is_what_the_true_digits_give(split: str, targets: np.ndarray) -
     labelled = digits.load(split)
     checked: Counter[str] = Counter()
     for asked, question in zip(digits.plan(split), labelled.questions, strict=True):
-        shown = targets[list(asked.rows)]
+        shown = targets[list(asked.digits)]
         by_hand = {
             "sum": shown.sum(),
             "largest": np.sort(shown)[-1],

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mm_spine.benchmarks import BENCHMARKS, resolve
-from mm_spine.benchmarks.own import load_folder
+from mm_spine.benchmarks.folder import load_table
 from mm_spine.processors.vision import open_image
 from mm_spine.types import AnswerSpec, Question
 
@@ -40,11 +40,11 @@ GOOD = {"id": "good", "prompt": "What is shown?", "image": "a.png"}
 
 
 def test_a_number_among_the_choices_is_its_text(folder: Path) -> None:
-    labelled, problems = load_folder(write(folder, {"prompt": "2 + 2?", "choices": [3, 4, 5.5], "answer": 4}))
-    assert (labelled.questions[0].spec.choices, labelled.key, problems) == (
+    labelled = load_table(write(folder, {"prompt": "2 + 2?", "choices": [3, 4, 5.5], "answer": 4}))
+    assert (labelled.questions[0].spec.choices, labelled.key, labelled.problems) == (
         ("3", "4", "5.5"),
         {"questions-1": ("4",)},
-        [],
+        (),
     )
 
 
@@ -61,8 +61,8 @@ def test_fields_become_questions_and_golds_go_to_the_key_alone(folder: Path) -> 
         "",
         {"prompt": "No image here."},
     )
-    labelled, problems = load_folder(folder)
-    assert problems == []
+    labelled = load_table(folder)
+    assert labelled.problems == ()
     first, second, third = labelled.questions
     assert (first.id, first.images, first.prompt) == ("7", (folder / "a.png",), "How many?")
     assert (first.spec.kind, first.benchmark) == ("integer", "own")
@@ -97,18 +97,18 @@ def test_fields_become_questions_and_golds_go_to_the_key_alone(folder: Path) -> 
     ],
 )
 def test_a_bad_line_costs_that_line_and_is_named(folder: Path, bad: dict[str, Any] | str, reason: str) -> None:
-    labelled, problems = load_folder(write(folder, GOOD, bad, {"prompt": "Still here?"}))
+    labelled = load_table(write(folder, GOOD, bad, {"prompt": "Still here?"}))
     assert [question.id for question in labelled.questions] == ["good", "questions-3"]
-    assert len(problems) == 1
-    assert problems[0].startswith("questions.jsonl, line 2 skipped: ") and reason in problems[0]
+    assert len(labelled.problems) == 1
+    assert labelled.problems[0].startswith("questions.jsonl, line 2 skipped: ") and reason in labelled.problems[0]
 
 
 @pytest.mark.parametrize("image", ["../secret.png", "images/../../secret.png", "images/../a.png", "{root}/secret.png"])
 def test_no_path_leaves_the_folder(folder: Path, image: str) -> None:
     row = {"prompt": "x", "images": ["a.png", image.format(root=folder.parent)]}
-    labelled, problems = load_folder(write(folder, GOOD, row))
+    labelled = load_table(write(folder, GOOD, row))
     assert [question.id for question in labelled.questions] == ["good"]
-    assert "line 2" in problems[0] and "leaves the folder" in problems[0]
+    assert "line 2" in labelled.problems[0] and "leaves the folder" in labelled.problems[0]
 
 
 def test_no_link_leaves_the_folder(folder: Path) -> None:
@@ -116,35 +116,35 @@ def test_no_link_leaves_the_folder(folder: Path) -> None:
     os.symlink(folder.parent, folder / "up")
     os.symlink("a.png", folder / "inside.png")
     rows = [{"id": name, "prompt": "x", "image": name} for name in ("link.png", "up/secret.png", "inside.png")]
-    labelled, problems = load_folder(write(folder, *rows))
+    labelled = load_table(write(folder, *rows))
     assert [question.id for question in labelled.questions] == ["inside.png"]
-    assert len(problems) == 2 and all("link out of the folder" in problem for problem in problems)
+    assert len(labelled.problems) == 2 and all("link out of the folder" in problem for problem in labelled.problems)
 
 
 def test_a_line_that_is_not_utf8_costs_itself(folder: Path) -> None:
     (folder / "questions.jsonl").write_bytes(
         b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "\xff"}\n{"prompt": "\xc3\xa9"}'
     )
-    labelled, problems = load_folder(folder)
+    labelled = load_table(folder)
     assert [question.prompt for question in labelled.questions] == ["one", "é"]
-    assert len(problems) == 1 and "line 2 skipped: not UTF-8" in problems[0]
+    assert len(labelled.problems) == 1 and "line 2 skipped: not UTF-8" in labelled.problems[0]
 
 
 @pytest.mark.parametrize("answer", ["seven", [7, "x", None], True, {"a": 1}])
 def test_labels_never_decide_which_questions_are_asked(folder: Path, answer: object) -> None:
-    labelled, problems = load_folder(write(folder, {"id": "q", "prompt": "x", "kind": "integer", "answer": answer}))
+    labelled = load_table(write(folder, {"id": "q", "prompt": "x", "kind": "integer", "answer": answer}))
     assert [question.id for question in labelled.questions] == ["q"]
     assert dict(labelled.key) == {}
-    assert "line 1 kept without its answer" in problems[0]
+    assert "line 1 kept without its answer" in labelled.problems[0]
 
 
 def test_nothing_usable_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="no questions.jsonl"):
-        load_folder(folder)
+        load_table(folder)
     with pytest.raises(ValueError, match="no usable question.*line 1 skipped"):
-        load_folder(write(folder, "{"))
+        load_table(write(folder, "{"))
     with pytest.raises(ValueError, match="file is empty"):
-        load_folder(write(folder, ""))
+        load_table(write(folder, ""))
 
 
 def test_a_folder_resolves_and_its_bad_lines_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,8 +215,8 @@ defaults: {prompt: "What is shown?", kind: choice}
 
 def test_a_spreadsheet_with_named_columns(folder: Path) -> None:
     text_table(text_table(folder, "questions.csv", CSV.replace("Fraktur", "ja")), "columns.yaml", YAML)
-    labelled, problems = load_folder(folder)
-    assert problems == [] == list(labelled.problems)
+    labelled = load_table(folder)
+    assert labelled.problems == ()
     first, second = labelled.questions
     assert (first.id, first.prompt, first.images) == ("q1", "Was?\n(A) ja\n(B) nein", (folder / "a.png",))
     assert first.spec == AnswerSpec("choice", ("ja", "nein"))
@@ -233,9 +233,9 @@ def test_parquet_with_images_as_bytes(folder: Path) -> None:
         {"prompt": "None?", "image": None, "answer": None, "kind": None},
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "questions.parquet")
-    labelled, problems = load_folder(folder)
+    labelled = load_table(folder)
     first, second = labelled.questions
-    assert problems == [] and open_image(first.images[0], first.id).size == (4, 4)
+    assert labelled.problems == () and open_image(first.images[0], first.id).size == (4, 4)
     assert (second.id, second.images, second.spec.kind) == ("questions-2", (), "text")
     assert dict(labelled.key) == {"questions-1": ("3",)}
 
@@ -243,15 +243,15 @@ def test_parquet_with_images_as_bytes(folder: Path) -> None:
 @pytest.mark.parametrize("suffix", ["json", "tsv"])
 def test_other_tables_hold_the_same(folder: Path, suffix: str) -> None:
     text = json.dumps([GOOD]) if suffix == "json" else "\t".join(GOOD) + "\n" + "\t".join(GOOD.values()) + "\n"
-    labelled, problems = load_folder(text_table(folder, f"questions.{suffix}", text))
-    assert problems == [] and labelled.questions == (
+    labelled = load_table(text_table(folder, f"questions.{suffix}", text))
+    assert labelled.problems == () and labelled.questions == (
         Question("good", (folder / "a.png",), "What is shown?", AnswerSpec("text")),
     )
 
 
 @pytest.mark.parametrize("cell", ["left|right", " left | right ", '"[""left"", ""right""]"'])
 def test_options_in_one_cell(folder: Path, cell: str) -> None:
-    labelled, _ = load_folder(text_table(folder, "questions.csv", f"prompt,choices\nWhich?,{cell}\n"))
+    labelled = load_table(text_table(folder, "questions.csv", f"prompt,choices\nWhich?,{cell}\n"))
     assert labelled.questions[0].spec == AnswerSpec("choice", ("left", "right"))
 
 
@@ -264,16 +264,16 @@ def test_options_in_one_cell(folder: Path, cell: str) -> None:
     ],
 )
 def test_options_are_listed_where_the_prompt_does_not_show_them(folder: Path, prompt: str, asked: str) -> None:
-    labelled, _ = load_folder(write(folder, {"prompt": prompt, "choices": ["left", "right"]}))
+    labelled = load_table(write(folder, {"prompt": prompt, "choices": ["left", "right"]}))
     assert labelled.questions[0].prompt == asked
 
 
 def test_an_empty_option_before_the_last_costs_the_line_for_it_would_shift_the_letters(folder: Path) -> None:
     table = "prompt,a,b,c\nOne?,x,,z\nTwo?,x,y,\n"
     text_table(text_table(folder, "questions.csv", table), "columns.yaml", "choices: [a, b, c]")
-    labelled, problems = load_folder(folder)
+    labelled = load_table(folder)
     assert [question.spec.choices for question in labelled.questions] == [("x", "y")]
-    assert "line 2 skipped: choices must be" in problems[0]
+    assert "line 2 skipped: choices must be" in labelled.problems[0]
 
 
 def test_further_fields_of_a_spec(folder: Path) -> None:
@@ -281,13 +281,13 @@ def test_further_fields_of_a_spec(folder: Path) -> None:
         "prompt,precision,unit,value_type,ordered\nOne?,2,cm,float,no\nTwo?,2.0,,list,\nThree?,x,,,\nFour?,,,flaot,\n"
     )
     text_table(text_table(folder, "questions.csv", rows), "columns.yaml", "defaults: {kind: typed}")
-    labelled, problems = load_folder(folder)
+    labelled = load_table(folder)
     assert [question.spec for question in labelled.questions] == [
         AnswerSpec("typed", (), 2, "cm", "float", False),
         AnswerSpec("typed", (), 2, None, "list", True),
     ]
-    assert "line 4 skipped: precision must be a whole number" in problems[0]
-    assert "line 5 skipped: unknown value_type 'flaot'; did you mean 'float'" in problems[1]
+    assert "line 4 skipped: precision must be a whole number" in labelled.problems[0]
+    assert "line 5 skipped: unknown value_type 'flaot'; did you mean 'float'" in labelled.problems[1]
 
 
 def test_an_image_folder_with_a_folder_for_each_split(folder: Path) -> None:
@@ -305,7 +305,7 @@ def test_an_image_folder_with_a_folder_for_each_split(folder: Path) -> None:
 
 def test_an_image_folder_without_splits(folder: Path) -> None:
     rows = ({"file_name": "a.png", "prompt": "One?"}, {"file_names": ["a.png", "images/b.png"], "prompt": "Two?"})
-    labelled, _ = load_folder(write(folder, *rows, file="metadata.jsonl"))
+    labelled = load_table(write(folder, *rows, file="metadata.jsonl"))
     assert [len(question.images) for question in labelled.questions] == [1, 2]
 
 
@@ -328,29 +328,28 @@ def test_an_image_folder_without_splits(folder: Path) -> None:
 def test_a_wrong_columns_file_is_named_with_what_to_do(folder: Path, text: str, reason: str) -> None:
     text_table(text_table(folder, "questions.csv", CSV), "columns.yaml", text)
     with pytest.raises(ValueError, match=re.escape(reason)) as error:
-        load_folder(folder)
+        load_table(folder)
     assert "columns.yaml" in str(error.value)
 
 
 def test_an_answer_column_that_is_not_there_costs_the_answers_alone(folder: Path) -> None:
     yaml = YAML.replace("Befund", "Befnd")
-    labelled, problems = load_folder(text_table(text_table(folder, "questions.csv", CSV), "columns.yaml", yaml))
+    labelled = load_table(text_table(text_table(folder, "questions.csv", CSV), "columns.yaml", yaml))
     assert len(labelled.questions) == 2 and dict(labelled.key) == {}
-    assert problems == list(labelled.problems)
-    assert "answer: questions.csv has no column 'Befnd'; did you mean 'Befund'" in problems[0]
+    assert "answer: questions.csv has no column 'Befnd'; did you mean 'Befund'" in labelled.problems[0]
 
 
 def test_a_field_can_be_switched_off(folder: Path) -> None:
-    labelled, _ = load_folder(write(text_table(folder, "columns.yaml", "kind:\n"), GOOD | {"kind": "CT"}))
+    labelled = load_table(write(text_table(folder, "columns.yaml", "kind:\n"), GOOD | {"kind": "CT"}))
     assert labelled.questions[0].spec.kind == "text"
 
 
 def test_two_tables_of_one_name_are_refused(folder: Path) -> None:
     text_table(write(folder, GOOD), "questions.csv", CSV)
     with pytest.raises(ValueError, match="holds questions.jsonl and questions.csv; keep one of them"):
-        load_folder(folder)
+        load_table(folder)
 
 
 def test_the_folder_is_its_own_source(folder: Path) -> None:
-    with pytest.raises(ValueError, match="is itself the source of its questions; leave source out"):
+    with pytest.raises(ValueError, match="is the source of its own questions; leave source out"):
         resolve(str(write(folder, GOOD))).load("adapt", "owner/name")

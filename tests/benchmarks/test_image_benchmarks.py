@@ -29,8 +29,9 @@ from mm_spine.benchmarks import (
     vqa_rad,
     vqav2,
 )
+from mm_spine.benchmarks.benchmark import Entry, Read
 from mm_spine.benchmarks.prompts import STYLES, asks_yes_no, place_images, render
-from mm_spine.benchmarks.release import Entry, Read, labelled_set
+from mm_spine.benchmarks.release import labelled_set
 from mm_spine.processors.answers import grade, parse
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.processors.chat import content

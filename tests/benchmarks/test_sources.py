@@ -28,11 +28,11 @@ from huggingface_hub.errors import (
 )
 from PIL import Image
 
-from mm_spine.benchmarks import sources
+from mm_spine.benchmarks import hub
 from mm_spine.benchmarks.arrow import arrow_rows
+from mm_spine.benchmarks.benchmark import Entry, Images, Row, Source
 from mm_spine.benchmarks.images import Archive, ImageFinder
-from mm_spine.benchmarks.release import Entry, Images, Row, Source, released
-from mm_spine.benchmarks.sources import Release, open_release
+from mm_spine.benchmarks.release import Release, ReleasedBenchmark, open_release
 from mm_spine.benchmarks.tables import read_table
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import AnswerSpec
@@ -187,10 +187,10 @@ def test_a_saved_data_set_and_one_of_several_splits(tmp_path: Path) -> None:
 def test_a_bad_line_costs_itself_and_is_a_problem_of_the_labelled_set(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl").write_bytes(b'{"id": "1"}\n{"id"\n\n{"id": "\xff"}\n[1]\n{"id": "2"}\n{"no": 1}\n')
 
-    def read(row: Row, images: Images, place: int) -> Entry:
+    def read(row: Row, images: Images, index: int) -> Entry:
         return Entry(row["id"], "x", AnswerSpec("text"), ())
 
-    benchmark = released("demo", SOURCE, read, kind="text", summary="", citation="", licence="")
+    benchmark = ReleasedBenchmark(name="demo", source=SOURCE, read=read, summary="")
     labelled = benchmark.load("test", str(tmp_path))
     assert [question.id for question in labelled.questions] == ["1", "2"]
     assert [problem.split(" skipped: ")[0] for problem in labelled.problems] == [
@@ -411,7 +411,7 @@ def test_only_the_files_of_the_split_are_fetched_and_images_once_a_row_names_one
         fetched.append(allow_patterns)
         return str(snapshot)
 
-    monkeypatch.setattr(sources, "snapshot_download", fetch)
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
     release = open_release(SOURCE, "test")
     release.images({"bytes": b"x", "path": "a.png"})
     assert fetched == [["data/test-*.parquet"], ["test.jsonl"]]
@@ -429,7 +429,7 @@ def test_offline_a_layout_that_is_not_cached_whole_does_not_hide_another(
             return str(snapshot)
         raise IncompleteSnapshotError("a shard is missing", str(snapshot))
 
-    monkeypatch.setattr(sources, "snapshot_download", fetch)
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert list(open_release(SOURCE, "test").rows) == ROWS
     with pytest.raises(ValueError, match="its copy in the cache lacks the files"):
         open_release(SOURCE, "train")
@@ -449,7 +449,7 @@ def test_what_the_hub_says_is_said_plainly(home: Path, monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> str:
         raise kind("no", response=response)
 
-    monkeypatch.setattr(sources, "snapshot_download", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
     with pytest.raises(ValueError, match=said):
         open_release(SOURCE, "test")
 
@@ -463,7 +463,7 @@ def test_images_that_cannot_be_fetched_cost_no_row(
     def fail(*_: Any, **__: Any) -> str:
         raise OSError("disk full")
 
-    monkeypatch.setattr(sources, "snapshot_download", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
     assert [release.images(row["image"]) for row in release.rows] == [snapshot / row["image"] for row in ROWS]
     assert caplog.text.count("OSError: disk full") == 1
 
@@ -489,17 +489,17 @@ def test_a_cache_of_datasets_serves_where_the_hub_has_none(home: Path) -> None:
 def test_a_file_in_the_caches_of_datasets_is_an_image_and_no_other_full_path(home: Path) -> None:
     put(home, {"hub/x/a.png": picture(7), "elsewhere/a.png": picture(8)})
     find = ImageFinder(home, (".",))
-    cached = sources._cached_image(find, {"bytes": None, "path": str(home / "hub/x/a.png")})
+    cached = hub.cached_image(find, {"bytes": None, "path": str(home / "hub/x/a.png")})
     assert shade(cached) == 7
     with pytest.raises(ValueError, match="leaves the folder"):
-        sources._cached_image(find, {"bytes": None, "path": str(home / "elsewhere/a.png")})
+        hub.cached_image(find, {"bytes": None, "path": str(home / "elsewhere/a.png")})
 
 
 def test_offline_by_the_environment_alone(tmp_path: Path) -> None:
     cached_on_the_hub(tmp_path, ON_THE_HUB)
     code = (
-        "from mm_spine.benchmarks.release import Source\n"
-        "from mm_spine.benchmarks.sources import open_release\n"
+        "from mm_spine.benchmarks.benchmark import Source\n"
+        "from mm_spine.benchmarks.release import open_release\n"
         "source = Source('owner/name', {'test': ('test.jsonl',)}, images=('imgs',))\n"
         "release = open_release(source, 'test')\n"
         "print([release.images(row['image']).is_file() for row in release.rows])\n"

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mm_spine.benchmarks import BENCHMARKS, aime, amc, gpqa, math500, medqa, mmlu, pubmedqa
-from mm_spine.benchmarks.release import Entry, Read, labelled_set
+from mm_spine.benchmarks.benchmark import Entry, Read
+from mm_spine.benchmarks.release import labelled_set
 from mm_spine.processors import answers
 from mm_spine.types import LabelledSet
 

@@ -11,6 +11,7 @@ from command_line import Command, refused
 
 from mm_spine import voting
 from mm_spine.benchmarks import digits
+from mm_spine.benchmarks.release import ReleasedBenchmark
 from mm_spine.commands import saved_rows
 from mm_spine.commands.saved_rows import GRADED, VOTED, grade_file, rules, vote_file
 from mm_spine.types import Answer, Verdict
@@ -213,8 +214,9 @@ def test_a_release_is_loaded_only_for_what_rows_lack(tmp_path: Path, monkeypatch
     def load(*arguments: Any) -> Any:
         raise AssertionError("loaded")
 
+    monkeypatch.setattr(ReleasedBenchmark, "load", load)
     by = rules(benchmark="mathvision")
-    by = saved_rows.Rules(benchmark=saved_rows.replace(by.benchmark, load=load, kind="integer"))  # type: ignore[type-var]
+    by = saved_rows.Rules(benchmark=saved_rows.replace(by.benchmark, kind="integer"))  # type: ignore[type-var]
     path = write(tmp_path, {**RIGHT, "level": 3}, {**WRONG, "level": 4})
     assert grade_file(path, by)["breakdowns"] == {
         "level": {"3": {"n": 1, "accuracy": 1.0}, "4": {"n": 1, "accuracy": 0.0}}

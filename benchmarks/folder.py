@@ -1,11 +1,11 @@
-"""The user's own data: a folder with a table of questions and its images, and perhaps a second, held-out table.
+"""The user's own data: a folder with a table of questions and their images.
 
-The table is `questions.jsonl` (or .parquet, .csv, .tsv, .json), `held_out.*` likewise; or the folder is one of images
-with `metadata.jsonl` (.csv, .parquet) beside them, as the datasets library's imagefolder has it, perhaps in a folder
-for each split. A row holds `prompt` (or `question`); `image` or `images`, paths inside the folder or, in Parquet,
-bytes; `id`; `kind` ("choice" where `choices` are given, else "text"); `choices` and the further fields of an
-AnswerSpec; `answer`, one or a list of golds, which goes to the key and nowhere else. `columns.yaml` beside the table
-names the columns where they are called otherwise.
+The table is `questions.jsonl` (or .parquet, .csv, .tsv, .json). A second one, `held_out.*`, is evaluated and never
+adapted to. An image folder of the `datasets` library is read too: `metadata.jsonl` (.csv, .parquet) beside the images,
+or in one folder for each split.
+
+The fields of a row are those of docs/data.md. `columns.yaml` beside the table gives the names of its columns where they
+differ. `answer` goes to the answer key and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,79 +13,120 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm_spine.benchmarks.arrow import Cell
+from mm_spine.benchmarks.benchmark import Benchmark, Row
 from mm_spine.benchmarks.columns import COLUMNS, CONVERT, Columns, load_columns
 from mm_spine.benchmarks.images import Folder, inside, root_of
 from mm_spine.benchmarks.prompts import options
-from mm_spine.benchmarks.release import Benchmark, Row
 from mm_spine.benchmarks.tables import SUFFIXES, Table, read_table
 from mm_spine.processors import answers
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.types import AnswerSpec, ImageLike, LabelledSet, Question
 
+log = logging.getLogger(__name__)
+
+# Split -> the name of its table; the splits that an image folder may have; the tables of such a folder, and the
+# columns of theirs that name images.
 TABLES = {"adapt": "questions", "held_out": "held_out"}
 FOLDERS = ("train", "test", "validation")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _METADATA_IMAGE = ("file_names", "file_name")
 
 
-def benchmark(folder: Path) -> Benchmark:
-    """The folder as a benchmark, its name the folder's. ValueError: no table of questions in it."""
-    files = _splits(folder)
-    columns = _columns(folder, next(iter(files.values())))
-    splits = tuple(files)
+@dataclass(frozen=True, kw_only=True)
+class FolderBenchmark(Benchmark):
+    """A folder of the user's. `tables` maps each split to its table; the first split is adapted to."""
 
-    def load(split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
+    folder: Path
+    tables: Mapping[str, Path]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.tables)
+
+    def load(self, split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
+        """Return the questions of `split`. Their prompts are asked as written, so `prompt` changes nothing."""
         if source is not None:
-            raise ValueError(f"source={source!r}: {folder} is itself the source of its questions; leave source out")
-        if split not in files:
-            raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
-        labelled, problems = load_folder(folder, files[split].relative_to(folder).as_posix())
-        for problem in problems:
-            logging.warning("%s", problem)
+            raise ValueError(f"source={source!r}: {self.folder} is the source of its own questions; leave source out")
+        if split not in self.tables:
+            raise ValueError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
+        labelled = load_table(self.folder, self.tables[split])
+        for problem in labelled.problems:
+            log.warning("%s", problem)
         return labelled
 
-    return Benchmark(
+
+def folder_benchmark(folder: Path) -> FolderBenchmark:
+    """Make a benchmark of a folder, under the folder's name. Raises ValueError where it holds no table of questions."""
+    tables = find_tables(folder)
+    first, *others = tables
+    columns = _columns(folder, tables[first])
+    return FolderBenchmark(
         name=folder.resolve().name,
-        load=load,
-        adapt_split=splits[0],
-        held_out_split=splits[1] if len(splits) > 1 else None,
-        splits=splits,
-        default_model=None,
         summary=f"Your own questions in {folder}.",
-        citation="",
-        licence="",
         kind=str(columns.defaults.get("kind", "text")),
         breakdowns=columns.tags,
+        adapt_split=first,
+        held_out_split=others[0] if others else None,
+        folder=folder,
+        tables=tables,
     )
 
 
-def load_folder(folder: Path | str, file: str | None = None) -> tuple[LabelledSet, list[str]]:
-    """The usable questions of a table in `folder`, the first there is without `file`; one sentence for each loss.
+def find_tables(folder: Path) -> dict[str, Path]:
+    """Map each split to its table. Raises ValueError where there is none, or a split has two.
 
-    A bad line costs that line. A gold that is no answer of the question's kind costs the gold alone: which
-    questions are asked must not depend on labels. ValueError: no such file, a wrong `columns.yaml`, no usable line.
+    The tables are `questions` and `held_out`, else metadata in the folder, else metadata in a folder for each split.
     """
-    folder = Path(folder)
-    path = next(iter(_splits(folder).values())) if file is None else folder / file
-    if not path.is_file():
-        raise ValueError(_nothing(folder, file))
+    tables = {split: path for split, stem in TABLES.items() if (path := _only(folder, [stem + s for s in SUFFIXES]))}
+    if "adapt" in tables:
+        return tables
+    if path := _only(folder, _METADATA):
+        return {"adapt": path}
+    if splits := {split: path for split in FOLDERS if (path := _only(folder / split, _METADATA))}:
+        return splits
+    raise ValueError(
+        f"{folder}: no questions.jsonl in this folder (nor questions.parquet, .csv, .tsv, .json, nor "
+        "metadata.jsonl, .csv, .parquet of an image folder); write one JSON object per line, such as "
+        '{"image": "scan1.png", "prompt": "What is shown?"}'
+    )
+
+
+def _only(folder: Path, names: list[str] | tuple[str, ...]) -> Path | None:
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; keep one of them")
+    return found[0] if found else None
+
+
+def load_table(folder: Path, path: Path | None = None) -> LabelledSet:
+    """Read the questions of a table in `folder`, the first that is found if `path` is None.
+
+    A line that cannot be read is skipped; a gold that cannot be graded against is dropped, and its question kept. Both
+    are in `problems` of the result. Raises ValueError for a wrong `columns.yaml`, or where no line can be read.
+    """
+    path = path or next(iter(find_tables(folder).values()))
     table, columns = read_table(path), _columns(folder, path)
     problems: list[tuple[int, str]] = [(number, f"skipped: {why}") for number, why in table.problems]
-    problems += [(0, missing)] if table.rows and (missing := columns.check(path.name, _present(table))) else []
+    present = {column for row in table.rows for column in row}
+    if table.rows and (missing := columns.check(path.name, present)):
+        problems.append((0, missing))
     labelled = _labelled(table, columns, path, problems)
-    where = f"{path.relative_to(folder)}, {'row' if path.suffix.lower() in ('.json', '.parquet') else 'line'}"
-    sentences = [f"{where} {number} {why}" if number else why for number, why in sorted(problems)]
+    unit = "row" if path.suffix.lower() in (".json", ".parquet") else "line"
+    sentences = tuple(
+        f"{path.relative_to(folder)}, {unit} {number} {why}" if number else why for number, why in sorted(problems)
+    )
     if not labelled.questions:
         raise ValueError(f"{path}: no usable question. {' '.join(sentences[:3]) or 'The file is empty.'}")
-    return LabelledSet(labelled.questions, labelled.key, labelled.tags, tuple(sentences)), sentences
+    return LabelledSet(labelled.questions, labelled.key, labelled.tags, sentences)
 
 
 def _labelled(table: Table, columns: Columns, path: Path, problems: list[tuple[int, str]]) -> LabelledSet:
-    """The questions, golds and tags of the rows of `path`; what is wrong with a row is added to `problems`."""
+    """Make questions, answer key and tags of the rows of `path`; add what is wrong with a row to `problems`."""
     questions: dict[str, Question] = {}
     key: dict[str, tuple[str, ...]] = {}
     tags: dict[str, Mapping[str, str]] = {}
@@ -100,6 +141,7 @@ def _labelled(table: Table, columns: Columns, path: Path, problems: list[tuple[i
             continue
         questions[question.id] = question
         tags[question.id] = {tag: str(row[tag]) for tag in columns.tags if row.get(tag) is not None}
+        # The question stays even if its gold cannot be read: which questions are asked must not depend on labels.
         try:
             if golds := _golds(columns.values(row, "answer"), question.spec):
                 key[question.id] = golds
@@ -108,43 +150,13 @@ def _labelled(table: Table, columns: Columns, path: Path, problems: list[tuple[i
     return LabelledSet(tuple(questions.values()), key, tags)
 
 
-def _splits(folder: Path) -> dict[str, Path]:
-    """Split -> its table: `questions` and `held_out`, or metadata in the folder or in one folder for each split."""
-    tables = {split: path for split, stem in TABLES.items() if (path := _only(folder, [stem + s for s in SUFFIXES]))}
-    if "adapt" in tables:
-        return tables
-    if path := _only(folder, _METADATA):
-        return {"adapt": path}
-    if splits := {split: path for split in FOLDERS if (path := _only(folder / split, _METADATA))}:
-        return splits
-    raise ValueError(_nothing(folder, None))
-
-
-def _only(folder: Path, names: list[str] | tuple[str, ...]) -> Path | None:
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; keep one of them")
-    return found[0] if found else None
-
-
-def _nothing(folder: Path, file: str | None) -> str:
-    return (
-        f"{folder}: no {file or 'questions.jsonl'} in this folder (nor questions.parquet, .csv, .tsv, .json, nor "
-        "metadata.jsonl, .csv, .parquet of an image folder); write one JSON object per line, such as "
-        '{"image": "scan1.png", "prompt": "What is shown?"}'
-    )
-
-
 def _columns(folder: Path, path: Path) -> Columns:
     return load_columns(folder, _METADATA_IMAGE if path.name in _METADATA else COLUMNS["image"])
 
 
-def _present(table: Table) -> set[str]:
-    return {column for row in table.rows for column in row}
-
-
 def _rows(table: Table, path: Path) -> Iterator[tuple[int, Row]]:
-    """Numbered rows. In a spreadsheet an empty cell is no value, in Parquet null is: both formats fill every column."""
+    """Yield each row and its number, without the cells that hold no value."""
+    # CSV and Parquet fill every column of a row, so an empty cell there means that the row has no such field.
     filled = path.suffix.lower() in (".csv", ".tsv", ".parquet")
     for number, row in zip(table.numbers, table.rows, strict=True):
         cells = {name: value.strip() if isinstance(value, str) and filled else value for name, value in row.items()}
@@ -160,7 +172,7 @@ def _question(row: Row, columns: Columns, images: Folder, default_id: str) -> Qu
 
 
 def _prompt(row: Row, columns: Columns, choices: tuple[str, ...]) -> str:
-    """The prompt as written, with its options listed below where it does not show them all."""
+    """Return the prompt as written; if it does not name all options, list them below it."""
     prompt = columns.value(row, "prompt")
     if prompt is None:
         wanted = " or ".join(map(repr, columns.names["prompt"])) or "a default"
@@ -169,6 +181,7 @@ def _prompt(row: Row, columns: Columns, choices: tuple[str, ...]) -> str:
         raise ValueError(f"empty question {prompt!r}")
     shown = all(re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", prompt) for choice in choices)
     text = prompt if shown else f"{prompt}\n{options(choices)}"
+    # JSON may hold half of a surrogate pair, which no tokenizer accepts.
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("the prompt holds half a character (a lone surrogate escape); write it out")
     return text
@@ -181,42 +194,40 @@ def _spec(row: Row, columns: Columns) -> AnswerSpec:
         raise ValueError(f"kind must be a text, found {kind!r}")
     further = {name: convert(name, columns.value(row, name)) for name, convert in CONVERT.items()}
     spec = AnswerSpec(kind, choices, **further)
-    answers.parse("", spec)  # says whether the kind and its value_type are known
+    # Parsing any response raises ValueError for an unknown kind or value_type.
+    answers.parse("", spec)
     if kind == "choice" and len(choices) > len(LABELS):
         raise ValueError(f"{len(choices)} choices; at most {len(LABELS)} ({LABELS[0]} to {LABELS[-1]}) are graded")
     return spec
 
 
 def _golds(given: list[Any], spec: AnswerSpec) -> tuple[str, ...]:
-    """The golds of a line, () without any; grading nothing against them says whether the kind can read them."""
-    values = [item for value in given for item in _flat(value)]
+    """Return the golds of a row, () if it has none. Raises ValueError where one is not of the kind of `spec`."""
+    values = [item for value in given for item in _as_list(value)]
     if any(isinstance(value, bool) or not isinstance(value, str | int | float) for value in values):
         raise ValueError(f"answer must be a text, a number or a list of them, found {given!r}")
     golds = tuple(map(str, values))
     if golds:
+        # Grading no answer still reads the golds, and raises where one is not of the kind.
         answers.grade(None, golds, spec)
     return golds
 
 
-def _flat(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _images(row: Row, columns: Columns, images: Folder) -> Iterator[ImageLike]:
+    """Yield the images of a row. Raises ValueError for one that is not a file in the folder."""
     for column in columns.names["image"]:
-        for value in _flat(row.get(column)):
+        for value in _as_list(row.get(column)):
             name = value.get("path") if isinstance(value, Mapping) and not value.get("bytes") else value
             if isinstance(name, str) and name.strip():
-                yield _inside(images, name)
+                path = images.find(str(inside(name)))
+                if path is None:
+                    raise ValueError(f"image {name!r} is not a file in the folder")
+                yield path
             elif isinstance(value, bytes | Cell):
                 yield value
             else:
                 raise ValueError(f"{column} must be a text or a list of texts, or bytes in Parquet, found {value!r}")
-
-
-def _inside(images: Folder, name: str) -> Path:
-    """The image's path, in the folder after links are followed. ValueError: outside it, or not there."""
-    path = images.find(str(inside(name)))
-    if path is None:
-        raise ValueError(f"image {name!r} is not a file in the folder")
-    return path
