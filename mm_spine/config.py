@@ -1,15 +1,16 @@
-"""One validated config tree. YAML in, dotted overrides on top; errors name the key and the nearest valid one."""
+"""Define the configuration of a run: one tree of validated, frozen sections.
+
+`mm_spine.config_layers` builds the tree from YAML and overrides. docs/config.md is printed from the docstrings and
+field descriptions below, by scripts/write_config_docs.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
-
-from mm_spine.words import nearest
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,8 +27,8 @@ def _number_or_auto(value: Any) -> Any:
     raise ValueError("a number of tokens, 1 or more, or auto")
 
 
-def _votes_spelled_out(section: Any) -> Any:
-    """`votes: 64` -> `votes: {max: 64}`, so that layers merge key by key."""
+def expand_votes(section: Any) -> Any:
+    """Expand `votes: 64` in a sampling section to `votes: {max: 64}`, so that layers merge key by key."""
     votes = section.get("votes") if isinstance(section, Mapping) else None
     return {**section, "votes": {"max": votes}} if votes is not None and not isinstance(votes, Mapping) else section
 
@@ -36,11 +37,11 @@ Budget = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
 
 
 class ConfigError(ValueError):
-    """A wrong configuration. Raised before any model loads; the message names the key."""
+    """Report a wrong configuration. It is raised before any model loads, and its message names the key."""
 
 
 class RunStopped(RuntimeError):
-    """A run that cannot go on as it is. The message says what was found and what to do."""
+    """Report a run that cannot continue. The message says what was found and what to do."""
 
 
 class _Section(BaseModel):
@@ -50,20 +51,30 @@ class _Section(BaseModel):
 class LoraConfig(_Section):
     """Low-rank adapters on the language model's projections (peft)."""
 
-    rank: Count = 16
-    alpha: Count = 32
+    rank: Count = Field(default=16, description="rank of an adapter")
+    alpha: Count = Field(default=32, description="an adapter's output is multiplied by alpha / rank")
 
 
 class ModelConfig(_Section):
-    """Which weights, in which type, and what of them trains. The vision tower never does, its merger if asked."""
+    """The weights, their type, and which of them train. The vision tower never trains; its merger does on request."""
 
-    path: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    train: Literal["full", "lora"] = "full"
-    lora: LoraConfig = LoraConfig()
-    train_merger: bool = False
-    min_pixels: Count | None = None
-    max_pixels: Count | None = None
+    path: str | None = Field(default=None, description="a model folder or hub id; null: the benchmark's own model")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="type of the weights and of the forward pass"
+    )
+    train: Literal["full", "lora"] = Field(
+        default="full", description="train the whole language model, or low-rank adapters on it"
+    )
+    lora: LoraConfig = Field(default=LoraConfig(), description="the adapters of `train: lora`")
+    train_merger: bool = Field(
+        default=False, description="also train the merger between vision tower and language model"
+    )
+    min_pixels: Count | None = Field(
+        default=None, description="smaller images are enlarged to this many pixels; null: the processor's value"
+    )
+    max_pixels: Count | None = Field(
+        default=None, description="larger images are reduced to this many pixels; null: the processor's value"
+    )
 
     @model_validator(mode="after")
     def _budget(self) -> ModelConfig:
@@ -73,69 +84,76 @@ class ModelConfig(_Section):
 
 
 class DecodingConfig(_Section):
-    """How tokens are drawn. `batch_rows` bounds the rollouts decoded together, `kv_cache_gb` (10^9 bytes) the keys and
-    values held for them."""
+    """How tokens are drawn. `batch_rows` limits the rollouts decoded together, `kv_cache_gb` (10^9 bytes) the keys and
+    values kept for them."""
 
-    temperature: Positive = 1.0
-    top_p: Share = 1.0
-    max_new_tokens: Count = 64
-    batch_rows: Count = 512
-    kv_cache_gb: Positive = 4.0
+    temperature: Positive = Field(
+        default=1.0, description="temperature of the policy; log-probs and entropies are taken at it too"
+    )
+    top_p: Share = Field(default=1.0, description="nucleus sampling; below 1 only in evaluation")
+    max_new_tokens: Count = Field(default=64, description="longest response, in tokens")
+    batch_rows: Count = Field(default=512, description="most responses decoded together")
+    kv_cache_gb: Positive = Field(
+        default=4.0, description="memory for keys and values, in 10^9 bytes; transformers only"
+    )
 
 
 class VotesConfig(_Section):
     """At most `max` rollouts vote on a question; `votes: 64` is short for `votes: {max: 64}`.
 
-    `stop: decided` ends a question once no outcome of the remaining rollouts can change its winner, `confident` once
-    the posterior that the leader is the mode exceeds `level`. Both look first after as many rollouts as train, or as a
-    unanimous vote takes, then after `round` further ones each: fewer spare more tokens and prefill prompts more often.
+    `stop: decided` ends a vote once the remaining rollouts cannot change its winner, `stop: confident` once the
+    posterior probability that the leader is the mode exceeds `level`. Both check first after `train_rollouts` rollouts,
+    or after as many as a unanimous vote needs if those are more, then after every `round` further ones. A smaller
+    `round` saves more tokens and prefills prompts more often.
     """
 
-    max: Votes = 16
-    stop: Literal["never", "decided", "confident"] = "never"
-    level: BelowOne = 0.95
-    round: Count = 2
+    max: Votes = Field(default=16, description="most rollouts of a question")
+    stop: Literal["never", "decided", "confident"] = Field(
+        default="never", description="when to stop sampling a question"
+    )
+    level: BelowOne = Field(default=0.95, description="posterior probability at which `confident` stops")
+    round: Count = Field(default=2, description="rollouts of each further round")
 
 
 class TreeConfig(_Section):
     """ETMR's tree rollouts (arXiv 2508.11356): each root forks at `forks` of its tokens, `branches` times at each.
 
-    The votes are the leaves: 1 + branches x forks a tree, the rest of the votes flat. `rank_by` says what a fork token
-    has most of: surprisal -log pi (Algorithm 1) or entropy. `distinct` draws other tokens at a fork than those there.
+    The leaves vote: 1 + branches x forks of each tree; votes left over are flat rollouts. Fork tokens are those with
+    the largest surprisal -log pi (Algorithm 1) or entropy, as `rank_by` says. With `distinct`, the branches of a
+    fork begin with tokens that were not drawn there before.
     """
 
-    forks: Count = 2
-    branches: Count = 2
-    rank_by: Literal["surprisal", "entropy"] = "surprisal"
-    distinct: bool = False
+    forks: Count = Field(default=2, description="fork tokens of each root")
+    branches: Count = Field(default=2, description="responses from each fork token")
+    rank_by: Literal["surprisal", "entropy"] = Field(default="surprisal", description="what fork tokens are ranked by")
+    distinct: bool = Field(default=False, description="branches of a fork begin with different tokens")
 
 
 class VLLMConfig(_Section):
-    """The vLLM engine. `tensor_parallel` GPUs share one; `memory_share` is what it may take of a card, weights
-    included, `kv_cache_gb` (2^30 bytes) its keys and values on a CPU, `max_rows` the responses decoded at once. With
-    `own_process` its model runs beside the trainer's process, as it does on several GPUs or ranks."""
+    """The vLLM engine. With `own_process` its model runs in a process beside the trainer's, as it always does on
+    several GPUs or ranks."""
 
-    tensor_parallel: Count = 1
-    memory_share: Share = 0.45
-    kv_cache_gb: Count = 1
-    max_rows: Count = 256
-    enforce_eager: bool = False
-    own_process: bool = False
+    tensor_parallel: Count = Field(default=1, description="GPUs that share one engine")
+    memory_share: Share = Field(default=0.45, description="share of a card's memory, weights included")
+    kv_cache_gb: Count = Field(default=1, description="memory for keys and values on a CPU, in 2^30 bytes")
+    max_rows: Count = Field(default=256, description="most responses decoded together")
+    enforce_eager: bool = Field(default=False, description="do not use CUDA graphs")
+    own_process: bool = Field(default=False, description="run the engine in a process beside the trainer's")
 
 
 class SamplingConfig(DecodingConfig):
-    """Rollouts for training: vote with `votes`, train on the first `train_rollouts` of them."""
+    """Rollouts for training: `votes` of them vote, the first `train_rollouts` are trained on."""
 
-    backend: Literal["hf", "vllm"] = "hf"
-    votes: VotesConfig = VotesConfig()
-    train_rollouts: Count = 16
-    tree: TreeConfig | None = None
-    vllm: VLLMConfig = VLLMConfig()
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="sample with transformers or with vLLM")
+    votes: VotesConfig = Field(default=VotesConfig(), description="how many rollouts vote, and when a vote ends")
+    train_rollouts: Count = Field(default=16, description="how many of the voting rollouts are trained on")
+    tree: TreeConfig | None = Field(default=None, description="tree rollouts; `{}`: with the defaults, null: none")
+    vllm: VLLMConfig = Field(default=VLLMConfig(), description="the engine of `backend: vllm`")
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, section: Any) -> Any:
-        return _votes_spelled_out(section)
+        return expand_votes(section)
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
@@ -150,30 +168,55 @@ class SamplingConfig(DecodingConfig):
 
 
 class MethodConfig(_Section):
-    """The method's options; a method's own row replaces these defaults (`mm-spine methods` prints both)."""
+    """The method and its options. A method may replace these defaults (`mm-spine methods` prints both)."""
 
-    name: str = "spine"
-    share: Share = 0.2
-    mask_rule: Literal["quantile", "top_k"] = "quantile"
-    mask_scope: Literal["response", "batch"] = "response"
-    band_scope: Literal["response", "batch"] = "response"
-    band_anchor: Literal["running", "initial"] = "running"
-    band_quantiles: tuple[Share, Share] = (0.10, 0.50)
-    band_low_weight: NonNegative = 0.01
-    band_high_weight: NonNegative = 0.01
-    advantage: Literal["group", "batch", "center"] = "group"
-    std: Literal["sample", "population"] = "sample"
-    eps: Positive = 1e-6
-    clip_low: NonNegative = 0.2
-    clip_high: NonNegative = 0.2
-    kl: Literal["none", "k3", "exact"] = "none"
-    kl_weight: NonNegative = 0.01
-    policy_denominator: Literal["all", "selected"] = "all"
-    band_denominator: Literal["all", "selected"] = "all"
-    kl_denominator: Literal["all", "selected"] = "selected"
-    unanimous: Literal["skip", "regularise"] = "skip"
-    unparsed_penalty: NonNegative = 7.0
-    ear: Literal["adv_res", "adv_clip"] = "adv_res"
+    name: str = Field(default="spine", description="a method of `mm-spine methods`")
+    share: Share = Field(default=0.2, description="share of the tokens that a mask selects")
+    mask_rule: Literal["quantile", "top_k"] = Field(
+        default="quantile",
+        description="select every token at or above the quantile (ties included), or exactly ceil(share T)",
+    )
+    mask_scope: Literal["response", "batch"] = Field(
+        default="response", description="take the threshold within each response, or over the whole step"
+    )
+    band_scope: Literal["response", "batch"] = Field(
+        default="response", description="take the bounds within each response, or over the whole step"
+    )
+    band_anchor: Literal["running", "initial"] = Field(
+        default="running", description="bounds from this step's entropies, or from the starting model's"
+    )
+    band_quantiles: tuple[Share, Share] = Field(
+        default=(0.10, 0.50), description="lower and upper bound, as quantiles of the forking tokens' entropies"
+    )
+    band_low_weight: NonNegative = Field(default=0.01, description="weight of the hinge below the band")
+    band_high_weight: NonNegative = Field(default=0.01, description="weight of the hinge above the band")
+    advantage: Literal["group", "batch", "center"] = Field(
+        default="group", description="(r - mean) / (std + eps) within the group or over the step; `center`: r - mean"
+    )
+    std: Literal["sample", "population"] = Field(default="sample", description="divide by n - 1 (verl, TRL) or by n")
+    eps: Positive = Field(default=1e-6, description="added to the standard deviation")
+    clip_low: NonNegative = Field(default=0.2, description="the importance ratio is clipped at 1 - clip_low")
+    clip_high: NonNegative = Field(default=0.2, description="the importance ratio is clipped at 1 + clip_high")
+    kl: Literal["none", "k3", "exact"] = Field(
+        default="none", description="KL to the starting model: none, the k3 estimate, or exact over the vocabulary"
+    )
+    kl_weight: NonNegative = Field(default=0.01, description="weight of the KL term")
+    policy_denominator: Literal["all", "selected"] = Field(
+        default="all", description="divide the policy term by all response tokens, or by the selected ones"
+    )
+    band_denominator: Literal["all", "selected"] = Field(default="all", description="the same choice for the band term")
+    kl_denominator: Literal["all", "selected"] = Field(
+        default="selected", description="the same choice for the KL term"
+    )
+    unanimous: Literal["skip", "regularise"] = Field(
+        default="skip", description="groups without advantage: leave them out, or keep only their band and KL terms"
+    )
+    unparsed_penalty: NonNegative = Field(
+        default=7.0, description="`rent`: the reward of a response without an answer is minus this, in nats"
+    )
+    ear: Literal["adv_res", "adv_clip"] = Field(
+        default="adv_res", description="`ttrl-ear`, `ettrl`: how entropy shapes the advantage"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> MethodConfig:
@@ -183,178 +226,116 @@ class MethodConfig(_Section):
 
 
 class OptimConfig(_Section):
-    """AdamW. `steps` rollout batches of `questions_per_step`, each used for `epochs` optimiser steps."""
+    """AdamW on `steps` rollout batches of `questions_per_step` questions, each used for `epochs` optimiser steps."""
 
-    steps: Count = 12
-    questions_per_step: Count = 32
-    epochs: Count = 1
-    lr: Positive = 1e-6
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup: BelowOne = 0.0
-    weight_decay: NonNegative = 0.0
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    grad_clip: NonNegative = 1.0
+    steps: Count = Field(default=12, description="number of rollout batches")
+    questions_per_step: Count = Field(default=32, description="questions in a rollout batch")
+    epochs: Count = Field(default=1, description="optimiser steps on each rollout batch")
+    lr: Positive = Field(default=1e-6, description="learning rate after warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="how the learning rate decays to 0"
+    )
+    warmup: BelowOne = Field(default=0.0, description="share of the steps over which the learning rate rises")
+    weight_decay: NonNegative = Field(default=0.0, description="AdamW's weight decay")
+    betas: tuple[BelowOne, BelowOne] = Field(default=(0.9, 0.999), description="AdamW's betas")
+    grad_clip: NonNegative = Field(default=1.0, description="largest gradient norm; 0: no limit")
 
 
 class EngineConfig(_Section):
-    """DeepSpeed. `token_budget` bounds the packed tokens of a micro-batch; a group is never split. `auto` asks a card
-    what fits before step 1. `checkpoint_activations` recomputes a layer's activations instead of keeping them.
-    `parity_limit` (nats) bounds the mean gap between the sampler's log-probs and the trainer's; unless given 0.01 in
-    float32, 0.1 in bfloat16, which are ours."""
+    """DeepSpeed. `token_budget` limits the packed tokens of a micro-batch; `auto` measures before step 1 what fits
+    on the card. `checkpoint_activations` recomputes a layer's activations instead of keeping them. `parity_limit`
+    (nats) limits the mean gap between the sampler's log-probs and the trainer's; the default is 0.01 in float32 and
+    0.1 in bfloat16."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    token_budget: Budget = 8192
-    checkpoint_activations: bool = False
-    deepspeed: Path | None = None
-    parity_limit: Positive | None = None
-    measure_update: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=0,
+        description="what ranks divide: 1 optimiser state, 2 gradients too, 3 a training copy of the weights too",
+    )
+    token_budget: Budget = Field(default=8192, description="most packed tokens of a micro-batch")
+    checkpoint_activations: bool = Field(
+        default=False, description="recompute activations: less memory, a second forward pass of each layer"
+    )
+    deepspeed: Path | None = Field(default=None, description="a JSON file of further DeepSpeed settings")
+    parity_limit: Positive | None = Field(default=None, description="largest mean gap, in nats, before the run stops")
+    measure_update: bool = Field(default=False, description="report how far a step moved the weights")
 
 
 class EvaluationConfig(DecodingConfig):
-    """Greedy, and `samples` samples a question. `before` reuses another run's evaluation of the same start.
+    """One greedy response and `samples` sampled ones for each question, before and after adaptation. `before` reuses
+    the evaluation of another run with the same start.
 
-    `lmms_eval` names lmms-eval's tasks, evaluated before, after, and every `lmms_eval_every` steps (0: not between),
-    the first `lmms_eval_limit` items of each; `lmms_eval_tasks` is a folder of further tasks.
+    The tasks of `lmms_eval` are evaluated before, after, and every `lmms_eval_every` steps (0: not in between), on
+    the first `lmms_eval_limit` items of each. `lmms_eval_tasks` is a folder of further tasks.
     """
 
-    samples: Count = 16
-    held_out: bool = True
-    limit: Count | None = None
-    before: Path | None = None
-    lmms_eval: tuple[str, ...] = ()
-    lmms_eval_every: Natural = 0
-    lmms_eval_limit: Count | None = None
-    lmms_eval_tasks: Path | None = None
+    samples: Count = Field(default=16, description="sampled responses of each question, beside the greedy one")
+    held_out: bool = Field(default=True, description="also evaluate the benchmark's held-out split")
+    limit: Count | None = Field(default=None, description="only the first so many questions of each split")
+    before: Path | None = Field(default=None, description="take the evaluation before from this finished run")
+    lmms_eval: tuple[str, ...] = Field(default=(), description="tasks of lmms-eval")
+    lmms_eval_every: Natural = Field(default=0, description="steps between evaluations on these tasks")
+    lmms_eval_limit: Count | None = Field(default=None, description="only the first so many items of each task")
+    lmms_eval_tasks: Path | None = Field(default=None, description="a folder of your own tasks")
 
 
 class CheckpointConfig(_Section):
-    """Checkpoints fall on step boundaries, every `every` steps (0: only when stopped early)."""
+    """Checkpoints are written between steps, every `every` steps (0: only when the run is stopped early)."""
 
-    every: Natural = 0
-    keep: Count = 2
+    every: Natural = Field(default=0, description="steps between checkpoints")
+    keep: Count = Field(default=2, description="how many of the newest are kept")
 
 
 class CacheConfig(_Section):
-    """Image features. `memory_gb` (10^9 bytes) of host memory for each process; with `folder`, `disk_gb` of files
-    there as well, which other runs and ranks use too. Without it nothing outlives the run. No result depends on it."""
+    """Image features, kept in host memory and, with `folder`, in files that other runs and ranks use too. Without
+    `folder` nothing outlives the run. No result depends on the cache."""
 
-    memory_gb: NonNegative = 4.0
-    folder: Path | None = None
-    disk_gb: NonNegative = 50.0
+    memory_gb: NonNegative = Field(default=4.0, description="10^9 bytes of host memory for each process")
+    folder: Path | None = Field(default=None, description="keep features in this folder, beyond the run")
+    disk_gb: NonNegative = Field(default=50.0, description="10^9 bytes of files in that folder")
 
 
 class ReportingConfig(_Section):
-    """What a run writes beyond its figures. `images`: thumbnails of the questions whose answer changed, for the report;
-    with `images: false` no image reaches folder, report or table. `rollouts`: every response with its tokens.
+    """What a run writes beyond its figures. With `images` the report shows thumbnails of the questions whose answer
+    changed; with `images: false` no image reaches the folder, the report or a table. `rollouts` keeps every response
+    with its tokens.
 
-    `completions`: how many of a step's responses are printed. `trackers` are told every figure, and of each step
-    `tracked_completions` responses with their images; to another machine images go with `send_images` alone.
+    `trackers` receive every figure, and of each step `tracked_completions` responses with their images. Images go to
+    another machine only with `send_images`.
     """
 
-    images: bool = True
-    rollouts: bool = True
-    completions: Natural = 0
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    tracked_completions: Natural = 8
-    send_images: bool = False
+    images: bool = Field(default=True, description="thumbnails in the report, and images for trackers")
+    rollouts: bool = Field(default=True, description="write `rollouts/`")
+    completions: Natural = Field(default=0, description="responses of each step that are printed")
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        default=(), description="experiment trackers that receive the curves"
+    )
+    tracked_completions: Natural = Field(default=8, description="responses of each step that trackers receive")
+    send_images: bool = Field(default=False, description="send images to trackers on another machine too")
 
 
 class RunConfig(_Section):
-    """Everything a run needs to know. `split` replaces the split that is adapted to, and then nothing is held out;
-    `source` is where a benchmark's rows are read instead of its hub id, a folder or another id; `prompt: short`
-    asks for an answer without reasoning; `scope: question` starts from the same weights for each question."""
+    """All settings of a run. `split` replaces the split that is adapted to; then no split is held out. `source` is a
+    folder or hub id to read a benchmark's rows from, in place of its own. `prompt: short` asks for an answer without
+    reasoning. `scope: question` starts again from the same weights for each question."""
 
-    benchmark: str = "digits"
-    split: str | None = None
-    source: str | None = None
-    prompt: Literal["reason", "short"] = "reason"
-    model: ModelConfig = ModelConfig()
-    method: MethodConfig = MethodConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    optim: OptimConfig = OptimConfig()
-    engine: EngineConfig = EngineConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    cache: CacheConfig = CacheConfig()
-    reporting: ReportingConfig = ReportingConfig()
-    scope: Literal["dataset", "question"] = "dataset"
-    limit: Count | None = None
-    seed: int = 0
-    threads: Count | None = None
-
-
-def spelled_out(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer with its short forms written out: `method: ttrl`, `sampling: {votes: 64}`."""
-    found = dict(layer)
-    if isinstance(layer.get("method"), str):
-        found["method"] = {"name": layer["method"]}
-    if "sampling" in layer:
-        found["sampling"] = _votes_spelled_out(layer["sampling"])
-    return found
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the second winning."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a mapping, safe-loaded. Raises ConfigError naming the file."""
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, Mapping):
-        raise ConfigError(f"{path}: expected keys and values, found {type(loaded).__name__}")
-    return dict(loaded)
-
-
-def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """["optim.lr=1e-4", ...] -> a nested mapping, values read as YAML scalars (1e-4 too), short forms written out."""
-    tree: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{pair!r}: overrides are written key=value, as in optim.lr=1e-4")
-        try:
-            nested: Any = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{pair!r}: the value cannot be read as YAML: {error}") from error
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        tree = merge(tree, spelled_out(nested))
-    return tree
-
-
-def build(*layers: Mapping[str, Any]) -> RunConfig:
-    """Validate the layers, later ones winning. Raises ConfigError with one line per wrong key."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = merge(merged, spelled_out(layer))
-    try:
-        return RunConfig.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
-
-
-def _explain(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        return f"{key}: no such key; {nearest(location[-1], _keys(location[:-1]))}"
-    found = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
-    return f"{key}{found}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _keys(location: list[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in location:
-        section = section.model_fields[part].annotation
-        section = next((a for a in get_args(section) if isinstance(a, type)), section)
-    return list(section.model_fields)
+    benchmark: str = Field(default="digits", description="a name of `mm-spine benchmarks`, or a folder of your own")
+    split: str | None = Field(default=None, description="the split to adapt to")
+    source: str | None = Field(default=None, description="where the rows are read")
+    prompt: Literal["reason", "short"] = Field(
+        default="reason", description="ask for reasoning first, or for the answer only"
+    )
+    model: ModelConfig = Field(default=ModelConfig(), description="which weights, and which of them train")
+    method: MethodConfig = Field(default=MethodConfig(), description="reward, mask, band and KL")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="rollouts for training")
+    optim: OptimConfig = Field(default=OptimConfig(), description="steps and AdamW")
+    engine: EngineConfig = Field(default=EngineConfig(), description="DeepSpeed, micro-batches and the parity limit")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="before and after the run")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when a run can be resumed")
+    cache: CacheConfig = Field(default=CacheConfig(), description="image features")
+    reporting: ReportingConfig = Field(default=ReportingConfig(), description="what is written and shown")
+    scope: Literal["dataset", "question"] = Field(
+        default="dataset", description="one model for all questions, or one for each"
+    )
+    limit: Count | None = Field(default=None, description="only the first so many questions")
+    seed: int = Field(default=0, description="seed of every draw")
+    threads: Count | None = Field(default=None, description="threads of torch on a CPU")

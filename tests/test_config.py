@@ -8,16 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mm_spine.config import (
-    ConfigError,
-    RunConfig,
-    VotesConfig,
-    build,
-    merge,
-    parse_overrides,
-    read_yaml,
-    spelled_out,
-)
+from mm_spine.config import ConfigError, RunConfig, VotesConfig
+from mm_spine.config_layers import build, expand_layer, merge, parse_overrides, read_yaml
 from mm_spine.configs import shipped
 from mm_spine.methods.table import METHODS, configure
 from mm_spine.runs.run import check, load_config
@@ -295,7 +287,7 @@ def test_keys_that_are_not_words_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_benchmark_in_yaml_names_the_nearest(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, "benchmark: digts"))
-    with pytest.raises(ValueError, match=r"'digts' is neither a benchmark nor a folder; the nearest .* 'digits'"):
+    with pytest.raises(ValueError, match=r"'digts' is neither a benchmark nor a folder; did you mean 'digits'"):
         check(config)
 
 
@@ -305,7 +297,7 @@ def test_every_shipped_configuration_builds_for_every_method(path: Path) -> None
         config = load_config(str(path), (), name)
         assert (config.benchmark, config.method.name) == (path.stem, name)
     assert load_config(path.stem) == load_config(str(path)), "by name or by file"
-    given, resolved = flat(spelled_out(read_yaml(path))), flat(load_config(str(path)).model_dump())
+    given, resolved = flat(expand_layer(read_yaml(path))), flat(load_config(str(path)).model_dump())
     assert {key: float(value) if key == "optim.lr" else value for key, value in given.items()}.items() <= (
         resolved.items()
     )

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import pytest
 from test_readme import blocks, check_commands
 
-from mm_spine import config, evaluation
+from mm_spine import evaluation
 from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.methods.table import METHODS
 from mm_spine.processors.answers import KINDS
@@ -117,14 +117,10 @@ def test_the_page_of_the_configuration_is_what_its_script_writes() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == written, "run python scripts/write_config_docs.py"
 
 
-def test_every_key_of_the_configuration_is_described_and_no_other() -> None:
-    found = script("write_config_docs")
-    known = set()
-    for prefix, model in found.sections():
-        for name in model.model_fields:
-            shared = name in config.DecodingConfig.model_fields and prefix in ("sampling.", "evaluation.")
-            known.add(f"decoding.{name}" if shared else prefix + name)
-    assert found.MEANINGS.keys() == known
+def test_every_key_of_the_configuration_is_described() -> None:
+    for prefix, model in script("write_config_docs").sections():
+        for name, field in model.model_fields.items():
+            assert field.description, f"{prefix}{name}"
 
 
 def fields(page: str, heading: str) -> set[str]:

@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from mm_spine.benchmarks import BENCHMARKS, resolve
-from mm_spine.config import RunConfig, read_yaml
+from mm_spine.config import RunConfig
+from mm_spine.config_layers import read_yaml
 from mm_spine.configs import shipped
 from mm_spine.files import write_json_lines
 from mm_spine.methods.table import configure

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_spine.config import ConfigError, MethodConfig, RunConfig, build, merge, spelled_out
+from mm_spine.config import ConfigError, MethodConfig, RunConfig
+from mm_spine.config_layers import build, expand_layer, merge
 from mm_spine.draws import uniforms
 from mm_spine.methods import credit, weights
 from mm_spine.methods.weights import BoundsRule, MaskRule
@@ -194,7 +195,7 @@ def configure(*layers: Mapping[str, Any]) -> RunConfig:
     """The layers over the method's own options, validated; later layers win. Raises ConfigError."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = merge(merged, spelled_out(layer))
+        merged = merge(merged, expand_layer(layer))
     section = merged.get("method")
     name = section.get("name", "spine") if isinstance(section, Mapping) else "spine"
     row = find(str(name))

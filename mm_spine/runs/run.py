@@ -2,7 +2,6 @@
 and they meet in that order, never in one call (the control `oracle` excepted, and marked)."""
 
 from __future__ import annotations
-from mm_spine import rollout_table
 
 import hashlib
 import json
@@ -24,28 +23,29 @@ from typing import Any
 import torch
 import yaml
 
-from mm_spine import distributed, evaluation, files
-from mm_spine.compat import version_of
+from mm_spine import distributed, evaluation, files, rollout_table
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
+from mm_spine.compat import version_of
+from mm_spine.config import CacheConfig, ConfigError, RunConfig, VLLMConfig
+from mm_spine.config_layers import merge, parse_overrides, read_yaml
 from mm_spine.configs import shipped
-from mm_spine.config import CacheConfig, ConfigError, RunConfig, VLLMConfig, merge, parse_overrides, read_yaml
-from mm_spine.words import nearest
-from mm_spine.training.engine import newest_checkpoint
 from mm_spine.integrations import lmms_hook
 from mm_spine.methods.table import Method, configure, find
 from mm_spine.policy.attention import backend_name
-from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import check_model_folder, resolve_model
+from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import Policy, checksum
-from mm_spine.runs.listeners import trackers
 from mm_spine.reporting.responses import first_responses
+from mm_spine.runs.listeners import trackers
 from mm_spine.runs.listeners.live import Guarded, Plain, Step, View
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.registry import check_sampler, make_sampler
+from mm_spine.training.engine import newest_checkpoint
 from mm_spine.types import AnswerKey, LabelledSet
+from mm_spine.words import nearest
 
 log = logging.getLogger(__name__)
 

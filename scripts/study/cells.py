@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_spine.config import ConfigError, RunConfig, build, read_yaml
+from mm_spine.config import ConfigError, RunConfig
+from mm_spine.config_layers import build, read_yaml
 from mm_spine.runs.run import load_config
 
 BASE = "none"

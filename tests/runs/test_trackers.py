@@ -27,7 +27,8 @@ from small import small_config, write_data, write_model
 from tiny import tiny_image
 
 from mm_spine import files
-from mm_spine.config import ConfigError, ReportingConfig, build
+from mm_spine.config import ConfigError, ReportingConfig
+from mm_spine.config_layers import build
 from mm_spine.policy.model import Policy
 from mm_spine.runs.listeners import trackers
 from mm_spine.runs.listeners.live import Step, View

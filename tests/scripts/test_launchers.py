@@ -17,7 +17,7 @@ import yaml
 
 from mm_spine import cli
 from mm_spine.benchmarks import BENCHMARKS
-from mm_spine.config import parse_overrides
+from mm_spine.config_layers import parse_overrides
 from mm_spine.runs.run import load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,96 @@
+"""Build a run's configuration from layers: defaults, YAML files and dotted overrides, later ones winning.
+
+Every error is a ConfigError that names the file or key, and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from mm_spine.config import ConfigError, RunConfig, expand_votes
+from mm_spine.words import nearest
+
+
+def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Write out the short forms of a layer: `method: ttrl` and `sampling: {votes: 64}`."""
+    found = dict(layer)
+    if isinstance(layer.get("method"), str):
+        found["method"] = {"name": layer["method"]}
+    if "sampling" in layer:
+        found["sampling"] = expand_votes(layer["sampling"])
+    return found
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; where both have a value, `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file as a mapping, safe-loaded. Raises ConfigError naming the file."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, Mapping):
+        raise ConfigError(f"{path}: expected keys and values, found {type(loaded).__name__}")
+    return dict(loaded)
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """Parse ["optim.lr=1e-4", ...] into a nested mapping. Values are read as YAML, short forms are written out.
+
+    Raises ConfigError naming the override that cannot be read.
+    """
+    tree: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{pair!r}: overrides are written key=value, as in optim.lr=1e-4")
+        try:
+            nested: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{pair!r}: the value cannot be read as YAML: {error}") from error
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        tree = merge(tree, expand_layer(nested))
+    return tree
+
+
+def build(*layers: Mapping[str, Any]) -> RunConfig:
+    """Merge the layers, later ones winning, and validate. Raises ConfigError with one line per wrong key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, expand_layer(layer))
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key; {nearest(location[-1], _keys(location[:-1]))}"
+    found = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
+    return f"{key}{found}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(location: list[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        section = section.model_fields[part].annotation
+        section = next((a for a in get_args(section) if isinstance(a, type)), section)
+    return list(section.model_fields)
