@@ -24,7 +24,7 @@ from mm_spine.benchmarks.images import Folder, inside, root_of
 from mm_spine.benchmarks.prompts import options
 from mm_spine.benchmarks.tables import SUFFIXES, Table, read_table
 from mm_spine.processors import answers
-from mm_spine.processors.answers.choice import LABELS
+from mm_spine.processors.answers.choice import check_count
 from mm_spine.types import AnswerSpec, ImageLike, LabelledSet, Question
 
 log = logging.getLogger(__name__)
@@ -196,8 +196,8 @@ def _spec(row: Row, columns: Columns) -> AnswerSpec:
     spec = AnswerSpec(kind, choices, **further)
     # Parsing any response raises ValueError for an unknown kind or value_type.
     answers.parse("", spec)
-    if kind == "choice" and len(choices) > len(LABELS):
-        raise ValueError(f"{len(choices)} choices; at most {len(LABELS)} ({LABELS[0]} to {LABELS[-1]}) are graded")
+    if kind == "choice":
+        check_count(choices)
     return spec
 
 

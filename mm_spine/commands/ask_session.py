@@ -28,7 +28,7 @@ from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import kind_of
-from mm_spine.processors.answers.choice import LABELS
+from mm_spine.processors.answers.choice import check_count
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.reporting.colours import Token
 from mm_spine.runs.run import check, load_config
@@ -160,11 +160,12 @@ def question_of(
 
 
 def _options(choices: Sequence[str]) -> tuple[str, ...]:
-    """ValueError: fewer than two, more than can be lettered, an empty one, or one twice."""
+    """Strip the choices. ValueError: only one, more than there are letters, an empty one, or one twice."""
     options = tuple(choice.strip() for choice in choices)
-    wanted = f"give 2 to {len(LABELS)} different ones, or none"
-    if options and not 2 <= len(options) <= len(LABELS):
-        raise ValueError(f"{len(options)} choices: {wanted}")
+    check_count(options)
+    wanted = "give two or more different ones, or none"
+    if len(options) == 1:
+        raise ValueError(f"1 choice: {wanted}")
     if not all(options):
         raise ValueError(f"choice {options.index('') + 1} is empty: {wanted}")
     if twice := [option for option in options if options.count(option) > 1]:

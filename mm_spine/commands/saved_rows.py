@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from mm_spine.benchmarks import Benchmark, resolve
 from mm_spine.files import write_json_lines
 from mm_spine.processors.answers import checker, grade, grade_all, kind_of, parse, parse_all
-from mm_spine.processors.answers.choice import LABELS
+from mm_spine.processors.answers.choice import check_count
 from mm_spine.types import Answer, AnswerSpec, LabelledSet, Question, Verdict
 from mm_spine.voting import representative, vote
 
@@ -408,10 +408,10 @@ def _spec(row: Mapping[str, Any], base: AnswerSpec) -> AnswerSpec:
     spec = replace(base, **given)
     try:
         kind_of(spec)
+        if spec.kind == "choice":
+            check_count(spec.choices)
     except ValueError as error:
         raise BadRow(str(error)) from error
-    if spec.kind == "choice" and len(spec.choices) > len(LABELS):
-        raise BadRow(f"{len(spec.choices)} choices; at most {len(LABELS)} ({LABELS[0]} to {LABELS[-1]}) are graded")
     return spec
 
 

@@ -17,8 +17,8 @@ from mm_spine.processors.answers import (
     yes_no,
     yes_no_maybe,
 )
+from mm_spine.processors.answers.extraction import unwrapped
 from mm_spine.processors.answers.kind import Kind
-from mm_spine.processors.answers.wrapped import unwrapped
 from mm_spine.types import Answer, AnswerSpec, Verdict
 from mm_spine.words import nearest
 

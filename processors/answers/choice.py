@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from mm_spine.processors.answers import text as free_text
-from mm_spine.processors.answers.boxed import LOOKED_AT, last_boxed, plain
+from mm_spine.processors.answers.extraction import LOOKED_AT, last_boxed, plain
 from mm_spine.processors.answers.kind import UNPARSED, Kind, keyed, read_golds, verdict
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
@@ -102,6 +102,12 @@ _LAST_CUES = 200  # announcements that are looked at, from the end
 _LINES = 50  # lines looked at from either end
 _SENTENCE = 400  # characters that a last sentence may take
 _TAIL = 300  # characters from the end that are looked at first: most responses end with their answer
+
+
+def check_count(choices: Sequence[str]) -> None:
+    """Raise ValueError for more choices than there are labels: an answer is one letter of `LABELS`."""
+    if len(choices) > len(LABELS):
+        raise ValueError(f"{len(choices)} choices; at most {len(LABELS)} ({LABELS[0]} to {LABELS[-1]}) are graded")
 
 
 def option_text(spec: AnswerSpec, index: int) -> str | None:

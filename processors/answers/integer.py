@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mm_spine.processors.answers.boxed import LOOKED_AT, announced, answerable, last_boxed, plain
+from mm_spine.processors.answers.extraction import LOOKED_AT, announced, answerable, last_boxed, plain
 from mm_spine.processors.answers.kind import keyed
 from mm_spine.types import AnswerSpec
 

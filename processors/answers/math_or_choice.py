@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from mm_spine.processors.answers import checker, choice, maths
 from mm_spine.processors.answers import text as free_text
-from mm_spine.processors.answers.boxed import last_boxed
+from mm_spine.processors.answers.extraction import last_boxed
 from mm_spine.processors.answers.kind import UNPARSED, Kind, verdict
 from mm_spine.types import Answer, AnswerSpec, Verdict
 

@@ -13,276 +13,15 @@ What counts as the same, where graders differ:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 from mm_spine.processors.answers import checker
-from mm_spine.processors.answers.boxed import announced, answerable, last_boxed, plain
+from mm_spine.processors.answers.extraction import announced, answerable, last_boxed, plain
 from mm_spine.processors.answers.kind import UNPARSED, Kind, verdict
+from mm_spine.processors.answers.latex import COMMAND, FUNCTION, NAME, RELATION, normal, wordy
+from mm_spine.processors.answers.math_keys import Listed, key, listed, number
 from mm_spine.types import Answer, AnswerSpec, Verdict
-
-# Reading: from a response, or a gold, to one line of LaTeX in a plain form.
-
-_UNICODE = str.maketrans(
-    dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}", "-")
-    | dict.fromkeys("\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}~", " ")
-    | dict.fromkeys("\N{DEGREE SIGN}£€¥", "")
-    | {"π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "×": r"\times ", "·": r"\cdot "}
-    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ", "≈": r"\approx "}
-    | {"²": "^2", "³": "^3", "÷": "/", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
-)
-_PIECE = r"(\{[^{}]*\}|[0-9a-z])"
-_Into = str | Callable[[re.Match[str]], str]
-_REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
-    (re.compile(pattern), into)
-    for pattern, into in (
-        (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
-        (r"\\\$", ""),
-        (
-            r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname)\s*\{([^{}]*)\}",
-            r" \1 ",
-        ),
-        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|limits|rm|bf)(?![A-Za-z])", ""),
-        (r"\{,\}|,\\!", ","),
-        (r"(?<=\d)\\[,!]\s*(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\[,;:! ]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|\s+", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\le(?:q|qslant)(?![A-Za-z])", r"\\le"),
-        (r"\\ge(?:q|qslant)(?![A-Za-z])", r"\\ge"),
-        (r"\\neq(?![A-Za-z])", r"\\ne"),
-        (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda m: r"\{" if m[0][1] == "l" else r"\}"),
-        (r"\\langle(?![A-Za-z])", "("),
-        (r"\\rangle(?![A-Za-z])", ")"),
-        (r"\s*(?:\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\(?:degree|deg)(?![A-Za-z]))", " "),
-        (r"\\%|\bpercent\b", "%"),
-        (r"(?<![A-Za-z\\])(?:pi|Pi)(?![A-Za-z])", r"\\pi "),
-        (r"(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
-        (r"(?:(?<![A-Za-z\\])|\\)sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}"),
-        (rf"\\frac\s*{_PIECE}\s*{_PIECE}", lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}"),
-        (r"([\^_])\s*\{\s*(\w)\s*\}", r"\1\2"),
-        (r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])", ""),
-    )
-)
-_SPACE = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])| ")
-_COMMAND_SPACE = re.compile(r"(\\[A-Za-z]+) (?=[A-Za-z])")
-_COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]*\*?\}|\\[A-Za-z]+")
-_FUNCTIONS = (
-    *("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc"),
-    *("log", "ln", "exp", "max", "min", "gcd", "lcm", "mod", "det", "lim"),
-)
-_FUNCTION = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(_FUNCTIONS)})(?![a-z])")
-_NO_UNIT = rf"(?!(?:and|or|if|for|to|hundred|thousand|million|billion|trillion|dozen|{'|'.join(_FUNCTIONS)})\b)"
-_UNIT_WORD = rf"{_NO_UNIT}(?:[A-Za-z]{{2,}}\.?|[mgshLlVANJWKCF])(?![A-Za-z])(?:\s*\^\s*\{{?-?\d\}}?)?"
-_UNIT = re.compile(rf"(?<=[\d}})%i])\s+{_UNIT_WORD}(?:[\s/-]*{_UNIT_WORD})*\s*$")
-_CLOSE_UNIT = re.compile(r"(?<=\d)(?:cm|mm|km|kg|mg|ml|mL|ft|mph|deg)(?:\^\s*\{?[23]\}?)?\s*$")
-_AND = re.compile(r"\s*,?\s+(?:and|or)\s+|,\s*(?:and|or)\s+")
-_EQUALS = re.compile(r"(?<![<>!:\\])=")
-_RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|lt|gt)(?![A-Za-z])")
-_NAME = re.compile(
-    r"(?:\|?(?:m\s*)?(?:\\(?:angle|triangle|overline)\s*)?\{?(?:[A-Za-z][A-Za-z ]*|\\[a-z]+)(?:_\{?\w+\}?)?'?\}?\|?)"
-    r"(?:\([A-Za-z0-9 ,+-]*\))?"
-)
-
-
-def normal(text: str) -> str:
-    """`text` as one line of plain LaTeX; a normal text stays as it is. Too long a text is only stripped."""
-    return text.strip() if len(text) > checker.LONGEST else _normal(text)
-
-
-@lru_cache(maxsize=1 << 14)
-def _normal(text: str) -> str:
-    for _ in range(6):
-        before = text
-        text = _result(_unwrapped(_spaced(_rewritten(text))))
-        if text == before:
-            break
-    return text
-
-
-def _rewritten(text: str) -> str:
-    text = text.translate(_UNICODE)
-    for pattern, into in _REWRITES:
-        text = pattern.sub(into, text)
-    return plain(text)
-
-
-def _spaced(text: str) -> str:
-    """Without unit, closing punctuation, and white space that separates no words or numbers."""
-    text = text.strip().rstrip(".,;:").strip()
-    text = _CLOSE_UNIT.sub("", text)
-    if (unit := _UNIT.search(text)) and not wordy(text[: unit.start()]):
-        text = text[: unit.start()]
-    joined = _AND.sub(",", text)
-    text = joined if joined != text and not wordy(joined) else text
-    if re.fullmatch(r"-?\d{1,3}(?: \d{3})+", text):
-        text = text.replace(" ", "")
-    text = _COMMAND_SPACE.sub("\\1\0", text)
-    return _SPACE.sub(lambda m: m[0] if _between_words(text, m.start()) else "", text).replace("\0", " ")
-
-
-def _between_words(text: str, place: int) -> bool:
-    return text[place - 1 : place].isalnum() and text[place + 1 : place + 2].isalnum()
-
-
-def _unwrapped(text: str) -> str:
-    r"""Without one pair of brackets around the whole: "(5)", "{5}", "\{5\}", not "(1,2)" nor the point "(1,234)"."""
-    width = 2 if text.startswith(r"\{") and text.endswith(r"\}") else 1
-    inner = text[width:-width]
-    if inner and text[:width] + text[-width:] in ("()", "[]", "{}", r"\{\}") and "," not in inner and _encloses(text):
-        return inner.strip()
-    return text
-
-
-def _result(text: str) -> str:
-    r"""What a chain of equations comes to: "3+4=7" is 7, "x=5" is 5, "y=2x+1" stays; of "a\approx b" the exact side."""
-    head, approx, tail = text.partition(r"\approx")
-    if approx:
-        text = f"{head}={tail}" if _NAME.fullmatch(head.strip()) else head
-    if len(_split(text)) != 1 and not _only_first_names(text):
-        return text
-    parts = [part.strip() for part in _EQUALS.split(text)]
-    if len(parts) == 1 or not all(parts) or len(_RELATION.findall(text)) != len(parts) - 1:
-        return text
-    first, last = parts[0], parts[-1]
-    named = _NAME.fullmatch(first) is not None
-    said = not _letters(last) if named else not _letters(first)
-    return last if said else f"{first}={last}"
-
-
-def _only_first_names(text: str) -> bool:
-    """Whether "x=1,2" names its values once, at the front."""
-    first, *others = _split(text)
-    return "=" in first and not any("=" in other for other in others)
-
-
-def _letters(text: str) -> str:
-    return "".join(re.findall(r"[A-Za-z]+", _COMMAND.sub(" ", text)))
-
-
-def wordy(text: str) -> bool:
-    """Whether `text` says something in words, so that algebra has no business with it."""
-    words = re.findall(r"[A-Za-z]+", _FUNCTION.sub(" ", _COMMAND.sub(" ", text)))
-    if any(len(word) > 3 for word in words) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", text):
-        return True
-    return re.fullmatch(r"[A-Za-z' ,.()-]+", text) is not None and any(len(word) > 2 for word in words)
-
-
-def _split(text: str, thousands: bool = True) -> list[str]:
-    """`text` at its outermost commas and semicolons, `thousands` separators aside."""
-    if thousands and _NUMBER.fullmatch(text):
-        return [text]
-    depth, start, parts = 0, 0, []
-    for mark in re.finditer(r"\\?[()\[\]{},;]", text):
-        depth += (mark[0][-1] in "([{") - (mark[0][-1] in ")]}")
-        if depth == 0 and mark[0] in ",;":
-            parts.append(text[start : mark.start()].strip())
-            start = mark.end()
-    return [*parts, text[start:].strip()]
-
-
-# Keys.
-
-_DEEPEST = 20  # brackets in brackets; a list nested deeper is a formula like any other
-
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
-_NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)(?:(?P<whole>\d++)\s*)?(?:\\frac\{{(?P<top>-?{_DIGITS})\}}\{{(?P<under>-?{_DIGITS})\}}"
-    rf"|(?<![\d.])(?P<over>{_DIGITS})\s*/\s*(?P<below>{_DIGITS}))%?"
-    rf"|(?P<minus>[+-]?)(?P<decimal>{_DIGITS})(?:\s*(?:\\times|\\cdot|\*)\s*10\^\{{?(?P<ten>-?\d{{1,2}})\}}?)?%?"
-)
-
-
-def number(text: str) -> Fraction | None:
-    """The rational that a normal text spells, without its percent sign; None for anything else."""
-    match = _NUMBER.fullmatch(text) if len(text) <= checker.LONGEST else None
-    if match is None:
-        return None
-    if match["decimal"]:
-        size = _fraction(match["decimal"]) * Fraction(10) ** int(match["ten"] or 0)
-        return -size if match["minus"] == "-" else size
-    below = _fraction(match["under"] or match["below"])
-    if below == 0:
-        return None
-    size = int(match["whole"] or 0) + _fraction(match["top"] or match["over"]) / below
-    return -size if match["sign"] == "-" else size
-
-
-def _fraction(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", "").rstrip("."))
-
-
-def key(text: str) -> str | None:
-    """The canonical key of a normal text: a simplified rational, words, "25_8", "1:2", and lists of those; or None.
-
-    A text too long to be looked into is its own key.
-    """
-    return text if len(text) > checker.LONGEST else _key(text)
-
-
-@lru_cache(maxsize=1 << 14)
-def _key(text: str) -> str | None:
-    if (value := number(text)) is not None:
-        return str(value)
-    if re.fullmatch(r"\d+(?:_\{?\d+\}?|(?::\d+)+)", text):
-        return re.sub(r"[{}]", "", text)
-    if wordy(text):
-        return text.casefold()
-    items = listed(text)
-    if items is None:
-        return None
-    keys = [_item_key(item) for item in items.items]
-    known = [each for each in keys if each is not None]
-    if len(known) < len(keys):
-        return None
-    return items.left + ",".join(known if items.ordered else sorted(set(known))) + items.right
-
-
-def _item_key(item: str) -> str | None:
-    name, equals, value = item.rpartition("=")
-    found = key(value)
-    return None if found is None else name + equals + found
-
-
-class Listed(NamedTuple):
-    """A tuple, an interval or a set, element by element."""
-
-    left: str
-    items: tuple[str, ...]
-    right: str
-
-    @property
-    def ordered(self) -> bool:
-        return self.left != r"\{"
-
-
-def listed(text: str) -> Listed | None:
-    r"""The elements of "(1,2)", "[1,2)", "\{1,2\}" or a bare "1,2"; None for anything else."""
-    left, inner, right = r"\{", text, r"\}"
-    if text.startswith(r"\{") and text.endswith(r"\}") and _encloses(text):
-        inner = text[2:-2]
-    elif text[:1] in ("(", "[") and text[-1:] in (")", "]") and _encloses(text):
-        left, inner, right = text[0], text[1:-1], text[-1]
-    if len(text) > checker.LONGEST or checker.depth(text) > _DEEPEST:
-        return None
-    items = _split(inner, thousands=inner == text)
-    if not all(items) or r"\begin" in text or (len(items) == 1 and inner == text):
-        return None
-    names = {item.partition("=")[0] for item in items if "=" in item}
-    return Listed(left, tuple(item if len(names) > 1 else normal(item) for item in items), right)
-
-
-def _encloses(text: str) -> bool:
-    """Whether the first bracket closes with the last."""
-    depth = 0
-    for mark in re.finditer(r"[()\[\]{}]", text):
-        depth += 1 if mark[0] in "([{" else -1
-        if depth == 0:
-            return mark.end() == len(text)
-    return False
-
 
 # Finding.
 
@@ -356,7 +95,7 @@ def _bare(response: str) -> Answer | None:
     clean = normal(response)
     if re.fullmatch(r"[A-Za-z]+", clean):
         return read(response) if clean.lower() not in _REFUSALS else None
-    rest = _FUNCTION.sub(" ", _COMMAND.sub(" ", clean))
+    rest = FUNCTION.sub(" ", COMMAND.sub(" ", clean))
     said_in_words = re.search(r"[A-Za-z]{3}|[A-Za-z]{2} | [A-Za-z]{2}", rest) is not None
     if said_in_words and not re.fullmatch(r"\s*\$?\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}\$?\.?", response):
         return None
@@ -387,9 +126,9 @@ def equal(a: str, b: str) -> bool:
     list_a, list_b = listed(a), listed(b)
     if list_a and list_b:
         return _equal_lists(list_a, list_b)
-    if any(map(_stands_alone, (a, b))) or any(_is_tuple(x) and not _RELATION.search(y) for x, y in ((a, b), (b, a))):
+    if any(map(_stands_alone, (a, b))) or any(_is_tuple(x) and not RELATION.search(y) for x, y in ((a, b), (b, a))):
         return False
-    if any(_is_equation(x) and not _RELATION.search(y) for x, y in ((a, b), (b, a))):
+    if any(_is_equation(x) and not RELATION.search(y) for x, y in ((a, b), (b, a))):
         return False
     return checker.equal(a.rstrip("%"), b.rstrip("%"))
 
@@ -408,7 +147,7 @@ def _is_tuple(text: str) -> bool:
 def _is_equation(text: str) -> bool:
     """An equation whose left side is more than a name: its right side is not what it says."""
     left, equals, _ = text.partition("=")
-    return bool(equals) and not _NAME.fullmatch(left)
+    return bool(equals) and not NAME.fullmatch(left)
 
 
 def _equal_lists(a: Listed, b: Listed) -> bool:
@@ -441,7 +180,7 @@ def accepts(gold: str, answer: str) -> bool:
     """Whether `answer` is right where `gold` is: what `equal` merges, and the other forms of the same value."""
     if equal(*sorted((gold, answer))) or _near(gold, answer) or _rebased(gold, answer):
         return True
-    if _is_equation(gold) and not _RELATION.search(answer):
+    if _is_equation(gold) and not RELATION.search(answer):
         return False
     list_gold, list_answer = listed(gold), listed(answer)
     if list_gold and list_answer:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from mm_spine.processors.answers import yes_no
-from mm_spine.processors.answers.boxed import announced, last_boxed, plain
+from mm_spine.processors.answers.extraction import announced, last_boxed, plain
 from mm_spine.processors.answers.kind import keyed
 from mm_spine.types import AnswerSpec
 

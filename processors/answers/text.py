@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mm_spine.processors.answers.boxed import announced, last_boxed, plain
+from mm_spine.processors.answers.extraction import announced, last_boxed, plain
 from mm_spine.processors.answers.kind import keyed
 from mm_spine.types import AnswerSpec
 

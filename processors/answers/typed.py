@@ -20,7 +20,7 @@ from itertools import islice
 
 from mm_spine.processors.answers import choice
 from mm_spine.processors.answers import text as free_text
-from mm_spine.processors.answers.boxed import LOOKED_AT, announced, answerable, last_boxed, plain
+from mm_spine.processors.answers.extraction import LOOKED_AT, announced, answerable, last_boxed, plain
 from mm_spine.processors.answers.kind import UNPARSED, Kind, keyed, read_golds, verdict
 from mm_spine.types import Answer, AnswerSpec, Verdict
 from mm_spine.words import nearest

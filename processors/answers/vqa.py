@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from textwrap import shorten
 
-from mm_spine.processors.answers.boxed import announced, last_boxed, plain
+from mm_spine.processors.answers.extraction import announced, last_boxed, plain
 from mm_spine.processors.answers.kind import UNPARSED, Kind, same_key
 from mm_spine.types import Answer, AnswerSpec, Verdict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mm_spine.processors.answers import choice
-from mm_spine.processors.answers.boxed import announced, last_boxed, plain
+from mm_spine.processors.answers.extraction import announced, last_boxed, plain
 from mm_spine.processors.answers.kind import Read, keyed
 from mm_spine.types import AnswerSpec
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mm_spine.processors import answers
 from mm_spine.processors.answers import grade, known_kinds, parse, same
-from mm_spine.processors.answers.boxed import last_boxed
+from mm_spine.processors.answers.extraction import last_boxed
 from mm_spine.types import Answer, AnswerSpec
 
 INTEGER, YES_NO, TEXT, LETTERS = (AnswerSpec(kind) for kind in ("integer", "yes_no", "text", "choice"))

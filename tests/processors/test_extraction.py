@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_spine.processors.answers import grade, parse
-from mm_spine.processors.answers.wrapped import unwrapped
+from mm_spine.processors.answers.extraction import unwrapped
 from mm_spine.types import AnswerSpec
 
 DRUGS = ("Aspirin", "Warfarin", "Heparin", "Clopidogrel")

@@ -1,0 +1,183 @@
+"""The plain form of a formula."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+from mm_spine.processors.answers import checker
+from mm_spine.processors.answers.extraction import plain
+
+_UNICODE = str.maketrans(
+    dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}", "-")
+    | dict.fromkeys("\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}~", " ")
+    | dict.fromkeys("\N{DEGREE SIGN}£€¥", "")
+    | {"π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "×": r"\times ", "·": r"\cdot "}
+    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ", "≈": r"\approx "}
+    | {"²": "^2", "³": "^3", "÷": "/", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
+)
+_PIECE = r"(\{[^{}]*\}|[0-9a-z])"
+_Into = str | Callable[[re.Match[str]], str]
+_REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
+    (re.compile(pattern), into)
+    for pattern, into in (
+        (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
+        (r"\\\$", ""),
+        (
+            r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname)\s*\{([^{}]*)\}",
+            r" \1 ",
+        ),
+        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|limits|rm|bf)(?![A-Za-z])", ""),
+        (r"\{,\}|,\\!", ","),
+        (r"(?<=\d)\\[,!]\s*(?=\d{3}(?!\d))", ","),
+        (r"(?<!\\)\\[,;:! ]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|\s+", " "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\le(?:q|qslant)(?![A-Za-z])", r"\\le"),
+        (r"\\ge(?:q|qslant)(?![A-Za-z])", r"\\ge"),
+        (r"\\neq(?![A-Za-z])", r"\\ne"),
+        (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda m: r"\{" if m[0][1] == "l" else r"\}"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"\s*(?:\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\(?:degree|deg)(?![A-Za-z]))", " "),
+        (r"\\%|\bpercent\b", "%"),
+        (r"(?<![A-Za-z\\])(?:pi|Pi)(?![A-Za-z])", r"\\pi "),
+        (r"(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
+        (r"(?:(?<![A-Za-z\\])|\\)sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}"),
+        (rf"\\frac\s*{_PIECE}\s*{_PIECE}", lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}"),
+        (r"([\^_])\s*\{\s*(\w)\s*\}", r"\1\2"),
+        (r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])", ""),
+    )
+)
+_SPACE = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])| ")
+_COMMAND_SPACE = re.compile(r"(\\[A-Za-z]+) (?=[A-Za-z])")
+COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]*\*?\}|\\[A-Za-z]+")
+_FUNCTIONS = (
+    *("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc"),
+    *("log", "ln", "exp", "max", "min", "gcd", "lcm", "mod", "det", "lim"),
+)
+FUNCTION = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(_FUNCTIONS)})(?![a-z])")
+_NO_UNIT = rf"(?!(?:and|or|if|for|to|hundred|thousand|million|billion|trillion|dozen|{'|'.join(_FUNCTIONS)})\b)"
+_UNIT_WORD = rf"{_NO_UNIT}(?:[A-Za-z]{{2,}}\.?|[mgshLlVANJWKCF])(?![A-Za-z])(?:\s*\^\s*\{{?-?\d\}}?)?"
+_UNIT = re.compile(rf"(?<=[\d}})%i])\s+{_UNIT_WORD}(?:[\s/-]*{_UNIT_WORD})*\s*$")
+_CLOSE_UNIT = re.compile(r"(?<=\d)(?:cm|mm|km|kg|mg|ml|mL|ft|mph|deg)(?:\^\s*\{?[23]\}?)?\s*$")
+_AND = re.compile(r"\s*,?\s+(?:and|or)\s+|,\s*(?:and|or)\s+")
+_EQUALS = re.compile(r"(?<![<>!:\\])=")
+RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|lt|gt)(?![A-Za-z])")
+NAME = re.compile(
+    r"(?:\|?(?:m\s*)?(?:\\(?:angle|triangle|overline)\s*)?\{?(?:[A-Za-z][A-Za-z ]*|\\[a-z]+)(?:_\{?\w+\}?)?'?\}?\|?)"
+    r"(?:\([A-Za-z0-9 ,+-]*\))?"
+)
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)(?:(?P<whole>\d++)\s*)?(?:\\frac\{{(?P<top>-?{_DIGITS})\}}\{{(?P<under>-?{_DIGITS})\}}"
+    rf"|(?<![\d.])(?P<over>{_DIGITS})\s*/\s*(?P<below>{_DIGITS}))%?"
+    rf"|(?P<minus>[+-]?)(?P<decimal>{_DIGITS})(?:\s*(?:\\times|\\cdot|\*)\s*10\^\{{?(?P<ten>-?\d{{1,2}})\}}?)?%?"
+)
+
+
+def normal(text: str) -> str:
+    """`text` as one line of plain LaTeX; a normal text stays as it is. Too long a text is only stripped."""
+    return text.strip() if len(text) > checker.LONGEST else _normal(text)
+
+
+@lru_cache(maxsize=1 << 14)
+def _normal(text: str) -> str:
+    for _ in range(6):
+        before = text
+        text = _result(_unwrapped(_spaced(_rewritten(text))))
+        if text == before:
+            break
+    return text
+
+
+def _rewritten(text: str) -> str:
+    text = text.translate(_UNICODE)
+    for pattern, into in _REWRITES:
+        text = pattern.sub(into, text)
+    return plain(text)
+
+
+def _spaced(text: str) -> str:
+    """Without unit, closing punctuation, and white space that separates no words or numbers."""
+    text = text.strip().rstrip(".,;:").strip()
+    text = _CLOSE_UNIT.sub("", text)
+    if (unit := _UNIT.search(text)) and not wordy(text[: unit.start()]):
+        text = text[: unit.start()]
+    joined = _AND.sub(",", text)
+    text = joined if joined != text and not wordy(joined) else text
+    if re.fullmatch(r"-?\d{1,3}(?: \d{3})+", text):
+        text = text.replace(" ", "")
+    text = _COMMAND_SPACE.sub("\\1\0", text)
+    return _SPACE.sub(lambda m: m[0] if _between_words(text, m.start()) else "", text).replace("\0", " ")
+
+
+def _between_words(text: str, place: int) -> bool:
+    return text[place - 1 : place].isalnum() and text[place + 1 : place + 2].isalnum()
+
+
+def _unwrapped(text: str) -> str:
+    r"""Without one pair of brackets around the whole: "(5)", "{5}", "\{5\}", not "(1,2)" nor the point "(1,234)"."""
+    width = 2 if text.startswith(r"\{") and text.endswith(r"\}") else 1
+    inner = text[width:-width]
+    if inner and text[:width] + text[-width:] in ("()", "[]", "{}", r"\{\}") and "," not in inner and encloses(text):
+        return inner.strip()
+    return text
+
+
+def _result(text: str) -> str:
+    r"""What a chain of equations comes to: "3+4=7" is 7, "x=5" is 5, "y=2x+1" stays; of "a\approx b" the exact side."""
+    head, approx, tail = text.partition(r"\approx")
+    if approx:
+        text = f"{head}={tail}" if NAME.fullmatch(head.strip()) else head
+    if len(split(text)) != 1 and not _only_first_names(text):
+        return text
+    parts = [part.strip() for part in _EQUALS.split(text)]
+    if len(parts) == 1 or not all(parts) or len(RELATION.findall(text)) != len(parts) - 1:
+        return text
+    first, last = parts[0], parts[-1]
+    named = NAME.fullmatch(first) is not None
+    said = not _letters(last) if named else not _letters(first)
+    return last if said else f"{first}={last}"
+
+
+def _only_first_names(text: str) -> bool:
+    """Whether "x=1,2" names its values once, at the front."""
+    first, *others = split(text)
+    return "=" in first and not any("=" in other for other in others)
+
+
+def _letters(text: str) -> str:
+    return "".join(re.findall(r"[A-Za-z]+", COMMAND.sub(" ", text)))
+
+
+def wordy(text: str) -> bool:
+    """Whether `text` says something in words, so that algebra has no business with it."""
+    words = re.findall(r"[A-Za-z]+", FUNCTION.sub(" ", COMMAND.sub(" ", text)))
+    if any(len(word) > 3 for word in words) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", text):
+        return True
+    return re.fullmatch(r"[A-Za-z' ,.()-]+", text) is not None and any(len(word) > 2 for word in words)
+
+
+def split(text: str, thousands: bool = True) -> list[str]:
+    """`text` at its outermost commas and semicolons, `thousands` separators aside."""
+    if thousands and NUMBER.fullmatch(text):
+        return [text]
+    depth, start, parts = 0, 0, []
+    for mark in re.finditer(r"\\?[()\[\]{},;]", text):
+        depth += (mark[0][-1] in "([{") - (mark[0][-1] in ")]}")
+        if depth == 0 and mark[0] in ",;":
+            parts.append(text[start : mark.start()].strip())
+            start = mark.end()
+    return [*parts, text[start:].strip()]
+
+
+def encloses(text: str) -> bool:
+    """Whether the first bracket closes with the last."""
+    depth = 0
+    for mark in re.finditer(r"[()\[\]{}]", text):
+        depth += 1 if mark[0] in "([{" else -1
+        if depth == 0:
+            return mark.end() == len(text)
+    return False
