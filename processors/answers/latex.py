@@ -1,4 +1,4 @@
-"""The plain form of a formula."""
+"""Rewrite a formula, from a response or a gold, as one line of plain LaTeX."""
 
 from __future__ import annotations
 
