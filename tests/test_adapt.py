@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -25,15 +24,19 @@ from torch import Tensor
 
 from mm_spine import adapt as adapt_function
 from mm_spine import distributed
-from mm_spine.adapt import Adapted, Hooks, ParityError, StepRecord, adapt, batch_of, learning_rate
+from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import ConfigError
 from mm_spine.methods.table import METHODS
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import TextPolicy
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.engine import Engine, newest_checkpoint
-from mm_spine.training.update import losses
+from mm_spine.training import update
+from mm_spine.training.checkpoint import newest_checkpoint
+from mm_spine.training.engine import Engine
+from mm_spine.training.loss import losses
+from mm_spine.training.parity import ParityError
+from mm_spine.training.schedule import batch_of, learning_rate
 from mm_spine.types import AnswerSpec, Group, Question, Rollout
 
 QUESTIONS = tiny_questions(5)
@@ -237,7 +240,7 @@ def test_every_epoch_compares_with_the_forward_of_the_first(monkeypatch: pytest.
         gaps.append(float((old_NT - trained.stats.logp_NT.detach())[chosen].abs().max()))
         return losses(trained, micro, old_NT, *rest)
 
-    monkeypatch.setattr(sys.modules["mm_spine.adapt"], "losses", spying)
+    monkeypatch.setattr(update, "losses", spying)
     shifted = {"optim": {"steps": 1, "epochs": 2, "lr": 0.01}, "engine": {"parity_limit": 0.2}}
     _, _, records, _ = run(PLAIN, shifted, change=lambda r: replace(r, logp=r.logp - np.float32(0.1)))
     assert gaps[0] == 0.0 and gaps[1] > 0.1
@@ -468,7 +471,7 @@ def test_another_thread_count_or_token_budget_is_said_on_resuming(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
-    with caplog.at_level(logging.WARNING, "mm_spine.adapt"):
+    with caplog.at_level(logging.WARNING, "mm_spine.training.checkpoint"):
         run(PLAIN, checkpoints=tmp_path, resume=True, should_stop=stopping_after(1))
         assert not caplog.messages
         monkeypatch.setattr(torch, "get_num_threads", lambda: 64)

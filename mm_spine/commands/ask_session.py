@@ -34,7 +34,7 @@ from mm_spine.reporting.colours import Token
 from mm_spine.runs.run import check, load_config
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import make_sampler
-from mm_spine.training.update import score
+from mm_spine.training.scoring import score
 from mm_spine.types import AnswerSpec, Group, ImageLike, Question, Rollout, StepReport, Vote
 from mm_spine.voting import make_group
 

@@ -1,110 +1,49 @@
-"""The methods: rows of pure functions. A new one is a function and a row here, never an `if` in the loop."""
+"""The methods: one row each. A new method is a row here, and where it needs one a function in `choices`.
+
+The trainer never asks for a method's name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config_layers import build, expand_layer, merge
-from mm_spine.draws import uniforms
-from mm_spine.methods import credit, weights
-from mm_spine.methods.weights import BoundsRule, MaskRule
-from mm_spine.types import Reward, Rollout
+from mm_spine.methods.choices import (
+    Shape,
+    Signal,
+    all_tokens,
+    entropy_shaped,
+    exact_share,
+    from_labels,
+    lowest_share,
+    majority,
+    median_band,
+    negative_entropy,
+    otsu_split,
+    quantile_band,
+    random_draw,
+    token_entropy,
+    top_share,
+    unshaped,
+)
 from mm_spine.words import nearest
 
-Signal = Callable[[Rollout, int, int], Tensor]
-"""(rollout, seed, step) -> what a mask ranks tokens by, shape (T,)."""
-
-Shape = Callable[[Tensor, Tensor], Tensor]
-"""(advantages_N, mean_entropy_N) -> advantages_N."""
-
-
-def token_entropy(rollout: Rollout, seed: int, step: int) -> Tensor:
-    """The exact token entropies, nats."""
-    return torch.from_numpy(rollout.entropy)
-
-
-def random_draw(rollout: Rollout, seed: int, step: int) -> Tensor:
-    """Uniform draws in place of entropies: a random mask of the same share."""
-    return torch.from_numpy(uniforms(len(rollout.token_ids), seed, "mask", step, rollout.question_id, rollout.index))
-
-
-def all_tokens(options: MethodConfig) -> MaskRule:
-    """Every response token."""
-    return weights.everything
-
-
-def top_share(options: MethodConfig) -> MaskRule:
-    """The `share` of tokens with the highest signal: a quantile with its ties, or exactly ceil(share T)."""
-    rules = {"quantile": weights.top_quantile, "top_k": weights.top_k}
-    return partial(rules[options.mask_rule], share=options.share)
-
-
-def lowest_share(options: MethodConfig) -> MaskRule:
-    """The `share` of tokens with the lowest signal, ties kept."""
-    return partial(weights.lowest, share=options.share)
-
-
-def exact_share(options: MethodConfig) -> MaskRule:
-    """Exactly ceil(share T) tokens of the highest signal."""
-    return partial(weights.top_k, share=options.share)
-
-
-def otsu_split(options: MethodConfig) -> MaskRule:
-    """The upper side of Otsu's threshold."""
-    return weights.otsu
-
-
-def quantile_band(options: MethodConfig) -> BoundsRule:
-    """SPINE v1's bounds."""
-    low, high = options.band_quantiles
-    return partial(weights.quantile_bounds, low=low, high=high)
-
-
-def median_band(options: MethodConfig) -> BoundsRule:
-    """SPINE v2's bounds."""
-    return weights.median_mad_bounds
-
-
-def majority(options: MethodConfig) -> Reward:
-    """TTRL's reward."""
-    return credit.majority_reward
-
-
-def negative_entropy(options: MethodConfig) -> Reward:
-    """RENT's reward."""
-    return credit.entropy_reward(options.unparsed_penalty)
-
-
-def from_labels(options: MethodConfig) -> Reward:
-    """A place that only `run`, under --allow-labels, may fill (`evaluation.oracle_reward`)."""
-    raise ConfigError("method=oracle reads the labels: it is a control; start it with --allow-labels")
-
-
-def unshaped(options: MethodConfig) -> Shape:
-    """Advantages as they are."""
-    return lambda advantages_N, mean_entropy_N: advantages_N
-
-
-def entropy_shaped(options: MethodConfig) -> Shape:
-    """ETTRL's EAR: Adv-Res or Adv-Clip, by `method.ear`."""
-    shapes: dict[str, Shape] = {
-        "adv_res": credit.adv_res,
-        "adv_clip": lambda advantages_N, mean_entropy_N: credit.adv_clip(advantages_N),
-    }
-    return shapes[options.ear]
+if TYPE_CHECKING:
+    from mm_spine.methods.band import BoundsRule
+    from mm_spine.methods.weights import MaskRule
+    from mm_spine.types import Reward
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method. Each choice is a function of the options; `options` are this method's defaults of them, `sampling`
-    those of that section."""
+    """One method.
+
+    Every choice but `signal` is a function of the options. `options` holds this method's defaults of the section
+    `method` of the configuration, `sampling` those of the section `sampling`.
+    """
 
     summary: str
     source: str
@@ -185,14 +124,14 @@ METHODS: Mapping[str, Method] = {
 
 
 def find(name: str) -> Method:
-    """The row of that name. Raises ConfigError with the nearest valid one."""
+    """Return the row of that name. Raises ConfigError naming the nearest valid name."""
     if name not in METHODS:
         raise ConfigError(f"method={name!r}: no such method; {nearest(name, METHODS)}")
     return METHODS[name]
 
 
 def configure(*layers: Mapping[str, Any]) -> RunConfig:
-    """The layers over the method's own options, validated; later layers win. Raises ConfigError."""
+    """Lay `layers` over the method's own options and validate them; later layers win. Raises ConfigError."""
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, expand_layer(layer))

@@ -43,7 +43,7 @@ from mm_spine.runs.listeners.live import Guarded, Plain, Step, View
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.registry import check_sampler, make_sampler
-from mm_spine.training.engine import newest_checkpoint
+from mm_spine.training.checkpoint import newest_checkpoint
 from mm_spine.types import AnswerKey, LabelledSet
 from mm_spine.words import nearest
 

@@ -12,8 +12,8 @@ import torch
 from mm_spine import distributed
 from mm_spine.config import RunStopped
 from mm_spine.policy.model import Policy
+from mm_spine.training.batch import LeafGroup, micro_batches, packed_length
 from mm_spine.training.engine import Engine
-from mm_spine.training.update import Row, packed_length, whole_groups
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ SHARE = 0.85
 LOWER = "sampling.max_new_tokens, sampling.train_rollouts or model.max_pixels, or set engine.checkpoint_activations"
 
 
-class Reading(NamedTuple):
+class MemoryReading(NamedTuple):
     """One micro-batch, forward and backward: its packed tokens, and its peak above what stood before, in bytes."""
 
     tokens: int
@@ -39,7 +39,7 @@ class MemoryShortage(RunStopped):
     """A micro-batch that cannot be made small enough, or on several processes one that is too large."""
 
 
-def tokens_that_fit(readings: Sequence[Reading], available: int, share: float = SHARE) -> int:
+def tokens_that_fit(readings: Sequence[MemoryReading], available: int, share: float = SHARE) -> int:
     """The largest token count whose bytes stay within `share` of the `available` ones; at least one.
 
     Bytes are fixed + per_token x tokens, the line through the smallest and the largest reading. With one reading, or
@@ -59,9 +59,9 @@ def probe(measure: Callable[[int], int], tokens: int, available: int) -> int:
     `measure(copies)` -> peak bytes above what stood before. Two copies take at most twice the bytes of one and are
     tried only where that fits, so that a probe after the first cannot run out of memory.
     """
-    readings = [Reading(tokens, measure(1))]
+    readings = [MemoryReading(tokens, measure(1))]
     if 2 * readings[0].bytes <= SHARE * available:
-        readings.append(Reading(2 * tokens, measure(2)))
+        readings.append(MemoryReading(2 * tokens, measure(2)))
     return tokens_that_fit(readings, available)
 
 
@@ -96,14 +96,14 @@ class TokenBudget:
         self._policy, self._engine = policy, engine
         auto = None if can_probe(policy.device) else DEFAULT
         self.tokens: int | None = auto if setting == "auto" else setting
-        self.running: Sequence[Row] = ()
+        self.running: Sequence[LeafGroup] = ()
 
     @property
     def at_once(self) -> int:
         """Packed tokens of a micro-batch for now."""
         return DEFAULT if self.tokens is None else self.tokens
 
-    def find(self, rows: Sequence[Row], backward: Callable[[Sequence[Row]], object]) -> None:
+    def find(self, rows: Sequence[LeafGroup], backward: Callable[[Sequence[LeafGroup]], object]) -> None:
         """Probe with the largest of all ranks' `rows`, unless a budget is known; the gradients are thrown away.
 
         All ranks probe the same group and agree on the highest peak and the least memory.
@@ -154,7 +154,7 @@ class TokenBudget:
         half = self.at_once // 2
         if len(self.running) == 1 or half < 1:
             return None
-        while self.running and len(whole_groups(self._policy, self.running, half)) == 1:
+        while self.running and len(micro_batches(self._policy, self.running, half)) == 1:
             half //= 2
         return half
 

@@ -1,4 +1,4 @@
-"""DeepSpeed around the text policy: initialise, backward, step, publish, save, resume."""
+"""DeepSpeed around the text policy: initialise, forward, backward, step, publish, save, load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,15 +17,13 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mm_spine import distributed
-from mm_spine.config import ConfigError, EngineConfig, OptimConfig
+from mm_spine.config import EngineConfig, OptimConfig
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.head import Anchor
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import PackedBatch
 from mm_spine.policy.text import Trained
-
-log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -127,32 +124,14 @@ class Engine:
         named = self._engine.module.named_parameters()
         return {name: safe_get_full_grad(p).clone() for name, p in named if p.requires_grad}
 
-    def save(self, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-        """Write `folder/step_<k>` aside and rename it; older ones beyond `keep` go."""
-        tag, aside = f"step_{step:06d}", folder / "writing"
-        self._engine.save_checkpoint(str(aside), tag="engine", exclude_frozen_parameters=True)
-        if distributed.rank() == 0:
-            (aside / "state.json").write_text(json.dumps({**state, "step": step}))
-            shutil.rmtree(folder / tag, ignore_errors=True)
-            aside.rename(folder / tag)
-            for old in sorted(folder.glob("step_*"))[:-keep]:
-                shutil.rmtree(old)
-        distributed.barrier()
+    def save(self, folder: Path) -> None:
+        """Write trainable weights and optimiser state into `folder`; every rank writes its part."""
+        self._engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
 
-    def resume(self, folder: Path) -> dict[str, Any]:
-        """Load the newest checkpoint of `folder` and return its state."""
-        newest = newest_checkpoint(folder)
-        if newest is None:
-            raise ConfigError(f"{folder}: no checkpoint to resume from; start without --resume in a new folder")
-        state = json.loads((newest / "state.json").read_text())
-        if state["world_size"] != distributed.world_size():
-            raise ConfigError(
-                f"{newest}: written by {state['world_size']} processes, resumed with {distributed.world_size()}; "
-                "start as many, or convert it with DeepSpeed's universal checkpoints"
-            )
-        self._engine.load_checkpoint(str(newest), tag="engine", load_module_strict=False)
+    def load(self, folder: Path) -> None:
+        """Load what `save` wrote, and refresh the policy's weights."""
+        self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
         self.publish()
-        return state
 
     def close(self) -> None:
         """Release hooks and buffers, so that another engine can train the same policy."""
@@ -198,12 +177,6 @@ def _training(layers: Sequence[Any]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint, or None."""
-    complete = sorted(p.parent for p in folder.glob("step_*/state.json"))
-    return complete[-1] if complete else None
 
 
 def deepspeed_settings(policy: Policy, optim: OptimConfig, config: EngineConfig) -> dict[str, Any]:

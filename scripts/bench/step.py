@@ -35,10 +35,12 @@ from timing import Step, Took, middle, ratio, together
 from workload import Sizes, Work
 
 from mm_spine.config import MethodConfig
+from mm_spine.methods.apply import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import SelectedHead
 from mm_spine.policy.model import DTYPES, Policy
-from mm_spine.training.update import Tokens, collate, denominators, losses, make_row, trained_rows, whole_groups
+from mm_spine.training.batch import collate, merge_identical, micro_batches, trained_groups
+from mm_spine.training.loss import denominators, losses
 
 PLAIN, TRL, CACHED = "plain transformers", "TRL GRPOTrainer", "+ image cache (warm)"
 PACKED, SELECTED, WARM, COLD = "+ packed prompt", "+ select, then project", "+ cut: ours, warm", "ours, cold"
@@ -101,10 +103,10 @@ def ours(policy: Policy, work: Work, options: MethodConfig, keep_all: bool = Fal
     """The trainer's own path from groups with credit to gradients; `keep_all` trains on groups without a preference."""
     over = denominators(work.tokens, options)
     if keep_all:
-        kept = [make_row(group, chosen) for group, chosen in zip(work.groups, work.tokens, strict=True)]
+        kept = [merge_identical(group, chosen) for group, chosen in zip(work.groups, work.tokens, strict=True)]
     else:
-        kept = trained_rows(work.groups, work.tokens, options)
-    for rows in whole_groups(policy, kept, TOKEN_BUDGET):
+        kept = trained_groups(work.groups, work.tokens, options)
+    for rows in micro_batches(policy, kept, TOKEN_BUDGET):
         micro = collate(policy, rows)
         trained = policy.text(micro.packed, DISTRIBUTION)
         parts = losses(trained, micro, trained.stats.logp_NT.detach(), options, over)

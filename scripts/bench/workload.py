@@ -19,10 +19,10 @@ from PIL import Image
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import MethodConfig, ModelConfig
 from mm_spine.draws import generator
+from mm_spine.methods.apply import Tokens, choose_tokens
 from mm_spine.methods.credit import advantages
 from mm_spine.methods.table import find
 from mm_spine.policy.model import DTYPES, Policy
-from mm_spine.training.update import Tokens, choose_tokens
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
 TOKEN_PIXELS = 28

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_spine.methods.credit import adv_clip, adv_res, advantages, entropy_reward, majority_reward, mean_entropies
+from mm_spine.methods.credit import adv_clip, adv_res, advantages, mean_entropies
+from mm_spine.methods.rewards import entropy_reward, majority_reward
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
 ROOT3 = 3**0.5

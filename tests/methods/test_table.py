@@ -14,7 +14,8 @@ from tiny import tiny_questions
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import ConfigError, TreeConfig
 from mm_spine.draws import uniforms
-from mm_spine.methods.table import METHODS, configure, find, random_draw
+from mm_spine.methods.choices import random_draw
+from mm_spine.methods.table import METHODS, configure, find
 from mm_spine.types import Rollout
 
 TRAINING = [name for name, row in METHODS.items() if row.trains and row.label_free]

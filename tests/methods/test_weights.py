@@ -13,15 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mm_spine.methods.band import band_bounds, median_mad_bounds, quantile_bounds
 from mm_spine.methods.weights import (
-    band_bounds,
     everything,
     linear_quantile,
     lowest,
-    median_mad_bounds,
     otsu,
     otsu_threshold,
-    quantile_bounds,
     select,
     top_k,
     top_quantile,

@@ -33,6 +33,7 @@ from torch import Tensor
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.commands.estimate import count_adapter, count_parameters, read_sizes
 from mm_spine.config import DecodingConfig, LoraConfig, ModelConfig
+from mm_spine.methods.apply import Tokens
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import ModelError
@@ -41,7 +42,7 @@ from mm_spine.policy.folder import check_model_folder
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.update import Tokens, collate, make_row
+from mm_spine.training.batch import collate, merge_identical
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
 TOLERANCE = 1e-5
@@ -118,7 +119,7 @@ def weight_of(leaf: int, token: int) -> Tensor:
 
 def packed_loss(policy: Policy, groups: Sequence[tuple[Group, list[Tokens]]]) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and log-probs and entropies (N, T), by the trainer's forward."""
-    packed = collate(policy, [make_row(group, tokens) for group, tokens in groups]).packed
+    packed = collate(policy, [merge_identical(group, tokens) for group, tokens in groups]).packed
     stats = policy.text(packed, Distribution(TEMPERATURE, policy.banned)).stats
     n, t = stats.logp_NT.shape
     weights = torch.stack([torch.stack([weight_of(i, j) for j in range(t)]) for i in range(n)])
@@ -131,7 +132,7 @@ def plain_loss(model: Any, groups: Sequence[tuple[Group, list[Tokens]]], logp_NT
     distinct = [
         (group.question, leaf.rollout.token_ids, leaf.tokens.policy_T)
         for group, tokens in groups
-        for leaf in make_row(group, tokens).leaves
+        for leaf in merge_identical(group, tokens).leaves
     ]
     total = torch.zeros(())
     for i, (question, ids, mask) in enumerate(distinct):

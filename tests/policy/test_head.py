@@ -25,7 +25,7 @@ from mm_spine.policy.head import Anchor, Divergence, Projected, SelectedHead
 from mm_spine.policy.text import Trained
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.engine import Engine
-from mm_spine.training.update import DIVERGENCES
+from mm_spine.training.loss import DIVERGENCES
 
 VOCABULARY, WIDTH, BANNED = 50, 8, (46, 47)
 ROW = 4 * VOCABULARY

@@ -28,26 +28,16 @@ from torch import Tensor
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import EngineConfig, LoraConfig, MethodConfig, ModelConfig, OptimConfig
-from mm_spine.methods.weights import Bounds
+from mm_spine.methods.apply import Tokens
+from mm_spine.methods.band import Bounds
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import FrozenError, ModelError
 from mm_spine.policy.folder import check_model_folder, resolve_model
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, pack
 from mm_spine.policy.reference import Reference
-from mm_spine.training.update import (
-    DIVERGENCES,
-    Denominators,
-    Losses,
-    Tokens,
-    collate,
-    denominators,
-    losses,
-    make_row,
-    packed_length,
-    trained_rows,
-    whole_groups,
-)
+from mm_spine.training.batch import collate, merge_identical, micro_batches, packed_length, trained_groups
+from mm_spine.training.loss import DIVERGENCES, Denominators, Losses, denominators, losses
 from mm_spine.types import Group, Question, Rollout, Vote
 
 TOLERANCE = 1e-5
@@ -277,7 +267,7 @@ def packed_losses(
 ) -> tuple[Losses, dict[str, Tensor], int]:
     """The same terms and their summed gradient through rows, micro-batches and the packed forward, as the loop does."""
     over = denominators(step.tokens, options)
-    batches = whole_groups(policy, trained_rows(step.groups, step.tokens, options), budget)
+    batches = micro_batches(policy, trained_groups(step.groups, step.tokens, options), budget)
     sums, gradients = torch.zeros(3), {name: torch.zeros_like(p) for name, p in policy.trainable().items()}
     for rows in batches:
         micro = collate(policy, rows)
@@ -339,7 +329,7 @@ def test_the_engines_gradients_are_those_of_a_plain_loop(stage: int, recomputed:
     sum(plain_losses(plain, tiny_model(6), step, OPTIONS, "own")).backward()
     engine = Engine(policy, OptimConfig(), EngineConfig(zero_stage=stage, checkpoint_activations=recomputed))
     try:
-        batches = whole_groups(policy, trained_rows(step.groups, step.tokens, OPTIONS), 130)
+        batches = micro_batches(policy, trained_groups(step.groups, step.tokens, OPTIONS), 130)
         for rows in batches:
             micro = collate(policy, rows)
             anchor = reference.anchor(micro.packed, DIVERGENCES[OPTIONS.kl])
@@ -369,7 +359,7 @@ def step_with_old_log_probs(plain: Any, step: Step) -> Step:
 
 def test_identical_rollouts_are_one_leaf_with_their_weight() -> None:
     step = make_step()
-    rows = [make_row(group, tokens) for group, tokens in zip(step.groups, step.tokens, strict=True)]
+    rows = [merge_identical(group, tokens) for group, tokens in zip(step.groups, step.tokens, strict=True)]
     assert [len(row.leaves) for row in rows] == [4, 3, 2, 2]
     assert [leaf.rollout.weight for leaf in rows[0].leaves] == [3, 1, 1, 1]
     assert [leaf.rollout.weight for leaf in rows[2].leaves] == [3, 1]
@@ -382,11 +372,11 @@ def test_identical_rollouts_are_one_leaf_with_their_weight() -> None:
 
 def test_micro_batches_keep_groups_whole_and_within_the_budget() -> None:
     policy, step = tiny_policy(), make_step()
-    rows = trained_rows(step.groups, step.tokens, OPTIONS)
+    rows = trained_groups(step.groups, step.tokens, OPTIONS)
     lengths = {row.question.id: packed_length(policy, row) for row in rows}
     assert lengths == {row.question.id: collate(policy, [row]).packed.plan.length for row in rows}
     for budget in (1, 70, 130, 10_000):
-        batches = whole_groups(policy, rows, budget)
+        batches = micro_batches(policy, rows, budget)
         assert sorted(row.question.id for batch in batches for row in batch) == sorted(lengths)
         for batch in batches:
             assert sum(lengths[row.question.id] for row in batch) <= budget or len(batch) == 1
@@ -413,7 +403,7 @@ def test_anchor_is_the_starting_policy_and_leaves_the_weights_alone(config: Mode
     reference = Reference(policy)
     perturb(policy, 0.1, seed=1)
     moved = policy.weights()
-    micro = collate(policy, trained_rows(*make_step(), OPTIONS))
+    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
     anchor = reference.anchor(micro.packed, DIVERGENCES["exact"])
     assert all(torch.equal(p, moved[name]) for name, p in policy.trainable().items())
     assert torch.equal(anchor.hidden_SD, start.text.trunk(micro.packed))
@@ -429,13 +419,13 @@ def test_anchor_puts_the_weights_back_when_its_forward_fails(monkeypatch: pytest
     moved = policy.weights()
     monkeypatch.setattr(policy.text, "trunk", lambda batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        reference.anchor(collate(policy, trained_rows(*make_step(), OPTIONS)).packed, DIVERGENCES["exact"])
+        reference.anchor(collate(policy, trained_groups(*make_step(), OPTIONS)).packed, DIVERGENCES["exact"])
     assert all(torch.equal(p, moved[name]) for name, p in policy.trainable().items())
 
 
 def test_divergence_from_an_unchanged_reference_is_zero() -> None:
     policy = tiny_policy()
-    micro = collate(policy, trained_rows(*make_step(), OPTIONS))
+    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
     anchor = Reference(policy).anchor(micro.packed, DIVERGENCES["exact"])
     trained = policy.text(micro.packed, Distribution(TEMPERATURE, policy.banned), anchor)
     assert trained.kl_NT.abs().max() < 1e-6
@@ -495,7 +485,7 @@ def test_checksum_is_stable_and_sees_one_changed_element() -> None:
     policy = tiny_policy()
     before = policy.tower_checksum()
     assert before == tiny_policy().tower_checksum() != tiny_policy(1).tower_checksum()
-    micro = collate(policy, trained_rows(*make_step(), OPTIONS))
+    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=0.1)
     policy.text(micro.packed, Distribution(1.0, policy.banned)).stats.logp_NT.sum().backward()
     optimizer.step()

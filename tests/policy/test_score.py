@@ -14,7 +14,7 @@ from mm_spine.config import RunConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.update import score
+from mm_spine.training.scoring import score
 from mm_spine.types import Rollout
 from mm_spine.voting import make_group
 

@@ -17,6 +17,7 @@ from tiny import tiny_questions
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import TreeConfig, VotesConfig
+from mm_spine.methods.apply import Tokens
 from mm_spine.processors import answers
 from mm_spine.processors.answers import known_kinds
 from mm_spine.sampling import rounds
@@ -24,7 +25,6 @@ from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.rounds import STOPS, round_ends, vote_in_rounds
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.training import step_report
-from mm_spine.training.update import Tokens
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport
 from mm_spine.voting import make_group, vote
 

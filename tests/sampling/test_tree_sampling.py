@@ -25,6 +25,7 @@ from mm_spine import rollout_table
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import DecodingConfig, MethodConfig, TreeConfig, VotesConfig
 from mm_spine.draws import generator, uniforms
+from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
 from mm_spine.methods.table import find
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
@@ -42,17 +43,8 @@ from mm_spine.sampling.tree import (
     special_ids,
     token_ratio,
 )
-from mm_spine.training.update import (
-    Denominators,
-    Tokens,
-    assign_credit,
-    choose_tokens,
-    collate,
-    denominators,
-    losses,
-    packed_length,
-    trained_rows,
-)
+from mm_spine.training.batch import collate, packed_length, trained_groups
+from mm_spine.training.loss import Denominators, denominators, losses
 from mm_spine.types import Group, Question, Rollout, Vote
 
 QUESTIONS = tiny_questions(3)
@@ -498,7 +490,7 @@ def test_training_on_trees_is_flat_training_on_their_leaves(method: str) -> None
     groups = [group_of(*pair) for pair in zip(QUESTIONS, rollouts, strict=False)]
     groups = assign_credit(groups, find(method), options)
     tokens = choose_tokens(groups, find(method), options, seed=0, step=0)
-    over, rows = denominators(tokens, options), trained_rows(groups, tokens, options)
+    over, rows = denominators(tokens, options), trained_groups(groups, tokens, options)
     trained = own.text((micro := collate(own, rows)).packed, Distribution(0.8, own.banned))
     parts = losses(trained, micro, trained.stats.logp_NT.detach(), options, over)
     (parts.policy + parts.band).backward()
@@ -529,7 +521,7 @@ def test_shared_tokens_are_computed_once() -> None:
     silent = [replace(r, entropy=np.zeros(60, np.float32)) for r in rollouts]
     options = small_config({"method": {"name": "ttrl"}}).method
     groups = assign_credit([group_of(QUESTIONS[0], silent)], find("ttrl"), options)
-    (row,) = trained_rows(groups, choose_tokens(groups, find("ttrl"), options, 0, 0), options)
+    (row,) = trained_groups(groups, choose_tokens(groups, find("ttrl"), options, 0, 0), options)
     prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
     assert backend.drawn == 2 * (60 + 2 * 40 + 2 * 20)
     assert packed_length(policy(), row) == prompt + backend.drawn - len(rollouts)

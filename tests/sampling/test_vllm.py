@@ -37,7 +37,7 @@ from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.registry import check_sampler
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.sampling.vllm import SamplerDied, VLLMSampler, why_not
-from mm_spine.training.engine import newest_checkpoint
+from mm_spine.training.checkpoint import newest_checkpoint
 from mm_spine.types import Question, Rollout
 
 needs_vllm = pytest.mark.skipif(bool(why_not()), reason=f"vLLM cannot run here: {why_not()}")

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from mm_spine import distributed
-from mm_spine.adapt import _Loop
 from mm_spine.commands.estimate import Sizes, activation_bytes
 from mm_spine.config import ConfigError
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import TextPolicy
 from mm_spine.training import budget
-from mm_spine.training.budget import MemoryShortage, Reading, TokenBudget, probe, tokens_that_fit
+from mm_spine.training.budget import MemoryReading, MemoryShortage, TokenBudget, probe, tokens_that_fit
 from mm_spine.training.engine import Engine
+from mm_spine.training.update import Updater
 
 STAGES = [0, 1, 2, 3]
 MIXED = {"method": {"unanimous": "regularise", "kl": "none"}, "optim": {"questions_per_step": 5}}
@@ -37,23 +37,23 @@ MIXED = {"method": {"unanimous": "regularise", "kl": "none"}, "optim": {"questio
 
 def test_the_budget_is_where_the_line_through_two_readings_meets_the_share() -> None:
     """2,000 bytes and 3 a token: 0.85 of 10,000 bytes leave room for 2,166 tokens."""
-    readings = [Reading(1000, 5000), Reading(2000, 8000)]
+    readings = [MemoryReading(1000, 5000), MemoryReading(2000, 8000)]
     assert tokens_that_fit(readings, 10_000) == tokens_that_fit(readings[::-1], 10_000) == 2166
     assert tokens_that_fit(readings, 10_000, share=0.5) == 1000
 
 
 def test_one_reading_asks_for_less_than_would_fit() -> None:
-    assert tokens_that_fit([Reading(1000, 5000)], 10_000) == 1700
-    assert tokens_that_fit([Reading(1000, 5000), Reading(2000, 5000)], 10_000) == 3400
+    assert tokens_that_fit([MemoryReading(1000, 5000)], 10_000) == 1700
+    assert tokens_that_fit([MemoryReading(1000, 5000), MemoryReading(2000, 5000)], 10_000) == 3400
 
 
 def test_what_grows_faster_than_the_tokens_has_nothing_fixed() -> None:
     """The line would start below zero, and promise more than fits."""
-    assert tokens_that_fit([Reading(100, 100), Reading(200, 400)], 1000) == 283
+    assert tokens_that_fit([MemoryReading(100, 100), MemoryReading(200, 400)], 1000) == 283
 
 
 def test_a_card_that_is_full_still_takes_one_group_at_a_time() -> None:
-    assert tokens_that_fit([Reading(1000, 5000)], 0) == 1
+    assert tokens_that_fit([MemoryReading(1000, 5000)], 0) == 1
 
 
 @pytest.mark.parametrize("available, tried", [(12_000, [1, 2]), (11_000, [1])])
@@ -147,7 +147,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int, micro: int, where: str =
     """Run out of memory `times` times, in this micro-batch of this optimiser step: as its first layer runs forward,
     or when all but that layer has its gradient."""
     at = {"step": 0, "micro": -1, "left": times}
-    layer_is_run, steps, accumulates = Engine.__init__, Engine.step, _Loop._accumulate
+    layer_is_run, steps, accumulates = Engine.__init__, Engine.step, Updater._accumulate
 
     def run_out(*ignored: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And so on")
@@ -171,13 +171,13 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int, micro: int, where: str =
         at["step"] += 1
         return steps(self, lr)
 
-    def accumulating(self: _Loop, *arguments: Any) -> Any:
+    def accumulating(self: Updater, *arguments: Any) -> Any:
         at["micro"] = -1
         return accumulates(self, *arguments)
 
     monkeypatch.setattr(Engine, "__init__", hooked)
     monkeypatch.setattr(Engine, "step", stepping)
-    monkeypatch.setattr(_Loop, "_accumulate", accumulating)
+    monkeypatch.setattr(Updater, "_accumulate", accumulating)
 
 
 def narrowing(monkeypatch: pytest.MonkeyPatch, after: int, tokens: int) -> None:
@@ -420,7 +420,7 @@ def test_the_activations_of_the_dry_run_are_those_that_are_kept(
     """Within a fifth, on the smallest of models, where the masks of attention count most."""
     kept: dict[int, int] = {}
     tokens: list[int] = []
-    trunk, backward = TextPolicy.trunk, _Loop._backward
+    trunk, backward = TextPolicy.trunk, Updater._backward
 
     def keeping(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -433,12 +433,12 @@ def test_the_activations_of_the_dry_run_are_those_that_are_kept(
             kept.pop(weight.untyped_storage().data_ptr(), None)
         return hidden
 
-    def counted(self: _Loop, rows: Any, *rest: Any, **options: Any) -> Any:
+    def counted(self: Updater, rows: Any, *rest: Any, **options: Any) -> Any:
         tokens.append(sum(budget.packed_length(self.policy, row) for row in rows))
         return backward(self, rows, *rest, **options)
 
     monkeypatch.setattr(TextPolicy, "trunk", watched)
-    monkeypatch.setattr(_Loop, "_backward", counted)
+    monkeypatch.setattr(Updater, "_backward", counted)
     alone = {"optim": {"steps": 1, "questions_per_step": 1}, "engine": {"checkpoint_activations": recomputed}}
     text = run(MIXED, alone)[0].text.language_model.config
     heads = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)

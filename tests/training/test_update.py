@@ -16,27 +16,23 @@ from tiny import tiny_questions
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
+from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
+from mm_spine.methods.band import Bounds
 from mm_spine.methods.table import find
-from mm_spine.methods.weights import Bounds
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import Trained
-from mm_spine.training.update import (
-    Denominators,
+from mm_spine.training.batch import (
     Leaf,
+    LeafGroup,
     MicroBatch,
-    Row,
-    Tokens,
-    assign_credit,
-    choose_tokens,
     collate,
-    denominators,
-    losses,
-    make_row,
+    merge_identical,
+    micro_batches,
     share_identical,
-    trained_rows,
-    whole_groups,
+    trained_groups,
 )
+from mm_spine.training.loss import Denominators, denominators, losses
 from mm_spine.types import Group, Rollout, TokenStats, Vote
 
 QUESTIONS = tiny_questions(4)
@@ -113,7 +109,7 @@ def test_bounds_are_of_the_response_the_batch_or_the_anchor() -> None:
     _, batch, _ = credited(share=1.0, band_scope="batch")
     assert len({float(t.bounds.high) for chosen in batch for t in chosen}) == 1
     anchor = Bounds(torch.tensor(0.25), torch.tensor(0.75))
-    anchored = choose_tokens(mixed(), find("spine"), options("spine"), seed=0, step=0, anchored=anchor)
+    anchored = choose_tokens(mixed(), find("spine"), options("spine"), seed=0, step=0, fixed_bounds=anchor)
     assert all(t.bounds is anchor for chosen in anchored for t in chosen)
 
 
@@ -124,11 +120,11 @@ def test_a_method_without_band_has_no_band_tokens() -> None:
 
 def test_a_row_holds_each_distinct_response_once_with_its_multiplicity() -> None:
     groups, tokens, _ = credited("ttrl")
-    row = make_row(groups[0], tokens[0])
+    row = merge_identical(groups[0], tokens[0])
     assert [leaf.rollout.token_ids for leaf in row.leaves] == [(1, 2, 3), (1, 2), (7,)]
     assert [leaf.rollout.weight for leaf in row.leaves] == [1, 2, 1]
     assert [leaf.advantage for leaf in row.leaves] == pytest.approx([1.5, -0.5, -0.5], abs=1e-5)
-    assert [leaf.rollout.weight for leaf in make_row(groups[1], tokens[1]).leaves] == [4]
+    assert [leaf.rollout.weight for leaf in merge_identical(groups[1], tokens[1]).leaves] == [4]
 
 
 def test_equal_responses_with_other_masks_or_credit_are_leaves_of_their_own() -> None:
@@ -136,7 +132,7 @@ def test_equal_responses_with_other_masks_or_credit_are_leaves_of_their_own() ->
     equal = group([rollout(i, [1, 2], [0.9, 0.1]) for i in range(5)] + [rollout(5, [3, 4], [0.2, 0.3])], ["1"] * 6)
     own = options("spine", mask_rule="top_k", mask_scope="batch", share=0.25)
     (chosen,) = choose_tokens([equal], find("spine"), own, seed=0, step=0)
-    row = make_row(replace(equal, advantages=torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 1.0])), chosen)
+    row = merge_identical(replace(equal, advantages=torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 1.0])), chosen)
     assert [(leaf.rollout.weight, leaf.advantage) for leaf in row.leaves] == [(3, 1.0), (1, 1.0), (1, 2.0), (1, 1.0)]
     counted = sum(leaf.rollout.weight * int(leaf.tokens.policy_T.sum()) for leaf in row.leaves)
     assert counted == denominators([chosen], options("spine", policy_denominator="selected")).policy == 3
@@ -150,20 +146,20 @@ def test_a_group_without_a_selected_token_is_no_row() -> None:
     groups = assign_credit([quiet, loud], find("spine"), own)
     tokens = choose_tokens(groups, find("spine"), own, seed=0, step=0)
     assert groups[0].advantages is not None and groups[0].advantages.any()
-    assert trained_rows(groups, tokens, own) == []
-    assert len(trained_rows(groups, tokens, options("spine", mask_scope="batch", unanimous="regularise"))) == 1
+    assert trained_groups(groups, tokens, own) == []
+    assert len(trained_groups(groups, tokens, options("spine", mask_scope="batch", unanimous="regularise"))) == 1
 
 
 def test_a_row_without_credit_is_refused() -> None:
     with pytest.raises(ValueError, match="q0: no advantages yet"):
-        make_row(mixed()[0], [])
+        merge_identical(mixed()[0], [])
 
 
 def test_unanimous_groups_train_only_where_they_regularise() -> None:
     groups, tokens, own = credited()
-    assert [row.question.id for row in trained_rows(groups, tokens, own)] == ["q0"]
+    assert [row.question.id for row in trained_groups(groups, tokens, own)] == ["q0"]
     regularising = options("spine", unanimous="regularise")
-    assert [row.question.id for row in trained_rows(groups, tokens, regularising)] == ["q0", "q1"]
+    assert [row.question.id for row in trained_groups(groups, tokens, regularising)] == ["q0", "q1"]
 
 
 @pytest.mark.parametrize("policy, band, kl", [("all", "selected", "all"), ("selected", "all", "selected")])
@@ -219,16 +215,16 @@ def policy() -> Policy:
     return digit_policy()
 
 
-def lengths(batches: list[list[Row]]) -> list[list[int]]:
+def lengths(batches: list[list[LeafGroup]]) -> list[list[int]]:
     """Leaves of each row of each batch, which `rows_of` makes its length."""
     return [[len(row.leaves) for row in batch] for batch in batches]
 
 
-def rows_of(*sizes: int) -> list[Row]:
+def rows_of(*sizes: int) -> list[LeafGroup]:
     """A row of q0 with that many different leaves of 11 tokens for every size."""
     off = Tokens(torch.ones(11, dtype=torch.bool), torch.zeros(11, dtype=torch.bool), None)
     return [
-        Row(QUESTIONS[0], tuple(Leaf(rollout(i, [i] * 11, [0.5] * 11), 1.0, off) for i in range(size)))
+        LeafGroup(QUESTIONS[0], tuple(Leaf(rollout(i, [i] * 11, [0.5] * 11), 1.0, off) for i in range(size)))
         for size in sizes
     ]
 
@@ -236,24 +232,24 @@ def rows_of(*sizes: int) -> list[Row]:
 def test_groups_are_never_split_and_fill_the_budget_longest_first() -> None:
     prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
     rows = rows_of(1, 4, 2, 3)
-    assert lengths(whole_groups(policy(), rows, 4 * prompt + 100)) == [[4, 3, 2, 1]]
-    assert lengths(whole_groups(policy(), rows, 3 * prompt + 90)) == [[4, 3, 2], [1]]
-    assert lengths(whole_groups(policy(), rows, 2 * prompt + 69)) == [[4], [3, 2], [1]]
-    assert lengths(whole_groups(policy(), rows, 1)) == [[4], [3], [2], [1]]
-    assert whole_groups(policy(), [], 100) == []
+    assert lengths(micro_batches(policy(), rows, 4 * prompt + 100)) == [[4, 3, 2, 1]]
+    assert lengths(micro_batches(policy(), rows, 3 * prompt + 90)) == [[4, 3, 2], [1]]
+    assert lengths(micro_batches(policy(), rows, 2 * prompt + 69)) == [[4], [3, 2], [1]]
+    assert lengths(micro_batches(policy(), rows, 1)) == [[4], [3], [2], [1]]
+    assert micro_batches(policy(), [], 100) == []
 
 
 def test_a_batch_is_within_the_budget() -> None:
     rows = rows_of(5, 1, 2, 4, 3, 1, 1)
     prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
     for budget in (prompt + 50, 2 * prompt + 70, 3 * prompt + 130, 1000):
-        batches = whole_groups(policy(), rows, budget)
+        batches = micro_batches(policy(), rows, budget)
         assert sorted(chain(*lengths(batches))) == [1, 1, 1, 2, 3, 4, 5]
         packed = [len(sizes) * prompt + 10 * sum(sizes) for sizes in lengths(batches)]
         assert all(len(batch) == 1 or tokens <= budget for batch, tokens in zip(batches, packed, strict=True))
 
 
-def gradient(batches: Sequence[Sequence[Row]], own: MethodConfig, over: Denominators) -> Tensor:
+def gradient(batches: Sequence[Sequence[LeafGroup]], own: MethodConfig, over: Denominators) -> Tensor:
     """The whole gradient of the step's loss, summed over the micro-batches."""
     text = policy().text
     text.zero_grad()
@@ -269,9 +265,11 @@ def test_neither_merging_nor_batching_changes_the_gradient() -> None:
     """Identical responses as one weighted leaf or apart; all groups in one micro-batch or each alone."""
     groups, tokens, own = credited(unanimous="regularise", share=0.5)
     over = denominators(tokens, own)
-    merged = trained_rows(groups, tokens, own)
+    merged = trained_groups(groups, tokens, own)
     apart = [
-        Row(g.question, tuple(Leaf(r, a, t) for r, a, t in zip(g.rollouts, g.advantages.tolist(), chosen, strict=True)))
+        LeafGroup(
+            g.question, tuple(Leaf(r, a, t) for r, a, t in zip(g.rollouts, g.advantages.tolist(), chosen, strict=True))
+        )
         for g, chosen in zip(groups, tokens, strict=True)
     ]
     expected = gradient([[row] for row in apart], own, over)
@@ -283,19 +281,23 @@ def test_neither_merging_nor_batching_changes_the_gradient() -> None:
 def test_empty_responses_change_no_gradient() -> None:
     """Beside others in a group, as a group of their own, and alone in a micro-batch."""
     groups, tokens, own = credited(unanimous="regularise", share=0.5)
-    rows = trained_rows(groups, tokens, own)
+    rows = trained_groups(groups, tokens, own)
     nothing = torch.zeros(0, dtype=torch.bool)
     empty = Leaf(rollout(9, [], []), 1.0, Tokens(nothing, nothing, None))
-    among = [Row(row.question, (empty, *row.leaves)) for row in rows]
+    among = [LeafGroup(row.question, (empty, *row.leaves)) for row in rows]
     over = denominators(tokens, own)
     expected = gradient([rows], own, over)
-    for batches in ([among], [[Row(QUESTIONS[2], (empty,)), *rows]], [rows, [Row(QUESTIONS[2], (empty, empty))]]):
+    for batches in (
+        [among],
+        [[LeafGroup(QUESTIONS[2], (empty,)), *rows]],
+        [rows, [LeafGroup(QUESTIONS[2], (empty, empty))]],
+    ):
         assert float((gradient(batches, own, over) - expected).norm()) < 1e-5 * float(expected.norm())
 
 
 def test_collate_puts_everything_in_its_place() -> None:
     groups, tokens, own = credited(unanimous="regularise", share=0.5)
-    micro = collate(policy(), trained_rows(groups, tokens, own))
+    micro = collate(policy(), trained_groups(groups, tokens, own))
     assert micro.weight_N.tolist() == [1, 2, 1, 4]
     assert micro.advantage_N1[:, 0].tolist() == pytest.approx([1.5, -0.5, -0.5, 0.0], abs=1e-5)
     torch.testing.assert_close(micro.sampled_logp_NT[1], torch.tensor([-0.1, -0.9, 0, 0, 0]))

@@ -1,0 +1,31 @@
+"""Rewards without labels: pure functions (group without rewards) -> (N,)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mm_spine.methods.credit import mean_entropies
+from mm_spine.types import Group, Reward
+
+
+def majority_reward(group: Group) -> Tensor:
+    """Return TTRL's reward, shape (N,): 1 where the response's vote class is the winner, else 0 (arXiv 2504.16084).
+
+    An unparsed response earns 0, also when nothing parsed and there is no winner.
+    """
+    winner = group.vote.answer
+    return torch.tensor([float(answer is not None and answer == winner) for answer in group.answers])
+
+
+def entropy_reward(penalty: float = 7.0) -> Reward:
+    """Return RENT's reward, shape (N,): -mean_t H_t in nats, and -penalty where no answer was parsed.
+
+    Calling the reward raises ValueError if a rollout carries no entropy.
+    """
+
+    def reward(group: Group) -> Tensor:
+        unparsed = torch.tensor([answer is None for answer in group.answers], dtype=torch.bool)
+        return (-mean_entropies(group.rollouts)).masked_fill(unparsed, -penalty)
+
+    return reward

@@ -1,0 +1,90 @@
+"""The loss of a step: policy term, entropy band and KL, each with its weight and its denominator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mm_spine.config import MethodConfig
+from mm_spine.methods import terms
+from mm_spine.methods.apply import Tokens
+from mm_spine.policy.head import Divergence
+from mm_spine.policy.text import Trained
+from mm_spine.training.batch import MicroBatch
+
+ON_THE_BOUND = 1e-4
+"""Nats within which an entropy equals a bound: far above the rounding of fp32, far below what a step moves."""
+
+
+class Denominators(NamedTuple):
+    """The tokens that each term is averaged over, of the whole step and all ranks, each rollout counted."""
+
+    policy: float
+    band: float
+    kl: float
+
+
+class Losses(NamedTuple):
+    """The weighted terms whose sum is minimised."""
+
+    policy: Tensor
+    band: Tensor
+    kl: Tensor
+
+
+def denominators(tokens: Sequence[Sequence[Tokens]], options: MethodConfig) -> Denominators:
+    """Count tokens over every kept rollout of the step. Groups that do not train count too: their terms are 0."""
+    flat = [chosen for group in tokens for chosen in group]
+    lengths = torch.tensor([len(t.policy_T) for t in flat])
+    policy = torch.tensor([int(t.policy_T.sum()) for t in flat])
+    band = torch.tensor([int(t.band_T.sum()) for t in flat])
+    ones = torch.ones(len(flat))
+    return Denominators(
+        float(terms.denominator(lengths, policy, ones, options.policy_denominator)),
+        float(terms.denominator(lengths, band, ones, options.band_denominator)),
+        float(terms.denominator(lengths, policy, ones, options.kl_denominator)),
+    )
+
+
+def losses(
+    trained: Trained, micro: MicroBatch, old_logp_NT: Tensor, options: MethodConfig, over: Denominators
+) -> Losses:
+    """Return this micro-batch's part of the step's loss: policy term, band and KL, each already weighted."""
+    stats, weight_N = trained.stats, micro.weight_N
+
+    def mean(values_NT: Tensor, mask_NT: Tensor, tokens: float) -> Tensor:
+        return terms.weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(tokens))
+
+    gain_NT = terms.clipped_surrogate(
+        stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high
+    )
+    below_NT, above_NT = terms.hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
+    hinges_NT = options.band_low_weight * _beyond(below_NT) + options.band_high_weight * _beyond(above_NT)
+    return Losses(
+        -mean(gain_NT, micro.policy_NT, over.policy),
+        mean(hinges_NT, micro.band_NT, over.band),
+        options.kl_weight * mean(trained.kl_NT, micro.policy_NT, over.kl),
+    )
+
+
+def _beyond(hinge_NT: Tensor) -> Tensor:
+    """Return the hinge, 0 for a token that lies on its bound up to rounding."""
+    # A quantile is often some token's own entropy. The last bit, which another batch or rank may change, would
+    # otherwise decide whether that token gets the hinge's whole slope or none.
+    return hinge_NT.where(hinge_NT > ON_THE_BOUND, 0.0)
+
+
+def _k3(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
+    drawn, anchor = (x.gather(-1, target_S[:, None])[:, 0] for x in (log_probs_SV, reference_SV))
+    return terms.kl_k3(drawn, anchor)
+
+
+def _exact(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
+    return terms.kl_exact(log_probs_SV, reference_SV)
+
+
+DIVERGENCES: dict[str, Divergence | None] = {"none": None, "k3": _k3, "exact": _exact}
+"""`method.kl` -> the divergence from the starting policy, computed where the head has the full distribution."""

@@ -1,0 +1,44 @@
+"""What a step's number decides: its questions and its learning rate. Neither depends on the steps before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mm_spine.config import ConfigError, RunConfig
+from mm_spine.draws import generator
+from mm_spine.types import Question
+
+
+def batch_of(questions: Sequence[Question], config: RunConfig, step: int) -> list[Question]:
+    """Return the questions of a step: seeded permutations, one an epoch, are laid end to end and cut into batches."""
+    count = len(questions)
+    size = min(config.optim.questions_per_step, count)
+    places = range(step * size, (step + 1) * size)
+    epochs = {place // count for place in places}
+    orders = {epoch: generator(config.seed, "order", epoch).permutation(count) for epoch in epochs}
+    chosen = (int(orders[place // count][place % count]) for place in places)
+    # A batch across two epochs may draw a question twice; it is asked once.
+    return [questions[i] for i in dict.fromkeys(chosen)]
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Return the rate of a step: linear warm-up, then constant, or linear or cosine decay to 0 at the last step."""
+    optim = config.optim
+    warmup = optim.warmup * optim.steps
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(optim.steps - warmup, 1)
+    factors = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return optim.lr * factors[optim.schedule]
+
+
+def check_questions(questions: Sequence[Question]) -> None:
+    """Raise ConfigError where there are no questions, or two have one id."""
+    if not questions:
+        raise ConfigError("no questions to adapt to")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise ConfigError(f"question id {question.id!r} occurs twice: ids must be unique, draws depend on them")
+        seen.add(question.id)

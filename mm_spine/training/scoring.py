@@ -1,0 +1,65 @@
+"""Exact entropies for rollouts whose sampler gave none: packed forwards without gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import torch
+
+from mm_spine import distributed
+from mm_spine.methods.apply import Tokens
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.model import Policy
+from mm_spine.policy.scoring import score_responses
+from mm_spine.training.batch import LeafGroup, gather_groups, merge_identical, micro_batches
+from mm_spine.training.budget import TokenBudget
+from mm_spine.training.parity import Gap, gap_between, joined
+from mm_spine.types import Group
+
+
+def needs_scores(groups: Sequence[Group]) -> bool:
+    """Whether a rollout has no entropies: its sampler cannot give exact ones."""
+    return any(rollout.entropy is None for group in groups for rollout in group.rollouts)
+
+
+def score_on_all_ranks(
+    policy: Policy, groups: Sequence[Group], distribution: Distribution, budget: TokenBudget
+) -> tuple[list[Group], Gap]:
+    """Score each rank's share of `groups` and gather them: the groups with entropies, and the gap over all ranks."""
+    share = distributed.mine(groups)
+    scored, gap = budget.within(lambda: score(policy, share, distribution, budget.at_once))
+    questions = [group.question for group in groups]
+    return gather_groups(scored, questions), joined(distributed.gather([gap]))
+
+
+def score(
+    policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int
+) -> tuple[list[Group], Gap]:
+    """Return the groups with exact entropies (nats) of every token, and the gap to the sampler's log-probs.
+
+    The gap is over the tokens of distinct responses.
+    """
+    entropies: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+    gaps = []
+    for batch in micro_batches(policy, [_all_tokens(group) for group in groups], token_budget):
+        responses = [(group.question, [leaf.rollout.token_ids for leaf in group.leaves]) for group in batch]
+        leaves = [leaf for group in batch for leaf in group.leaves]
+        scores = chain(*score_responses(policy, responses, distribution))
+        for leaf, found in zip(leaves, scores, strict=True):
+            entropies[leaf.rollout.question_id, leaf.rollout.token_ids] = found.entropy
+            gaps.append(gap_between(torch.from_numpy(leaf.rollout.logp), torch.from_numpy(found.logp)))
+    scored = [
+        replace(g, rollouts=tuple(replace(r, entropy=entropies[g.question.id, r.token_ids]) for r in g.rollouts))
+        for g in groups
+    ]
+    return scored, joined(gaps)
+
+
+def _all_tokens(group: Group) -> LeafGroup:
+    """Return the distinct responses of `group` with all tokens selected and no credit."""
+    masks = [torch.ones(len(rollout.token_ids), dtype=torch.bool) for rollout in group.rollouts]
+    tokens = [Tokens(mask_T, ~mask_T, None) for mask_T in masks]
+    return merge_identical(replace(group, advantages=torch.zeros(len(group.rollouts))), tokens)
