@@ -364,9 +364,9 @@ def _print_rows(title: str, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def _print_runs(runs: list[Path]) -> None:
-    from mm_spine.reporting.compare import compare as table_of
+    from mm_spine.reporting.compare import comparison_table
 
-    console.print(table_of(runs))
+    console.print(comparison_table(runs))
 
 
 def _print_mapping(title: str, values: dict[str, Any]) -> None:

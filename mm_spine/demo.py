@@ -47,10 +47,10 @@ def run_method(name: str, output: Path, seed: int, overrides: list[str]) -> Path
 
 def report(folders: list[Path], seconds: float) -> None:
     """The table, then where to look."""
-    from mm_spine.reporting.compare import compare
+    from mm_spine.reporting.compare import comparison_table
 
     console = Console()
-    console.print(compare(folders))
+    console.print(comparison_table(folders))
     console.print(f"\n{len(folders)} runs in {seconds:.0f} s. Each folder under {folders[0].parent}/ holds:")
     for name, what in (
         ("report.html", "all of it as one page: result, curves, tokens, the questions that changed"),

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mm_spine import measures
 from mm_spine.intervals import bootstrap_ci
 from mm_spine.processors.answers import grade, grade_all, parse, parse_all
 from mm_spine.sampling import Sampler
@@ -78,10 +79,10 @@ def pass_at_n(item: Item) -> float | None:
 
 
 MEASURES: Mapping[str, Measure] = {
-    "greedy": greedy_score,
-    "pass_at_1": pass_at_1,
-    "maj_at_n": maj_at_n,
-    "pass_at_n": pass_at_n,
+    measures.GREEDY: greedy_score,
+    measures.PASS_AT_1: pass_at_1,
+    measures.MAJ_AT_N: maj_at_n,
+    measures.PASS_AT_N: pass_at_n,
 }
 
 

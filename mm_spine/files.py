@@ -63,6 +63,13 @@ def write_json(path: Path, obj: object) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Replace a file as a whole and return its path. A link is replaced, not followed. Raises OSError."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError naming the file when it is not JSON."""
     try:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mm_spine.commands.ask_session import Asked, Manner, Outcome, Response
-from mm_spine.reporting.colours import coloured, legend
+from mm_spine.reporting.entropy_colours import coloured, legend
 from mm_spine.types import Question
 from mm_spine.words import visible
 

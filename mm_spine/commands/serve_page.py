@@ -27,7 +27,7 @@ from mm_spine.compat import install_command
 from mm_spine.config import ConfigError, RunStopped
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import known_kinds
-from mm_spine.reporting.colours import MARKS, Token, choices, shade
+from mm_spine.reporting.entropy_colours import MARKS, Token, choices, shade
 from mm_spine.types import StepReport
 
 log = logging.getLogger(__name__)

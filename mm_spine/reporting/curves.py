@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mm_spine.reporting.folder import Row, Saved, finite, number
+from mm_spine.reporting.saved_run import Json, SavedRun, number, values_by_step
 
 MAX_POINTS = 2000
 """Of a curve in a figure: a longer one is thinned evenly, and says so."""
@@ -144,7 +144,7 @@ OVERLAID: tuple[tuple[str, str, str], ...] = (
 """What `compare` overlays: quantity, field, title; a figure each, a line per run."""
 
 
-def charts(saved: Saved) -> Iterator[Chart]:
+def charts(saved: SavedRun) -> Iterator[Chart]:
     """A chart per quantity of which the run has a value; the shares of ways to answer, where a benchmark names them."""
     for quantity in QUANTITIES:
         rows = _rows(saved, quantity)
@@ -155,7 +155,7 @@ def charts(saved: Saved) -> Iterator[Chart]:
         yield habits
 
 
-def overlaid(runs: Sequence[tuple[str, Saved]]) -> Iterator[Chart]:
+def overlaid(runs: Sequence[tuple[str, SavedRun]]) -> Iterator[Chart]:
     """A chart per row of `OVERLAID`, with a line for each named run that has the field."""
     by_name = {quantity.name: quantity for quantity in QUANTITIES}
     for name, key, title in OVERLAID:
@@ -179,16 +179,16 @@ def _chart(
     return Chart(name, title, quantity.unit, series, quantity.scale, band, " ".join(filter(None, notes)))
 
 
-def _rows(saved: Saved, quantity: Quantity) -> Sequence[Row]:
+def _rows(saved: SavedRun, quantity: Quantity) -> Sequence[Json]:
     return {"steps": saved.steps, "accuracy": saved.accuracy, "timings": saved.timings}[quantity.source]
 
 
-def _thinned(rows: Sequence[Row]) -> bool:
+def _thinned(rows: Sequence[Json]) -> bool:
     return len(rows) > MAX_POINTS
 
 
-def _series(rows: Sequence[Row], key: str, label: str, quantity: Quantity, place: int = 0) -> Series:
-    pairs = finite(rows, key)
+def _series(rows: Sequence[Json], key: str, label: str, quantity: Quantity, place: int = 0) -> Series:
+    pairs = values_by_step(rows, key)
     if quantity.scale == "log":
         pairs = [(step, value) for step, value in pairs if value > 0]
     pairs = pairs[:: -(-len(pairs) // MAX_POINTS) or 1]
@@ -196,7 +196,7 @@ def _series(rows: Sequence[Row], key: str, label: str, quantity: Quantity, place
     return Series(label, x, y, place)
 
 
-def _band(rows: Sequence[Row], quantity: Quantity) -> tuple[Series, Series] | None:
+def _band(rows: Sequence[Json], quantity: Quantity) -> tuple[Series, Series] | None:
     """Both bounds at the steps that have both."""
     if quantity.band is None:
         return None
@@ -206,7 +206,7 @@ def _band(rows: Sequence[Row], quantity: Quantity) -> tuple[Series, Series] | No
     return bounds if bounds[0].x else None
 
 
-def _habits(saved: Saved) -> Chart | None:
+def _habits(saved: SavedRun) -> Chart | None:
     rows = [row for row in saved.accuracy if isinstance(row.get("habits"), dict)]
     names = sorted({str(name) for row in rows for name in row["habits"]})
     flat = [{"step": row["step"], **{name: row["habits"].get(name, 0.0) for name in names}} for row in rows]

@@ -21,9 +21,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from mm_spine.intervals import Interval
+from mm_spine.measures import MAJ_AT_N
 from mm_spine.reporting.curves import Chart, Series
-from mm_spine.reporting.headline import Split, percent
-from mm_spine.reporting.tokens import BIN, Spread
+from mm_spine.reporting.formats import percent
+from mm_spine.reporting.result import SplitResult
+from mm_spine.reporting.token_entropy import BIN, EntropyCounts
 
 INK, MUTED, GRID, BAND = "#1b2028", "#59626e", "#dfe3e8", "#9fc8e2"
 COLOURS = ("#0072b2", "#c2500a", "#117a55", "#8a4fa8", "#7d6608", "#4d5560")
@@ -71,7 +73,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def draw(chart: Chart) -> Figure:
+def draw_chart(chart: Chart) -> Figure:
     """One chart over steps, its legend above the axes. To be called, and saved, within `style()`."""
     labels = [line.label for line in chart.series] + (["band"] if chart.band else [])
     lines = _legend_lines(labels)
@@ -154,18 +156,19 @@ def _legend_lines(labels: Sequence[str]) -> list[list[str]]:
     return [list(labels[i : i + columns]) for i in range(0, len(labels), columns)]
 
 
-def draw_scores(split: Split) -> Figure:
+def draw_scores(split: SplitResult) -> Figure:
     """Before and after with 95 % intervals, and the starting model's own vote as a line through all rows."""
     figure = Figure(figsize=(WIDE, 2.1))
     axes = figure.add_axes((0.155, 0.13, 0.80, 0.73))
-    vote = split.measures[2].before
+    measures = list(split.measures.values())
+    vote = split.measures[MAJ_AT_N].before
     if vote is not None:
         axes.axvline(vote.value, color=COLOURS[2], linewidth=1.2, linestyle=(0, (4, 2)), label="starting model's vote")
-    for row, measure in enumerate(split.measures):
+    for row, measure in enumerate(measures):
         _interval(axes, measure.before, row - 0.16, COLOURS[1], "o", "before" if row == 0 else None, "none")
         _interval(axes, measure.after, row + 0.16, COLOURS[0], "s", "after" if row == 0 else None, COLOURS[0])
-    axes.set_ylim(len(split.measures) - 0.5, -0.5)
-    axes.set_yticks(range(len(split.measures)), [measure.name for measure in split.measures])
+    axes.set_ylim(len(measures) - 0.5, -0.5)
+    axes.set_yticks(range(len(measures)), [measure.name for measure in measures])
     axes.tick_params(axis="y", length=0, colors=INK)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1)
@@ -193,17 +196,17 @@ def _interval(
         axes.plot((value.value,), (y,), marker=marker, markersize=3.5, color=GRID, linestyle="none", clip_on=False)
 
 
-def draw_spread(spread: Spread) -> Figure:
+def draw_entropy(entropy: EntropyCounts) -> Figure:
     """Tokens by entropy on a logarithmic scale, the selected ones hatched, and the threshold of the selection."""
     figure = Figure(figsize=(WIDE, 2.9))
     axes = figure.add_axes((0.135, 0.14, 0.84, 0.7))
-    edges, selected, others = _rebinned(spread)
+    edges, selected, others = _rebinned(entropy)
     axes.stairs(others, edges, fill=True, color=MUTED, alpha=0.35, label="other tokens")
     axes.stairs(others, edges, color=MUTED, linewidth=0.8)  # the area alone is too pale to be made out
     if selected.any():
         axes.stairs(selected, edges, color=COLOURS[0], linewidth=1.5, hatch="////", label="selected to train")
-    if spread.threshold:
-        low, middle, high = spread.threshold
+    if entropy.threshold:
+        low, middle, high = entropy.threshold
         axes.axvspan(low, high, color=COLOURS[1], alpha=0.15, linewidth=0)
         axes.axvline(middle, color=COLOURS[1], linewidth=1.5, linestyle=(0, (5, 2)), label=f"threshold {middle:.2f}")
     _logarithmic(axes)
@@ -215,18 +218,18 @@ def draw_spread(spread: Spread) -> Figure:
     return figure
 
 
-def _rebinned(spread: Spread, bins: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rebinned(entropy: EntropyCounts, bins: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edges (nats) and counts of about `bins` bins up to where the last 1 in 10,000 tokens lie; those join the last."""
-    both = np.cumsum(spread.selected_B + spread.others_B)
+    both = np.cumsum(entropy.selected_B + entropy.others_B)
     reach = int(np.searchsorted(both, 0.9999 * both[-1])) + 1
     width = max(1, -(-reach // bins))
     n = -(-reach // width)
     place = np.minimum(np.arange(len(both)) // width, n - 1)
-    counts = [np.bincount(place, part, minlength=n) for part in (spread.selected_B, spread.others_B)]
+    counts = [np.bincount(place, part, minlength=n) for part in (entropy.selected_B, entropy.others_B)]
     return np.arange(n + 1) * width * BIN, counts[0], counts[1]
 
 
-def panels(charts: Sequence[Chart]) -> Figure:
+def draw_panels(charts: Sequence[Chart]) -> Figure:
     """All charts in one figure, with one legend: what `compare --output x.png` writes."""
     columns = min(3, len(charts))
     rows = -(-len(charts) // columns)
@@ -244,7 +247,7 @@ def panels(charts: Sequence[Chart]) -> Figure:
     return figure
 
 
-def frame(figure: Figure) -> dict[str, float]:
+def axes_frame(figure: Figure) -> dict[str, float]:
     """Where the page finds a step: the axes' edges as shares of the figure, from its top left, and their limits."""
     axes = figure.axes[0]
     box, (low, high) = axes.get_position(), axes.get_xlim()
@@ -282,19 +285,19 @@ def svg(figure: Figure, name: str, label: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{safe}"', 1)
 
 
-def described(chart: Chart) -> str:
+def describe_chart(chart: Chart) -> str:
     """A chart in words: its lines' first and last values."""
     show = percent if chart.scale == "share" else lambda value: f"{value:.3g} {chart.unit}"
     lines = (f"{line.label} from {show(line.y[0])} to {show(line.y[-1])}" for line in chart.series)
     return f"{chart.title}: " + "; ".join(lines)
 
 
-def counted(spread: Spread) -> str:
+def describe_entropy(entropy: EntropyCounts) -> str:
     """The histogram in words."""
     parts = []
-    for name, counts_B in (("selected", spread.selected_B), ("other", spread.others_B)):
+    for name, counts_B in (("selected", entropy.selected_B), ("other", entropy.others_B)):
         if total := int(counts_B.sum()):
             median = (int(np.searchsorted(np.cumsum(counts_B), total / 2)) + 0.5) * BIN
             parts.append(f"{total:,} {name} tokens, half of them below {median:.2f} nats")
-    threshold = f"; threshold {spread.threshold[1]:.2f} nats" if spread.threshold else ""
+    threshold = f"; threshold {entropy.threshold[1]:.2f} nats" if entropy.threshold else ""
     return f"Tokens by entropy: {'; '.join(parts)}{threshold}"

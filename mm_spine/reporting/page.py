@@ -1,62 +1,41 @@
-"""The pages' frame: templates, style, script, and the policy: its own script runs, and nothing else is loaded."""
+"""The frame of the pages: templates, style, script, and the policy that forbids every request.
+
+A page's policy (Content-Security-Policy) lets the page's own script run, and nothing be loaded.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from mm_spine.intervals import Interval
-from mm_spine.reporting import compare, headline, tokens
-from mm_spine.reporting.folder import replace_file
+from mm_spine.files import write_bytes
+from mm_spine.reporting import formats
+from mm_spine.reporting.changed_questions import QuestionSide
+
+# Signs that stand for characters that cannot be seen in a table of tokens.
+_VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
-def template(name: str) -> Template:
-    """A page of the folder `pages`; what is put into it is escaped, and a name that is not given is an error."""
-    pages = Environment(
+def load_template(name: str) -> Template:
+    """Load a template of the folder `pages`: all values are escaped, and an undefined name is an error."""
+    environment = Environment(
         loader=PackageLoader("mm_spine.reporting", "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= FILTERS
-    return pages.get_template(name)
+    environment.filters |= FILTERS
+    return environment.get_template(name)
 
 
-def _bounds(value: Interval | None) -> str:
-    if value is None or value.low is None or value.high is None:
-        return ""
-    return f"[{100 * value.low:.1f}, {100 * value.high:.1f}]"
-
-
-def _signed(value: Interval) -> str:
-    return compare.bounds(value)
-
-
-def _voted(side: Mapping[str, Any]) -> str:
-    if side["vote"] is None:
-        return "none"
-    return f"{tokens.shortened(side['vote'], 40, 20)} ({side['votes']} of {side['samples']})"
-
-
-def _signed_points(value: Interval) -> str:
-    return compare.signed(value.value)
-
-
-def _visible(text: str) -> str:
-    """A token's spaces, line ends and tabs as signs that can be seen, other characters without a shape by number."""
-    signs = {" ": "␣", "\n": "⏎", "\t": "⇥"}
-    return "".join(signs.get(c, c if c.isprintable() else f"U+{ord(c):04X}") for c in text) or "∅"
-
-
-def common(title: str) -> dict[str, Any]:
-    """What both pages need: the style, the script, and the policy that lets this script run and nothing load."""
+def frame(title: str) -> dict[str, Any]:
+    """Return what every page needs: title, style, script and policy."""
     folder = Path(__file__).parent / "pages"
     css, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -67,19 +46,32 @@ def common(title: str) -> dict[str, Any]:
     return {"title": title, "css": Markup(css), "script": Markup(script), "policy": policy}
 
 
-def write(path: Path, text: str) -> Path:
-    """Replace `path` as a whole. Lone surrogates, which no file can hold, become question marks."""
-    return replace_file(path, text.encode("utf-8", "replace"))
+def write_page(path: Path, text: str) -> Path:
+    """Replace the file `path` by the page and return `path`."""
+    # Lone surrogates, which UTF-8 cannot hold, become question marks.
+    return write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def _visible(text: str) -> str:
+    """Replace spaces and line ends by signs that can be seen, and other characters without a shape by their number."""
+    return "".join(_VISIBLE.get(c, c if c.isprintable() else f"U+{ord(c):04X}") for c in text) or "∅"
+
+
+def _vote(side: QuestionSide) -> str:
+    if side.vote is None:
+        return "none"
+    return f"{formats.shortened(side.vote, 40, 20)} ({side.votes} of {side.samples})"
 
 
 FILTERS = {
-    "percent": headline.percent,
-    "interval": _bounds,
-    "signed": _signed,
-    "points": _signed_points,
+    "count": formats.count,
+    "percent": formats.percent,
+    "percent_bounds": formats.percent_bounds,
+    "signed": formats.signed,
+    "signed_bounds": formats.signed_bounds,
+    "pair": formats.pair,
+    "gain": formats.gain,
     "visible": _visible,
-    "voted": _voted,
-    "seed": compare.shown_seed,
-    "pair": compare.shown_pair,
-    "gain": compare.shown_gain,
+    "vote": _vote,
 }
+"""Filters that the templates may use."""

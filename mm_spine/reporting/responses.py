@@ -1,27 +1,17 @@
-"""A few of a step's responses, for people to read while the run goes on."""
+"""The first responses of a step, for people to read while the run goes on."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
+from itertools import islice
 
-from PIL import Image
-
-from mm_spine.processors.vision import BadQuestion, open_image
-from mm_spine.types import Group, Question, Rollout
-
-log = logging.getLogger(__name__)
-
-IMAGES_EACH = 4
-SIDE = 256
-"""Longest side in pixels of an image that is shown."""
+from mm_spine.types import Group, Question
 
 
 @dataclass(frozen=True)
 class ShownResponse:
-    """One response with its vote class, the winner's, and its reward; None where there is none."""
+    """One response with its answer, the answer that won the vote, and its reward; None where there is none."""
 
     question: Question
     index: int
@@ -32,41 +22,22 @@ class ShownResponse:
 
 
 def first_responses(groups: Sequence[Group], count: int) -> list[ShownResponse]:
-    """The first `count` responses: the first of each question, then the second of each, and so on. Nothing is drawn,
-    so the run does not notice."""
-    columns = [
-        [_shown_response(group, place, rollout) for place, rollout in enumerate(group.rollouts)] for group in groups
-    ]
-    by_turns = chain.from_iterable(zip_longest(*columns))
-    return list(islice((completion for completion in by_turns if completion is not None), count))
+    """Return `count` responses: the first of each question, then the second of each question, and so on."""
+    # Taken in this order and not drawn: a draw would advance a generator, and so change the run.
+    longest = max((len(group.rollouts) for group in groups), default=0)
+    in_turns = (
+        _shown_response(group, place) for place in range(longest) for group in groups if place < len(group.rollouts)
+    )
+    return list(islice(in_turns, count))
 
 
-def _shown_response(group: Group, place: int, rollout: Rollout) -> ShownResponse:
-    reward = None if group.rewards is None else float(group.rewards[place])
-    return ShownResponse(group.question, rollout.index, rollout.text, group.answers[place], group.vote.answer, reward)
-
-
-def pictures(question: Question) -> list[Image.Image]:
-    """The first `IMAGES_EACH` images of a question, longest side at most `SIDE`; an unreadable one is left out."""
-    found = []
-    for image in question.images[:IMAGES_EACH]:
-        try:
-            opened = open_image(image, question.id).copy()
-        except BadQuestion as error:
-            log.debug("not shown: %s", error)
-            continue
-        opened.thumbnail((SIDE, SIDE))
-        found.append(opened)
-    return found
-
-
-def sizes(question: Question) -> list[str]:
-    """ "640x480" for each image of a question, "?" for an unreadable one."""
-    found = []
-    for image in question.images:
-        try:
-            width, height = open_image(image, question.id).size
-            found.append(f"{width}x{height}")
-        except BadQuestion:
-            found.append("?")
-    return found
+def _shown_response(group: Group, place: int) -> ShownResponse:
+    rollout = group.rollouts[place]
+    return ShownResponse(
+        question=group.question,
+        index=rollout.index,
+        text=rollout.text,
+        answer=group.answers[place],
+        vote=group.vote.answer,
+        reward=None if group.rewards is None else float(group.rewards[place]),
+    )

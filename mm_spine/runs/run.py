@@ -493,13 +493,14 @@ class Run:
             return
         self.view.phase("report")
         try:
-            from mm_spine.reporting import changed, report  # matplotlib takes a second to import
+            from mm_spine.reporting import changes, report  # matplotlib takes a second to import
 
             asked = [*adapted.questions, *(held_out.questions if held_out else ())]
             before, after = (
                 files.read_json_lines(self.output / "evaluation" / f"{when}.jsonl") for when in ("before", "after")
             )
-            changed.keep(self.output, changed.changes(before, after).shown(), asked, self.config.reporting.images)
+            shown = changes.find_changes(before, after).shown()
+            changes.save_for_report(self.output, shown, asked, self.config.reporting.images)
             report.write_report(self.output)
         except Exception:
             log.exception("the run is complete, its report is not; write it with: mm-spine report %s", self.output)

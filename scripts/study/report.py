@@ -16,8 +16,8 @@ from scipy import stats
 
 from mm_spine.files import read_json, read_json_lines
 from mm_spine.intervals import Interval, bootstrap_ci, over_seeds
-from mm_spine.reporting import compare as comparing
-from mm_spine.reporting.compare import GREEDY, MAJ_AT_N, PASS_AT_1, SPLITS
+from mm_spine.measures import GREEDY, LABELS, MAJ_AT_N, PASS_AT_1
+from mm_spine.reporting.finished_run import SPLITS, FinishedRun, Scores, load_run
 
 # --- What a finished cell says ------------------------------------------------------------------------------------
 
@@ -27,7 +27,7 @@ class Result:
     """A finished cell: its scores per question, its steps with what the labels say of them, and its surroundings."""
 
     cell: Cell
-    run: comparing.Run
+    run: FinishedRun
     steps: Sequence[Mapping[str, Any]]
     environment: Mapping[str, Any]
     repeated: Mapping[str, Any] | None = None
@@ -38,7 +38,7 @@ class Result:
 
     def scores(self, when: str, split: str, measure: str) -> Mapping[str, float | None]:
         """Question id -> score in [0, 1]; empty where that split was not evaluated."""
-        side: Mapping[str, comparing.Scores] = {"before": self.run.before, "after": self.run.after}[when]
+        side: Mapping[str, Scores] = {"before": self.run.before, "after": self.run.after}[when]
         return side.get(split, {}).get(measure, {})
 
     def score(self, when: str, split: str, measure: str) -> float | None:
@@ -58,8 +58,8 @@ def load(cell: Cell, output: Path) -> Result | str:
     if (reason := missing(cell, output)) is not None:
         return reason
     folder = output / cell.name
-    loaded = comparing.load(folder)
-    if not isinstance(loaded, comparing.Run):
+    loaded = load_run(folder)
+    if not isinstance(loaded, FinishedRun):
         return loaded.note
     again = folder / "repeated.json"
     repeated = read_json(again) if again.is_file() else None
@@ -232,7 +232,7 @@ def gains_table(main: Mapping[str, Sequence[Result]], split: str) -> str:
         if found is not None:
             both = (found.seeds, found.questions)
             rows.append(
-                [label, measure, points(Interval(found.seeds.value, None, None)), *map(limits, both),
+                [label, LABELS[measure], points(Interval(found.seeds.value, None, None)), *map(limits, both),
                  verdict(found.claimed)]
             )  # fmt: skip
     return grid(["method", "measure", "mean gain", "95 % over seeds", "95 % over questions", "the wider one"], rows)
@@ -266,7 +266,7 @@ def against(main: Mapping[str, Sequence[Result]], reference: str) -> str:
         smallest += [(len(values), x) for values in found if (x := detectable(values)) is not None]
     if not rows:
         return f"No seed of another method beside one of {reference} is finished.\n"
-    header = ["method", "seeds", *(f"{split.replace('_', '-')} {measure}" for split, measure in COLUMNS)]
+    header = ["method", "seeds", *(f"{split.replace('_', '-')} {LABELS[measure]}" for split, measure in COLUMNS)]
     return f"{grid(header, rows)}\n\n{_seen(intervals, smallest)}\n"
 
 
@@ -362,7 +362,7 @@ def cells_table(group: Mapping[str, Sequence[Result]], main: Mapping[str, Sequen
                 percent(beside[0].score("after", "adapted", PASS_AT_1)) if beside else NONE,
             ]
         )
-    names = [f"{split.replace('_', '-')} {measure}" for split, measure in COLUMNS]
+    names = [f"{split.replace('_', '-')} {LABELS[measure]}" for split, measure in COLUMNS]
     return grid(["method", "seed", *names, "adapted pass@1 gain", "in main"], rows)
 
 
@@ -531,7 +531,7 @@ def _in_short(main: Mapping[str, Sequence[Result]]) -> Iterator[str]:
         for split, measure in COLUMNS if label in main else ():
             found = gain(main[label], split, measure)
             if found is not None:
-                where = f"{label}, {split.replace('_', '-')} {measure}"
+                where = f"{label}, {split.replace('_', '-')} {LABELS[measure]}"
                 lines.append(f"- {where}: {points(found.claimed)} points: {verdict(found.claimed)}.")
     for reference in ("ttrl", "random-mask"):
         pairs = paired(main, "spine", reference)

@@ -25,7 +25,7 @@ from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.commands import ask_output, ask_session
 from mm_spine.commands.ask_session import Asked, Manner, ask, kind_for, manner, outcome_of, question_of, tokens_of
 from mm_spine.policy.model import Policy
-from mm_spine.reporting.colours import FULL, Token, choices, coloured, legend, shade
+from mm_spine.reporting.entropy_colours import FULL, Token, choices, coloured, legend, shade
 from mm_spine.types import Question, Rollout, StepReport
 from mm_spine.voting import make_group
 

@@ -24,7 +24,7 @@ from mm_spine.commands import ask_session, serve_page
 from mm_spine.commands.ask_session import Asked, Outcome, Response
 from mm_spine.commands.serve_page import Desk, Settings, View, Wanted, check_host, page_of, running
 from mm_spine.config import ConfigError
-from mm_spine.reporting.colours import Token
+from mm_spine.reporting.entropy_colours import Token
 from mm_spine.types import Vote
 
 WORDS = "What is the sum of the digits?"

@@ -14,7 +14,7 @@ from scipy import stats
 from mm_spine import evaluation
 from mm_spine.evaluation import Item
 from mm_spine.files import write_json, write_json_lines
-from mm_spine.reporting import compare as comparing
+from mm_spine.reporting.compare import comparison_rows, comparison_table
 from mm_spine.types import Verdict
 
 QUESTIONS = 40
@@ -53,14 +53,14 @@ def only(split: str, saved: Sequence[Item]) -> list[Item]:
 
 def text(runs: Sequence[Path], width: int = 140) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(comparing.compare(runs))
+    console.print(comparison_table(runs))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_row_by_hand(tmp_path: Path) -> None:
     before = [item("a", "adapted", 0, (0, 1, 0, 0), 0), item("b", "adapted", 1, (1, 1, 0, 0), 1)]
     after = [item("b", "adapted", 1, (1, 1, 1, 0), 1), item("a", "adapted", 1, (1, 1, 1, 1), 1)]
-    (row,) = comparing.rows([save(tmp_path / "run", "spine", before, after)])
+    (row,) = comparison_rows([save(tmp_path / "run", "spine", before, after)])
     assert (row.run, row.method, row.seed, row.split, row.questions, row.samples) == (
         "run",
         "spine",
@@ -91,7 +91,7 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
 def test_intervals_are_those_of_the_evaluation(tmp_path: Path) -> None:
     before, ttrl, spine = items(0.4, 0), items(0.6, 1), items(0.7, 2)
     runs = [save(tmp_path / "t", "ttrl", before, ttrl), save(tmp_path / "s", "spine", before, spine)]
-    compared = comparing.rows(runs)
+    compared = comparison_rows(runs)
     assert [(row.method, row.split) for row in compared] == [
         ("ttrl", "adapted"), ("spine", "adapted"), ("ttrl", "held_out"), ("spine", "held_out"),
     ]  # fmt: skip
@@ -115,7 +115,7 @@ def test_means_over_seeds_with_students_t(tmp_path: Path) -> None:
         before = items(0.4, seed, ("adapted",))
         runs.append(save(tmp_path / f"t{seed}", "ttrl", before, items(0.5, 10 + seed, ("adapted",)), seed))
         runs.append(save(tmp_path / f"s{seed}", "spine", before, items(0.8, 20 + seed, ("adapted",)), seed))
-    *single, ttrl, spine = comparing.rows(runs)
+    *single, ttrl, spine = comparison_rows(runs)
     assert [row.seed for row in single] == [0, 0, 1, 1, 2, 2]
     assert [(row.method, row.seed, row.seeds) for row in (ttrl, spine)] == [("ttrl", None, 3), ("spine", None, 3)]
     for mean, name in ((spine, "pass_at_1_gain"), (spine, "greedy_gain"), (spine, "against_first")):
@@ -134,7 +134,7 @@ def test_seeds_are_paired_with_their_own_first_run(tmp_path: Path) -> None:
         save(tmp_path / "s0", "spine", before, items(0.6, 2)),
         save(tmp_path / "s1", "spine", before, items(0.6, 3), seed=1),
     ]
-    adapted = [row for row in comparing.rows(runs) if row.split == "adapted"]
+    adapted = [row for row in comparison_rows(runs) if row.split == "adapted"]
     assert [row.against_first is None for row in adapted] == [True, False, True, False]
     assert adapted[2].note == "no ttrl run with seed 1"
     assert adapted[3].against_first == (adapted[1].against_first.value, None, None)  # type: ignore[union-attr]
@@ -146,7 +146,7 @@ def test_seeds_are_paired_with_their_own_first_run(tmp_path: Path) -> None:
 def test_equal_method_and_seed_are_told_apart_and_not_averaged(tmp_path: Path) -> None:
     before = items(0.4, 0, ("adapted",))
     slow, fast = (save(tmp_path / name, "spine", before, items(0.5, i, ("adapted",))) for i, name in enumerate("ab"))
-    compared = comparing.rows([slow, fast])
+    compared = comparison_rows([slow, fast])
     assert [row.method for row in compared] == ["spine (a)", "spine (b)"]
     assert compared[0].against_first is None and compared[1].against_first is not None
 
@@ -165,7 +165,7 @@ def test_unfinished_runs_are_named_with_the_reason(tmp_path: Path) -> None:
         (old / "evaluation" / f"{when}.jsonl").write_text('{"id": "a", "split": "adapted"}\n')
     (tmp_path / "begun").mkdir()
     runs = [tmp_path / "absent", done, tmp_path / "begun", torn, bad, fewer, bare, old]
-    compared = comparing.rows(runs)
+    compared = comparison_rows(runs)
     assert [row.method for row in compared if row.split] == ["ttrl", "ttrl"]
     notes = {row.run: row.note for row in compared if row.split is None}
     assert notes["absent"] == "no such folder"
@@ -185,21 +185,21 @@ def test_other_benchmarks_or_models_are_refused(tmp_path: Path, key: str, value:
     before, after = items(0.4, 0), items(0.5, 1)
     runs = [save(tmp_path / "a", "ttrl", before, after), save(tmp_path / "b", "spine", before, after, **{key: value})]
     with pytest.raises(ValueError, match=f"their {key} differs: a has '.*', b has '{value}'"):
-        comparing.compare(runs)
+        comparison_table(runs)
 
 
 def test_other_questions_and_no_runs_are_refused(tmp_path: Path) -> None:
     before, after = items(0.4, 0), items(0.5, 1)
     runs = [save(tmp_path / "a", "ttrl", before, after), save(tmp_path / "b", "spine", before[1:], after[1:])]
     with pytest.raises(ValueError, match="a and b cannot be compared: 1 adapted questions .* first 'q0'"):
-        comparing.rows(runs)
+        comparison_rows(runs)
     with pytest.raises(ValueError, match="no run to compare"):
-        comparing.rows([])
+        comparison_rows([])
 
 
 def test_unlabelled_runs_and_label_using_runs(tmp_path: Path) -> None:
     blind = items(0.4, 0, ("adapted",), labelled=False)
-    (row,) = comparing.rows([save(tmp_path / "own", "spine", blind, blind)])
+    (row,) = comparison_rows([save(tmp_path / "own", "spine", blind, blind)])
     assert (row.greedy, row.pass_at_1_gain, row.questions) == ((None, None), None, QUESTIONS)
     assert "– → –" in text([tmp_path / "own"])
     known = items(0.4, 0)
@@ -210,7 +210,7 @@ def test_no_figure_is_torn_in_a_narrow_terminal(tmp_path: Path) -> None:
     before = items(0.4, 0)
     runs = [save(tmp_path / name, name, before, items(0.6, i)) for i, name in enumerate(("random-mask", "spine"))]
     shown = text(runs, width=80)
-    for row in comparing.rows(runs):
+    for row in comparison_rows(runs):
         assert row.pass_at_1_gain is not None and row.pass_at_1_gain.low is not None
         assert f"[{100 * row.pass_at_1_gain.low:+.1f}, {100 * row.pass_at_1_gain[2]:+.1f}]" in shown
         assert f"{100 * row.greedy[0]:.1f} → {100 * row.greedy[1]:.1f}" in shown

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,29 @@ from browser import open_page
 from markupsafe import Markup
 from PIL import Image
 from small import small_config, write_data, write_model
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from mm_spine import cli, evaluation
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.evaluation import Item
 from mm_spine.files import read_json_lines, write_json, write_json_lines
-from mm_spine.reporting import changed, curves, figures, headline, page, questions, report, tokens
-from mm_spine.reporting.folder import read_run
+from mm_spine.reporting import (
+    changed_questions,
+    changes,
+    curves,
+    figures,
+    overview,
+    page,
+    report,
+    result,
+    thumbnails,
+    token_entropy,
+    token_text,
+    training_responses,
+)
+from mm_spine.reporting.saved_run import read_run
+from mm_spine.reporting.training_responses import HEAD, TAIL
 from mm_spine.rollout_table import write_rollouts
 from mm_spine.runs.run import run
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Verdict, Vote
@@ -106,7 +121,7 @@ def write_run(
     (folder / "adapted").mkdir()
     shutil.copy(MODEL_DIR / "tokenizer.json", folder / "adapted")
     shown = [Question(name, (Image.new("RGB", (300, 200), "navy"),), f"What is {name}?", SPEC) for name in "abe"]
-    changed.keep(folder, changed.changes(*map(rows_of, (before, after))).shown(), shown, images=True)
+    changes.save_for_report(folder, changes.find_changes(*map(rows_of, (before, after))).shown(), shown, images=True)
     return folder
 
 
@@ -147,17 +162,17 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def undrawn(folder: Path) -> str:
     """The page with all its charts, none of them drawn: drawing is what takes the time."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_drawn_scores", "_drawn_spread", "_drawn_chart"):
+        for name in ("_draw_scores", "_draw_entropy", "_draw_chart"):
             patch.setattr(report, name, lambda what, png: _placeholder(what))
-        return report.render(read_run(folder))
+        return report.render_report(read_run(folder))
 
 
-def _placeholder(what: Any) -> report.Drawn:
+def _placeholder(what: Any) -> report.PageFigure:
     name = what.name if isinstance(what, curves.Chart) else "entropy_histogram"
-    name = f"scores_{what.name}" if isinstance(what, headline.Split) else name
+    name = f"scores_{what.name}" if isinstance(what, result.SplitResult) else name
     chart = isinstance(what, curves.Chart)
     title, note = (what.heading, what.note) if chart else (name, "")
-    return report.Drawn(name, title, note, Markup("<svg></svg>"), {"lines": []} if chart else None)
+    return report.PageFigure(name, title, note, Markup("<svg></svg>"), {"lines": []} if chart else None)
 
 
 def text_of(folder: Path) -> str:
@@ -181,8 +196,8 @@ def test_the_page_says_what_the_run_was_worth(finished: Path) -> None:
 
 
 def test_the_headline_by_hand(finished: Path) -> None:
-    adapted, held_out = headline.headline(read_run(finished))
-    greedy, pass_at_1, vote = held_out.measures
+    adapted, held_out = result.split_results(read_run(finished))
+    greedy, pass_at_1, vote = held_out.measures.values()
     assert (greedy.before.value, greedy.after.value, greedy.gain.value) == (0.5, 1.0, 0.5)  # type: ignore[union-attr]
     assert (pass_at_1.before.value, pass_at_1.after.value) == (0.375, 1.0)  # type: ignore[union-attr]
     assert (vote.name, vote.before.value, vote.after.value) == ("maj@4", 0.5, 1.0)  # type: ignore[union-attr]
@@ -221,7 +236,7 @@ def test_every_figure_is_written_as_png(finished: Path) -> None:
 
 def test_equal_files_give_the_same_page_and_matplotlib_stays_as_it_was(finished: Path) -> None:
     before = dict(matplotlib.rcParams)
-    assert report.render(read_run(finished)) == (finished / "report.html").read_text()
+    assert report.render_report(read_run(finished)) == (finished / "report.html").read_text()
     assert dict(matplotlib.rcParams) == before
 
 
@@ -251,12 +266,12 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     )  # fmt: skip
     write_step(folder, 0, [group(EVIL, [rollout(EVIL, 0)], [EVIL], EVIL)])
     (folder / "config.yaml").write_text(json.dumps({"method": {"name": EVIL}, EVIL: EVIL}))
-    changed.keep(
-        folder, changed.changes(rows_of(before), rows_of(after)).shown(), [Question(EVIL, (), EVIL, SPEC)], True
+    changes.save_for_report(
+        folder, changes.find_changes(rows_of(before), rows_of(after)).shown(), [Question(EVIL, (), EVIL, SPEC)], True
     )
     (folder / "adapted" / "tokenizer.json").unlink()  # then the response's text is what is shown
     write_json_lines(folder / "evaluation" / "steps.jsonl", [{**accuracy(0), "habits": {EVIL: 1.0}}])
-    html = report.render(read_run(folder))
+    html = report.render_report(read_run(folder))
     assert "<script>alert" not in html and "</details>&" not in html
     assert html.count("alert(") > 10, "it is shown, escaped"
     for data in re.findall(r'<script type="application/json">(.*?)</script>', html, flags=re.S):
@@ -269,7 +284,7 @@ def test_lone_surrogates_do_not_cost_the_page(tmp_path: Path) -> None:
     for when, row in (("before", before), ("after", after)):
         line = json.dumps(evaluation.to_json(row))
         (folder / "evaluation" / f"{when}.jsonl").write_text(line + "\n")
-    assert "wrong → right" in page.write(tmp_path / "page.html", undrawn(folder)).read_text()
+    assert "wrong → right" in page.write_page(tmp_path / "page.html", undrawn(folder)).read_text()
 
 
 ABSENT = {
@@ -281,7 +296,7 @@ ABSENT = {
     "evaluation/steps.jsonl": "votes and rewards could not be graded",
     "evaluation/before.jsonl": "There is no evaluation before and after to compare",
     "evaluation/after.jsonl": "there was no evaluation after adapting",
-    "rollouts": "no entropies of tokens",
+    "rollouts": "no token entropies",
     "adapted": "tokens are shown by number",
     "images": "no image is shown",
 }
@@ -339,7 +354,7 @@ def test_a_run_without_labels_shows_the_votes_that_moved(tmp_path: Path) -> None
     before = [item("a", None, "1222"), item("b", None, "1112")]
     after = [item("a", None, "1112"), item("b", None, "1112")]
     text = text_of(write_run(tmp_path / "run", before, after))
-    assert "No gold answers: what the adaptation was worth cannot be said" in text
+    assert "No gold answers: the gain in accuracy is not known" in text
     assert "Another vote, no gold answer: 1" in text and "vote 2 (3 of 4) → 1 (3 of 4)" in text
 
 
@@ -362,7 +377,7 @@ def test_no_link_is_followed_out_of_the_folder(copy: Path, tmp_path: Path) -> No
     Image.new("RGB", (9, 9), "red").save(secret)
     data = tmp_path / "steps.jsonl"
     data.write_text('{"step": 0, "loss": 4321.5}\n')
-    for path, target in ((copy / "images" / f"{changed.safe_name('a')}.png", secret), (copy / "steps.jsonl", data)):
+    for path, target in ((copy / "images" / f"{thumbnails.file_stem('a')}.png", secret), (copy / "steps.jsonl", data)):
         path.unlink()
         path.symlink_to(target)
     outside = tmp_path / "rollouts"
@@ -372,18 +387,18 @@ def test_no_link_is_followed_out_of_the_folder(copy: Path, tmp_path: Path) -> No
     assert "4,322" not in html and "4322" not in html
     assert "steps.jsonl points out of the folder" in html
     assert "Responses from training" not in html
-    assert list(changed.thumbnails(copy, "a")) == []
+    assert list(thumbnails.read_thumbnails(copy, "a")) == []
 
 
 def test_files_that_are_no_images_are_not_embedded(copy: Path) -> None:
-    (copy / "images" / f"{changed.safe_name('a')}.png").write_text("<svg onload=alert(1)>")
-    assert list(changed.thumbnails(copy, "a")) == []
+    (copy / "images" / f"{thumbnails.file_stem('a')}.png").write_text("<svg onload=alert(1)>")
+    assert list(thumbnails.read_thumbnails(copy, "a")) == []
 
 
 def test_changes_by_hand() -> None:
-    found = changed.changes(rows_of(BEFORE), rows_of(AFTER))
-    assert [change.place for change in found.gained] == [("adapted", "a"), ("held_out", "e")]
-    assert [change.place for change in found.lost] == [("adapted", "b")]
+    found = changes.find_changes(rows_of(BEFORE), rows_of(AFTER))
+    assert [change.key for change in found.gained] == [("adapted", "a"), ("held_out", "e")]
+    assert [change.key for change in found.lost] == [("adapted", "b")]
     assert found.moved == ()
 
 
@@ -398,12 +413,15 @@ def test_thumbnails_are_small_and_named_by_hash(tmp_path: Path) -> None:
     name = "../../etc/<b>"
     noise = np.random.default_rng(0).integers(0, 255, (700, 1000, 3), dtype=np.uint8)
     images = (Image.fromarray(noise), Image.new("RGB", (64, 32), "white"), b"no image")
-    changed.write_thumbnails(tmp_path / "images", Question(name, images, "?", SPEC))
+    thumbnails.save_thumbnails(tmp_path / "images", Question(name, images, "?", SPEC))
     files = sorted((tmp_path / "images").iterdir())
-    assert [path.name for path in files] == [f"{changed.safe_name(name, 1)}.png", f"{changed.safe_name(name)}.jpg"]
+    assert [path.name for path in files] == [
+        f"{thumbnails.file_stem(name, 1)}.png",
+        f"{thumbnails.file_stem(name)}.jpg",
+    ]
     assert size_of(files[0]) == (64, 32) and max(size_of(files[1])) == 256
     assert files[1].stat().st_size < 100_000
-    assert [media for media, _ in changed.thumbnails(tmp_path, name)] == ["image/jpeg", "image/png"]
+    assert [media for media, _ in thumbnails.read_thumbnails(tmp_path, name)] == ["image/jpeg", "image/png"]
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -414,20 +432,20 @@ def size_of(path: Path) -> tuple[int, int]:
 def test_entropy_is_counted_by_selection(tmp_path: Path) -> None:
     one = group("a", [rollout("a", 0, (7, 8, 7), (0.5, 0.125, 0.25)), rollout("a", 1, (8, 9), (2.0, 0.0))], ["1", "1"])
     write_step(tmp_path, 0, [one], [[np.array([1, 0, 1], bool), np.array([1, 0], bool)]])
-    found = tokens.spread(sorted((tmp_path / "rollouts").iterdir()))
+    found = token_entropy.count_by_entropy(sorted((tmp_path / "rollouts").iterdir()))
     assert found is not None and (found.selected_B.sum(), found.others_B.sum()) == (3, 2)
     assert np.flatnonzero(found.selected_B).tolist() == [25, 50, 200]
     assert found.threshold == pytest.approx((0.425, 1.125, 1.825))  # of the lowest selected, 0.25 and 2.0
-    assert found.forks == (tokens.Fork(7, 2, 0.375, 1.0), tokens.Fork(8, 1, 2.0, 0.5))
+    assert found.tokens == (token_entropy.SelectedToken(7, 2, 0.375, 1.0), token_entropy.SelectedToken(8, 1, 2.0, 0.5))
 
 
 def test_a_selection_that_does_not_go_by_entropy_has_no_threshold(tmp_path: Path) -> None:
     groups = [group("a", [rollout("a", i) for i in range(4)], ["1"] * 4)]
     write_step(tmp_path, 0, groups, [[np.arange(6) % 2 == 1] * 4])
-    found = tokens.spread([tmp_path / "rollouts" / "step_000000.parquet"])
+    found = token_entropy.count_by_entropy([tmp_path / "rollouts" / "step_000000.parquet"])
     assert found is not None and found.threshold is None
     write_step(tmp_path, 0, groups, [[np.ones(6, bool)] * 4])
-    found = tokens.spread([tmp_path / "rollouts" / "step_000000.parquet"])
+    found = token_entropy.count_by_entropy([tmp_path / "rollouts" / "step_000000.parquet"])
     assert found is not None and found.threshold is None and found.selected_B.sum() == 24
 
 
@@ -440,13 +458,13 @@ def test_rollouts_without_entropies_have_no_histogram(copy: Path) -> None:
 
 
 def test_pieces_join_to_the_text() -> None:
-    tokenizer = tokens.load_tokenizer_file(MODEL_DIR / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
     text = "I see 5. Ω and 汉 and 🦴"
     ids = tokenizer.encode(text).ids
-    pieces = tokens.pieces(tokenizer, ids)
+    pieces = token_text.token_texts(tokenizer, ids)
     assert len(pieces) == len(ids) and "".join(pieces) == text
-    assert tokens.pieces(tokenizer, ids[:-1])[-1] != "", "half a character is shown as such"
-    assert tokens.pieces(tokenizer, [10**8]) == [""]
+    assert token_text.token_texts(tokenizer, ids[:-1])[-1] != "", "half a character is shown as such"
+    assert token_text.token_texts(tokenizer, [10**8]) == [""]
 
 
 def test_responses_are_from_the_first_and_the_last_step(tmp_path: Path) -> None:
@@ -454,23 +472,27 @@ def test_responses_are_from_the_first_and_the_last_step(tmp_path: Path) -> None:
         rows = [rollout(asked, i) for i in range(4)]
         write_step(tmp_path, step, [group(asked, rows, ["1", "1", "2", None])])
     paths = sorted((tmp_path / "rollouts").iterdir())
-    found = tokens.responses(paths, ["a", "b"], 4)
+    found = training_responses.read_responses(paths, ["a", "b"], 4)
     places = {name: [(row["step"], row["index"]) for row in rows] for name, rows in found.items()}
     assert places == {"a": [(0, 0), (0, 2), (3, 0), (3, 2)], "b": [(1, 0), (1, 2), (1, 1), (1, 3)]}
 
 
 def test_the_middle_of_a_long_response_is_left_out() -> None:
-    tokenizer = tokens.load_tokenizer_file(MODEL_DIR / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
     n = 1000
     row = {
         "step": 0, "index": 0, "answer": "1", "vote": "1", "reward": 1.0, "finish_reason": "length", "text": "",
         "token_ids": [20] * n, "logp": [-0.5] * n, "entropy": [float("nan")] + [0.12345] * (n - 1),
         "selected": [True] * n, "parent": None, "fork_at": None,
     }  # fmt: skip
-    shown = tokens.token_row(row, tokenizer)
-    assert (shown["length"], shown["cut"], len(shown["tokens"])) == (n, tokens.HEAD, tokens.HEAD + tokens.TAIL)
+    shown = training_responses.response_for_page(row, tokenizer)
+    assert (shown["length"], shown["cut"], len(shown["tokens"])) == (
+        n,
+        HEAD,
+        HEAD + TAIL,
+    )
     assert shown["entropy"][:2] == [None, 0.123] and shown["won"] is True
-    assert "tokens" not in tokens.token_row({**row, "token_ids": [-1]}, tokenizer)
+    assert "tokens" not in training_responses.response_for_page({**row, "token_ids": [-1]}, tokenizer)
 
 
 def test_curves_skip_what_is_no_number(copy: Path) -> None:
@@ -491,7 +513,7 @@ def test_the_band_is_drawn_between_its_bounds(finished: Path) -> None:
     (chart,) = (chart for chart in curves.charts(read_run(finished)) if chart.name == "entropy")
     assert chart.band is not None and (chart.band[0].y[0], chart.band[1].y[0]) == (0.3, 0.6)
     with figures.style():
-        figure = figures.draw(chart)
+        figure = figures.draw_chart(chart)
     area = figure.axes[0].collections[0].get_datalim(figure.axes[0].transData)
     assert (area.y0, area.y1) == pytest.approx((0.3, 0.6))
 
@@ -565,7 +587,7 @@ def test_a_run_looks_alike_in_every_figure(finished: Path, other: Path) -> None:
 
 def test_runs_of_one_name_are_told_apart(finished: Path, tmp_path: Path) -> None:
     again = write_run(tmp_path / "again")
-    assert [name for name, _ in report._named([finished, again])] == ["spine (run)", "spine (again)"]
+    assert [name for name, _ in report._named_runs([finished, again])] == ["spine (run)", "spine (again)"]
 
 
 # A real run.
@@ -590,8 +612,8 @@ def test_a_run_ends_with_its_report(real: Path) -> None:
 
 def test_only_the_questions_that_changed_have_thumbnails(real: Path) -> None:
     saved = read_run(real / "run")
-    shown = [change.place[1] for change in changed.changes(saved.before, saved.after).shown()]
-    wanted = {f"{changed.safe_name(name)}.png" for name in shown}
+    shown = [change.key[1] for change in changes.find_changes(saved.before, saved.after).shown()]
+    wanted = {f"{thumbnails.file_stem(name)}.png" for name in shown}
     folder = real / "run" / "images"
     assert {path.name for path in folder.iterdir()} == wanted if wanted else not folder.exists()
     assert {name for _, name in saved.questions} == set(shown)
@@ -637,7 +659,7 @@ def test_both_pages_open_without_error_or_request_at_any_width(finished: Path, l
         opened.requests.clear()
         opened.page.goto(large.as_uri())
         opened.page.locator("details.question > summary").first.click()
-        assert opened.page.locator("details.question .tok").count() == 4 * (tokens.HEAD + tokens.TAIL)
+        assert opened.page.locator("details.question .tok").count() == 4 * (HEAD + TAIL)
         assert (opened.errors, opened.fetched(), opened.too_wide()) == ([], [], 0)
 
 
@@ -720,9 +742,9 @@ def write_large_run(folder: Path, steps: int = 500, questions: int = 1000) -> Pa
     for step in range(21, steps):
         shutil.copy(folder / "rollouts" / "step_000020.parquet", folder / "rollouts" / f"step_{step:06d}.parquet")
     noise = rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)
-    shown = changed.changes(rows_of(before), rows_of(after)).shown()
+    shown = changes.find_changes(rows_of(before), rows_of(after)).shown()
     asked_of = [Question(name, (Image.fromarray(noise),), words[:300], SPEC) for name in names]
-    changed.keep(folder, shown, asked_of, images=True)
+    changes.save_for_report(folder, shown, asked_of, images=True)
     return folder
 
 
@@ -746,15 +768,15 @@ def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(large: Path) ->
 
 
 def test_what_does_not_fit_is_left_out_and_said(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questions, "IMAGE_BYTES", 10)
-    monkeypatch.setattr(questions, "RESPONSE_BYTES", 10)
+    monkeypatch.setattr(changed_questions, "IMAGE_BYTES", 10)
+    monkeypatch.setattr(changed_questions, "RESPONSE_BYTES", 10)
     text = text_of(finished)
     assert "Images of 3 questions are left out" in text and "Responses of 2 questions are left out" in text
 
 
 def test_the_numbers_of_every_step_are_a_table(finished: Path) -> None:
-    rows: Mapping[str, Any] = report.facts.step_table(read_run(finished))
-    assert rows["columns"][4] == "majority_share" and [row[4] for row in rows["rows"]] == ["0.5", "0.6", "0.7"]
+    table = overview.step_table(read_run(finished))
+    assert table.columns[4] == "majority_share" and [row[4] for row in table.rows] == ["0.5", "0.6", "0.7"]
 
 
 # What the page says.
@@ -799,7 +821,7 @@ def test_votes_that_may_end_early_are_at_most(copy: Path) -> None:
     assert "4 votes a question" in text_of(copy) and "at most 4" not in text_of(copy)
     (copy / "config.yaml").write_text("sampling: {votes: {max: 4, stop: decided}}\nlimit: 9\n")
     text = text_of(copy)
-    assert "at most 4 votes a question" in text and "limit 9: the first questions alone" in text
+    assert "at most 4 votes a question" in text and "limit 9: only the first questions" in text
 
 
 def test_figures_of_several_processes_say_whose_they_are(copy: Path) -> None:
@@ -839,9 +861,9 @@ def test_branches_of_a_tree_are_shown_as_such(copy: Path) -> None:
 def test_equal_answers_written_otherwise_are_no_other_vote() -> None:
     before, after = item("a", None, "55"), item("a", None, "55")
     after = dataclasses.replace(after, vote=Answer("5.0", "5"))
-    assert changed.changes(rows_of([before]), rows_of([after])).moved == ()
+    assert changes.find_changes(rows_of([before]), rows_of([after])).moved == ()
     after = dataclasses.replace(after, vote=Answer("5", "6"))
-    assert len(changed.changes(rows_of([before]), rows_of([after])).moved) == 1
+    assert len(changes.find_changes(rows_of([before]), rows_of([after])).moved) == 1
 
 
 def test_answers_beyond_the_first_are_counted_together(tmp_path: Path) -> None:
@@ -858,7 +880,7 @@ def test_a_number_that_cannot_be_drawn_costs_its_figure_alone(copy: Path, value:
     (copy / "steps.jsonl").write_text(
         "".join(f'{{"step": {i}, "loss": {value}, "parity_max": {value}}}\n' for i in (0, 1))
     )
-    html = report.render(read_run(copy))
+    html = report.render_report(read_run(copy))
     assert 'id="figure-accuracy"' in html and "figure-parity" not in html
     for data in re.findall(r'<script type="application/json">(.*?)</script>', html, flags=re.S):
         assert "Infinity" not in data

@@ -21,7 +21,8 @@ from tiny import tiny_image, tiny_questions
 
 from mm_spine import distributed, files, rollout_table
 from mm_spine.adapt import Hooks, adapt
-from mm_spine.reporting.responses import ShownResponse, pictures, sizes, first_responses
+from mm_spine.reporting.responses import ShownResponse, first_responses
+from mm_spine.reporting.thumbnails import image_sizes, thumbnails
 from mm_spine.runs.listeners import live
 from mm_spine.runs.listeners.live import Guarded, Phase, Plain, Step, Terminal, View, progress_line
 from mm_spine.runs.run import evaluate_model, run
@@ -185,8 +186,8 @@ def test_a_response_cannot_steer_the_terminal() -> None:
 
 def test_an_unreadable_image_is_left_out(tmp_path: Path) -> None:
     asked = Question("q", (tmp_path / "none.png", tiny_image(0, 600)), "?", AnswerSpec("integer"))
-    assert sizes(asked) == ["?", "1200x1200"]
-    assert [image.size for image in pictures(asked)] == [(256, 256)]
+    assert image_sizes(asked) == ["?", "1200x1200"]
+    assert [image.size for image in thumbnails(asked)] == [(256, 256)]
 
 
 # Where there is no terminal

@@ -16,9 +16,10 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from mm_spine.reporting.responses import ShownResponse, sizes
-from mm_spine.words import one_line
+from mm_spine.reporting.responses import ShownResponse
+from mm_spine.reporting.thumbnails import image_sizes
 from mm_spine.types import StepReport
+from mm_spine.words import one_line
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def told(completion: ShownResponse) -> str:
     """A response in one line: question, answer, reward, the sizes of its images, text."""
     question, answer = one_line(completion.question.id), completion.answer
     reward = "" if completion.reward is None else f"  reward {completion.reward:.2f}"
-    images = f"  [{', '.join(sizes(completion.question))}]" if completion.question.images else ""
+    images = f"  [{', '.join(image_sizes(completion.question))}]" if completion.question.images else ""
     shown = "no answer" if answer is None else f"answer {one_line(answer)}"
     return f"{question}  {shown}{reward}{images}  {one_line(completion.text)[:300]}"
 

@@ -25,9 +25,10 @@ from PIL import Image
 
 from mm_spine.compat import environment, install_command
 from mm_spine.config import ConfigError, ReportingConfig, RunConfig
-from mm_spine.reporting.responses import ShownResponse, pictures, first_responses
-from mm_spine.words import one_line
+from mm_spine.reporting.responses import ShownResponse, first_responses
+from mm_spine.reporting.thumbnails import thumbnails
 from mm_spine.types import Group
+from mm_spine.words import one_line
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +298,7 @@ class Trackers:
 
     def _completions(self, chosen: Sequence[ShownResponse], step: int) -> None:
         bare = [Shown(completion, ()) for completion in chosen]
-        full = [Shown(c, pictures(c.question)) for c in chosen] if self.reporting.images else bare
+        full = [Shown(c, thumbnails(c.question)) for c in chosen] if self.reporting.images else bare
         here = self.reporting.send_images
         self._tell(lambda tracker: tracker.completions(bare if tracker.sends and not here else full, step))
 
@@ -364,4 +365,3 @@ def _plain(cell: object) -> str:
 
 def _without_step(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "step"}
-
