@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mm_spine.compat import QUIET, heal_torchvision, install_command, version_of
-from mm_spine.sampling.vllm import why_not as why_no_vllm
+from mm_spine.sampling.vllm.installed import why_not as why_no_vllm
 
 OLDEST_PYTHON = (3, 11)
 DEMO_MEMORY_BYTES = 4 * 2**30

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_spine.policy.attention import AttentionPlan
 from mm_spine.policy.image_cache import Features
 from mm_spine.policy.token_tree import LEAST_SAVED, Node, Tree, cut, token_tree
+from mm_spine.policy.tree_attention import AttentionPlan
 
 
 @dataclass(frozen=True, eq=False)

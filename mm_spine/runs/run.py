@@ -32,10 +32,10 @@ from mm_spine.config_layers import merge, parse_overrides, read_yaml
 from mm_spine.configs import shipped
 from mm_spine.integrations import lmms_hook
 from mm_spine.methods.table import Method, configure, find
-from mm_spine.policy.attention import backend_name
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import check_model_folder, resolve_model
 from mm_spine.policy.image_cache import over_ranks
+from mm_spine.policy.kernels import backend_name
 from mm_spine.policy.model import Policy, checksum
 from mm_spine.reporting.responses import first_responses
 from mm_spine.runs.listeners import trackers

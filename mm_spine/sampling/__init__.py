@@ -1,4 +1,4 @@
-"""Samplers: anything that turns questions into rollouts of the one policy distribution."""
+"""Samplers, which turn questions into rollouts of the one policy distribution, and what they are asked with."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from mm_spine.types import Question, Rollout
 
 
 class Sampler(Protocol):
-    """What the loop and the evaluation ask for."""
+    """What the adaptation loop and the evaluation draw rollouts from."""
 
     def sample(
         self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
     ) -> list[list[Rollout]]:
-        """The rollouts `first` to `first + n - 1` of each question, in order, none for one that cannot be asked.
+        """Return the rollouts `first` to `first + n - 1` of each question, in order; none if it cannot be asked.
 
-        The draws depend on (seed, purpose, step, question id, rollout index) alone.
+        The draws depend on (seed, purpose, step, question id, rollout index) and on nothing else.
         """
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the trainable weights, named as `Policy.trainable` does, after an update."""
+        """Take over the trainable weights, named as `Policy.trainable` names them, after an update."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One response to be sampled: rollout `index` of `question`, from its token `len(prefix)` on.
+    """One response to sample: rollout `index` of `question`, continued after the token ids `prefix`.
 
-    `prefix` stands in the response already. `barred` token ids, each with its log-prob (nats) under the policy,
-    cannot be the first one drawn.
+    `barred` maps token ids that cannot be drawn first to their log-probs (nats) under the policy.
     """
 
     question: Question
@@ -42,9 +41,10 @@ class Request:
 
 
 class Completion(NamedTuple):
-    """What was drawn for a request: T token ids, the end token included, their log-probs and entropies (T, nats).
+    """What was drawn for a request: T token ids, the end token included, with log-probs and entropies (T,), nats.
 
-    Log-probs are the policy's, also of a first token drawn beside barred ones; entropies are exact or None.
+    Log-probs are the policy's, also of a first token that was drawn beside barred ones. Entropies are exact or None.
+    `finish_reason` is "stop" after an end token, else "length".
     """
 
     token_ids: tuple[int, ...]

@@ -1,6 +1,7 @@
-"""The running batch of the transformers sampler: rows join it, get a token a step, and leave it.
+"""The running batch of the transformers sampler: rows join it, get one token per step, and leave it.
 
-Shape suffixes: B prompts, R rows being decoded, T response tokens, prefix included, M prefixes, P tokens of a prefix.
+Shape suffixes: B prompts, R rows being decoded, T tokens of a response, prefix included, M prefixes, P tokens of a
+prefix, D hidden size.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import torch
 from torch import Tensor
 
 from mm_spine.policy.model import Policy
+from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.kv_cache import Held, PrefixPass, Prompts, Sharing, StepPass, chunks
+from mm_spine.sampling.kv_cache import KeyValues, PrefixPass, Prompts, Sharing, StepPass, chunks
 
 LEAVE = 0.2
-"""Finished rows leave once they are more than this share of all: the others' keys and values are copied then."""
+"""Finished rows leave once they are more than this share of all: the keys and values of the others are then copied."""
 
 
 @dataclass
 class Rows:
-    """The responses being decoded, on the host: the number of the request, the slot of the prompt, whether it goes on
-    or met an end token, how many tokens it began with and has now, its draws, and what came of them."""
+    """The responses being decoded, one per row, on the host.
+
+    `number_R` is the request's number and `slot_R` its prompt's slot. `going_R` says which rows go on, `stopped_R`
+    which met an end token. A row began with `start_R` tokens, its prefix, and has `length_R` now. `draws_RT` are its
+    uniforms in [0, 1); `ids_RT`, `logp_RT` and `entropy_RT` (nats) hold what was drawn.
+    """
 
     number_R: np.ndarray
     slot_R: np.ndarray
@@ -58,13 +64,16 @@ class Rows:
         )
 
     def kept(self, rows: np.ndarray) -> Rows:
+        """Return only `rows`."""
         return Rows(*(getattr(self, column.name)[rows] for column in fields(self)))
 
     def joined(self, other: Rows) -> Rows:
+        """Return these rows, then those of `other`."""
         names = [column.name for column in fields(self)]
         return Rows(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
     def completion(self, row: int) -> Completion:
+        """Return what was drawn in `row`, without the prefix."""
         own = slice(self.start_R[row], self.length_R[row])
         tokens, logp, entropy = (x[row, own].copy() for x in (self.ids_RT, self.logp_RT, self.entropy_RT))
         return Completion(tuple(tokens.tolist()), logp, entropy, "stop" if self.stopped_R[row] else "length")
@@ -73,40 +82,41 @@ class Rows:
 class Batch:
     """Rows being decoded, the keys and values they read, and the hidden states (R, D) that predict their next tokens.
 
-    `length` is the most tokens that a response may have.
+    `length` is the most tokens of a response, its prefix included.
     """
 
     def __init__(self, policy: Policy, requests: Sequence[Request], length: int) -> None:
         self.policy, self.requests, self.length = policy, requests, length
-        self.prompts, self.responses = Prompts(policy), Held()
+        self.prompts, self.responses = Prompts(policy), KeyValues()
         self.rows = Rows.new((), np.zeros(0, np.int64), (), np.zeros((0, length)))
         self.hidden_RD = self.prompts.hidden_BD
 
     @property
     def bytes(self) -> int:
-        """Of the keys and values held."""
+        """Bytes of the keys and values held."""
         return self.prompts.bytes + self.responses.bytes
 
     def admit(self, numbers: Sequence[int], draws_RT: np.ndarray) -> None:
-        """Prefill the prompts that are not here yet, and the prefixes; then the requests are rows."""
+        """Prefill new prompts and the prefixes of the requests `numbers`, then append the requests as rows."""
         requests = [self.requests[i] for i in numbers]
         prompts = [self.policy.prompt(request.question) for request in requests]
-        new = {id(prompt): prompt for prompt in prompts if id(prompt) not in self.prompts.slots}
-        self.prompts.add(list(new.values()))
-        slots = np.array([self.prompts.slots[id(prompt)] for prompt in prompts])
+        self.prompts.add([prompt for prompt in dict.fromkeys(prompts) if prompt not in self.prompts.slots])
+        slots = np.array([self.prompts.slots[prompt] for prompt in prompts])
         prefixes = [request.prefix for request in requests]
-        responses, hidden_RD = self._begun(slots, prefixes)
+        responses, hidden_RD = self._prefill_prefixes(slots, prefixes)
         self.responses.join(responses)
         self.hidden_RD = torch.cat([self.hidden_RD.to(hidden_RD), hidden_RD])
         self.rows = self.rows.joined(Rows.new(numbers, slots, list(map(len, prefixes)), draws_RT))
         self.sharing = Sharing(self.rows.slot_R, self.prompts)
 
-    def _begun(self, slots: np.ndarray, prefixes: Sequence[tuple[int, ...]]) -> tuple[Held, Tensor]:
-        """Room for the responses with the prefixes' keys and values in it, and the hidden states behind them."""
+    def _prefill_prefixes(self, slots: np.ndarray, prefixes: Sequence[tuple[int, ...]]) -> tuple[KeyValues, Tensor]:
+        """Return room for the responses, filled with the prefixes' keys and values, and the hidden states (R, D)
+        that predict what follows each prefix."""
         _, _, heads, _, width = self.prompts.layers[0].shape
         room = (2, len(slots), heads, self.length, width)
-        responses = Held([layer.new_zeros(room) for layer in self.prompts.layers])
+        responses = KeyValues([layer.new_zeros(room) for layer in self.prompts.layers])
         hidden_RD = self.prompts.hidden_BD[torch.from_numpy(slots)]
+        # A prefix is computed once per prompt, and only if it is not the beginning of a longer one.
         named = {row: (int(slots[row]), *prefix) for row, prefix in enumerate(prefixes) if prefix}
         covers = longest(named.values())
         for chunk in chunks(sorted(set(covers.values()), key=len, reverse=True), len):
@@ -121,22 +131,19 @@ class Batch:
 
     @property
     def uniform_R(self) -> np.ndarray:
-        """The draw of each row's next token; a finished row's is not used."""
+        """The draw for each row's next token; that of a finished row is not used."""
         at = np.minimum(self.rows.length_R, self.length - 1)
         found: np.ndarray = self.rows.draws_RT[np.arange(len(at)), at]
         return found
 
     @property
     def barred(self) -> list[tuple[int, int]]:
-        """(row, token) pairs that may not be drawn now."""
-        first = np.flatnonzero(self.rows.length_R == self.rows.start_R)
-        return [(row, token) for row in first.tolist() for token in self._request(row).barred]
-
-    def _request(self, row: int) -> Request:
-        return self.requests[self.rows.number_R[row]]
+        """The (row, token) pairs that may not be drawn now."""
+        first = np.flatnonzero(self.rows.length_R == self.rows.start_R).tolist()
+        return [(row, token) for row in first for token in self.requests[self.rows.number_R[row]].barred]
 
     def record(self, token_R: Tensor, logp_R: Tensor, entropy_R: Tensor, ends: np.ndarray) -> None:
-        """Write down what was drawn; rows that drew one of `ends` or are full are finished."""
+        """Record what was drawn. Rows that drew one of `ends` or are full are then finished."""
         rows, going = self.rows, self.rows.going_R
         at = np.flatnonzero(going), rows.length_R[going]
         pairs = ((rows.ids_RT, token_R), (rows.logp_RT, logp_R), (rows.entropy_RT, entropy_R))
@@ -149,8 +156,11 @@ class Batch:
         rows.stopped_R = rows.stopped_R | ended
         rows.going_R = going & ~ended & (rows.length_R < self.length)
 
-    def retire(self, needed: int | None) -> dict[int, Completion]:
-        """Number -> completion of the rows that leave now. Prompts that nobody reads leave too, but for `needed`."""
+    def retire(self, needed: Prompt | None) -> dict[int, Completion]:
+        """Remove finished rows if they are many, and the prompts that no row reads, except `needed`.
+
+        Return number -> completion of the rows that left.
+        """
         going = self.rows.going_R
         if going.any() and (~going).mean() <= LEAVE:
             return {}
@@ -159,7 +169,7 @@ class Batch:
         self._keep(np.flatnonzero(going), needed)
         return done
 
-    def _keep(self, kept: np.ndarray, needed: int | None) -> None:
+    def _keep(self, kept: np.ndarray, needed: Prompt | None) -> None:
         self.rows = self.rows.kept(kept)
         self.token_R = self.token_R[torch.from_numpy(kept)]
         self.responses.keep(kept, self.length)
@@ -172,20 +182,20 @@ class Batch:
             self.sharing = Sharing(self.rows.slot_R, self.prompts)
 
     def step(self) -> None:
-        """Feed each row its last token."""
+        """Run a forward over the last token of each row."""
         if not len(self.rows):
             return
         going, at_R = self.rows.going_R, self.rows.length_R - 1
-        # What a finished row does is not read; with the others, it needs no mask where they need none.
+        # The output of a finished row is not read. Placed with the longest, it needs a mask only if the others do.
         at_R = np.where(going, at_R, at_R[going].max())
         self.hidden_RD = StepPass(self.sharing, self.responses, at_R).forward(self.policy, self.token_R)
 
 
 def longest(prefixes: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Each prefix -> one of the prefixes that begins with it and is itself the beginning of no other."""
+    """Map each prefix to one that begins with it and is not itself the beginning of another; to itself if it is one."""
     found: dict[tuple[int, ...], tuple[int, ...]] = {}
     last: tuple[int, ...] = ()
-    # Backwards in lexicographic order, what begins with a prefix comes right before it.
+    # In descending lexicographic order, a prefix comes right after those that begin with it.
     for prefix in sorted(set(prefixes), reverse=True):
         last = last if last[: len(prefix)] == prefix else prefix
         found[prefix] = last

@@ -1,7 +1,7 @@
-"""Rollouts from transformers, batched continuously: whole questions join as soon as there is room for them.
+"""Rollouts from transformers, batched continuously: questions join the batch as soon as there is room for them.
 
-A question's prompt and image are prefilled once, and so is each prefix that others begin with; the prompt's keys and
-values are held once for all its rows (`kv_cache`).
+A question's prompt and images are prefilled once, and so are prefixes that several requests share. All rows of a
+question read one copy of its prompt's keys and values (`kv_cache`).
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.batch import Batch
 from mm_spine.sampling.kv_cache import held_tokens, token_bytes
-from mm_spine.types import Rollout
 
 LOGIT_BYTES = 64 * 2**20
-"""Of the fp32 logits that are turned into draws at a time: several tensors of that size live, some in fp64."""
+"""Bytes of the fp32 logits that are turned into draws at a time. Several tensors of that size live, some in fp64."""
 
 
 class Waiting(NamedTuple):
-    """A question's prompt, and the numbers of its requests that have not begun."""
+    """A question's prompt and the numbers of its requests that have not begun."""
 
     prompt: Prompt
     numbers: deque[int]
 
 
 class HFSampler(Backend):
-    """Samples from `policy.text` as it stands; nothing to sync. Log-probs and entropies are exact."""
+    """Sample from `policy.text` with its current weights. Log-probs and entropies are exact."""
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         super().__init__(policy, decoding, seed)
@@ -59,27 +58,30 @@ class HFSampler(Backend):
                 batch.admit(joining, np.stack([self._draws(requests[i], step, purpose, greedy) for i in joining]))
             batch.record(*self._draw(batch, greedy), ends=self._ends)
             before = len(done)
-            done |= batch.retire(needed=id(waiting[0].prompt) if waiting else None)
+            done |= batch.retire(needed=waiting[0].prompt if waiting else None)
             self.on_finished(len(done) - before)
             batch.step()
         return [done[i] for i in range(len(requests))]
 
     def _questions(self, requests: Sequence[Request], numbers: Sequence[int]) -> deque[Waiting]:
-        """The requests question by question, longest prompt first."""
-        asked: dict[int, Waiting] = {}
+        """Return the requests `numbers` by question, longest prompt first."""
+        waiting: dict[Prompt, Waiting] = {}
         for i in numbers:
             prompt = self.policy.prompt(requests[i].question)
-            asked.setdefault(id(prompt), Waiting(prompt, deque())).numbers.append(i)
-        return deque(sorted(asked.values(), key=lambda question: -len(question.prompt.ids_L)))
+            waiting.setdefault(prompt, Waiting(prompt, deque())).numbers.append(i)
+        return deque(sorted(waiting.values(), key=lambda question: -len(question.prompt.ids_L)))
 
     def _joining(self, batch: Batch, waiting: deque[Waiting]) -> list[int]:
-        """Take from `waiting` the numbers of what fits beside the running rows: whole questions, in pieces only one
-        that never fits whole; one row at least where nothing runs."""
+        """Take from `waiting` the numbers of the requests that fit beside the running rows.
+
+        Questions join whole; only one that would never fit whole joins in pieces. If nothing runs, at least one
+        request joins.
+        """
         joining: list[int] = []
         lengths, here = batch.prompts.length_B.tolist(), set(batch.prompts.slots)
         while waiting:
             prompt, numbers = waiting[0]
-            begun = id(prompt) in here
+            begun = prompt in here
             with_own = lengths if begun else [*lengths, len(prompt.ids_L)]
             rows = len(batch.rows) + len(joining)
             fit = max(self._room(with_own) - rows, 0 if rows else 1)
@@ -87,14 +89,14 @@ class HFSampler(Backend):
             if fit < (1 if in_pieces else len(numbers)):
                 break
             joining += [numbers.popleft() for _ in range(min(fit, len(numbers)))]
-            lengths, here = with_own, here | {id(prompt)}
+            lengths, here = with_own, here | {prompt}
             if numbers:
                 break
             waiting.popleft()
         return joining
 
     def _room(self, prompt_lengths: Sequence[int]) -> int:
-        """How many rows may be held beside prompts of these lengths; negative where the prompts alone are too much."""
+        """Return how many rows may be held beside prompts of these lengths; negative if the prompts do not fit."""
         length = self.decoding.max_new_tokens
         tokens = int(self.decoding.kv_cache_gb * 1e9) // token_bytes(self.policy.text.language_model)
         return min(self.decoding.batch_rows, (tokens - held_tokens(prompt_lengths, 0, length)) // length)
@@ -105,7 +107,7 @@ class HFSampler(Backend):
         return np.zeros(length) if greedy else uniforms(length, *name)
 
     def _draw(self, batch: Batch, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(token, log-prob, entropy) of each row's next token, (R,)."""
+        """Draw each row's next token: return token ids, log-probs and entropies, each (R,)."""
         uniform_R = torch.from_numpy(batch.uniform_R).to(self.policy.device)
         weight, barred = self.policy.text.head.weight, batch.barred
         size = max(1, LOGIT_BYTES // (4 * len(weight)))
@@ -120,14 +122,8 @@ class HFSampler(Backend):
         return token_R, logp_R, entropy_R
 
 
-def differing_share(a: Sequence[Sequence[Rollout]], b: Sequence[Sequence[Rollout]]) -> float:
-    """The share in [0, 1] of rollouts, question by question, whose token ids are not the same; 0 of none."""
-    pairs = [pair for rows in zip(a, b, strict=True) for pair in zip(*rows, strict=True)]
-    return sum(x.token_ids != y.token_ids for x, y in pairs) / max(1, len(pairs))
-
-
 def _without(log_probs_RV: Tensor, barred: Sequence[tuple[int, int]]) -> Tensor:
-    """-inf for the (row, token) pairs in `barred`; no longer normalised there."""
+    """Return the log-probs with -inf at the (row, token) pairs in `barred`; those rows are no longer normalised."""
     if not barred:
         return log_probs_RV
     rows, tokens = torch.tensor(barred, device=log_probs_RV.device).T
@@ -135,7 +131,10 @@ def _without(log_probs_RV: Tensor, barred: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingConfig) -> Tensor:
-    """Greedy without draws; else the inverse of the cumulative distribution, over the top-p nucleus if asked."""
+    """Return tokens (R,): the likeliest without `uniform_R`, else the inverse of the cumulative distribution at it.
+
+    The distribution is that of the top-p nucleus if `decoding.top_p` is below 1.
+    """
     if uniform_R is None:
         return log_probs_RV.argmax(-1)
     probs = log_probs_RV.double().exp()
@@ -144,12 +143,13 @@ def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingCo
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:].contiguous()
     token = torch.searchsorted(cumulative, uniform_R[:, None] * total, right=True)
-    # Rounding can reach the total: then the last token of positive probability, never a banned one behind it.
+    # Rounding may carry a draw to the total. Then take the last token of positive probability, not a banned one after
+    # it.
     return token.minimum(torch.searchsorted(cumulative, total))[:, 0]
 
 
 def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of tokens whose share of the whole reaches `top_p`."""
+    """Return the probabilities with zeros outside the smallest set of tokens whose share reaches `top_p`."""
     ranked, order = probs_RV.sort(-1, descending=True)
     outside = ranked.cumsum(-1) - ranked >= top_p * ranked.sum(-1, keepdim=True)
     return torch.zeros_like(probs_RV).scatter(-1, order, ranked.masked_fill(outside, 0.0))

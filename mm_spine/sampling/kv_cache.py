@@ -1,9 +1,9 @@
-"""Keys and values while decoding: each prompt's are held once, each response's in a row of its own.
+"""Keys and values while decoding: one copy for each prompt, and one row for each response.
 
-A step's queries read both and merge the two parts by the log-sum-exp of their scores, as `policy.attention` does for
-token trees. The objects with `attend` are what a forward hands down to the attention as its `context`.
-Shape suffixes: B prompts, R rows (responses), P tokens of a row in this forward, S room for a response; G query heads
-share a key head.
+The queries of a step read both and merge the two parts by the log-sum-exp of their scores, as `policy.tree_attention`
+does for token trees. Classes with `attend` are the `context` that a forward passes on to the attention.
+Shape suffixes: B prompts, R rows (responses), M prefixes, N most rows of a prompt, P tokens of a row in this forward,
+H key heads, X queries of a key head, D width of a head or of the hidden states.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mm_spine.policy import attention
-from mm_spine.policy.attention import attend, no_key
+from mm_spine.policy.kernels import attend, padding_bias
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 
 T = TypeVar("T")
 
 PREFILL_TOKENS = 2**14
-"""Of one forward over prompts or prefixes, padding included, unless one alone is longer."""
+"""The most tokens of one forward over prompts or prefixes, padding included; a longer one gets its own forward."""
 
 SHORTEST = 0.5
-"""Of the longest in one forward: what is shorter waits for the next, so that at most half of a forward is padding."""
+"""Share of the longest in a forward. Shorter ones wait for the next, so that at most half of a forward is padding."""
 
 
 def token_bytes(language_model: Any) -> int:
-    """Bytes of one token's keys and values in all layers."""
+    """Return the bytes of one token's keys and values in all layers."""
     config = language_model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
@@ -41,13 +41,14 @@ def token_bytes(language_model: Any) -> int:
 
 
 def held_tokens(prompt_lengths: Sequence[int], rows: int, room: int) -> int:
-    """Tokens whose keys and values are held for `rows` responses to these prompts: prompts padded to the longest."""
+    """Return for how many tokens keys and values are held: prompts padded to the longest, and `rows` of `room`."""
     return len(prompt_lengths) * max(prompt_lengths, default=0) + rows * room
 
 
-class Held:
-    """Keys and values of rows, a tensor (2, rows, key heads, tokens, head dim) a layer; changed layer by layer, so that
-    no more than one layer is there twice."""
+class KeyValues:
+    """Keys and values of rows: for each layer a tensor (2, rows, key heads, tokens, width of a head)."""
+
+    # Tensors are replaced layer by layer, so that no more than one layer is in memory twice.
 
     def __init__(self, layers: Sequence[Tensor] = ()) -> None:
         self.layers = list(layers)
@@ -57,13 +58,13 @@ class Held:
         return sum(layer.nbytes for layer in self.layers)
 
     def keep(self, rows: np.ndarray, width: int) -> None:
-        """Only `rows`, and only the first `width` tokens of each."""
+        """Keep only `rows`, and only the first `width` tokens of each."""
         self.layers = self.layers if len(rows) else []
         for i, layer in enumerate(self.layers):
             self.layers[i] = layer[:, :, :, :width].index_select(1, torch.from_numpy(rows).to(layer.device))
 
-    def join(self, other: Held) -> None:
-        """Append the rows of `other`, which is emptied."""
+    def join(self, other: KeyValues) -> None:
+        """Append the rows of `other`, and empty `other`."""
         if not self.layers:
             self.layers, other.layers = other.layers, []
             return
@@ -74,41 +75,44 @@ class Held:
             self.layers[i] = torch.cat(wide, dim=1)
 
 
-class Prompts(Held):
-    """Keys and values of B prompts, right-padded with what is finite; the hidden state that predicts what follows."""
+class Prompts(KeyValues):
+    """Keys and values of B prompts, right-padded with finite values, and the hidden states that predict what follows.
+
+    `slots` maps a prompt to its place among the B.
+    """
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
         self.length_B, self.next_position_B = np.zeros((2, 0), np.int64)
         self.hidden_BD = torch.empty(0, policy.text.language_model.config.hidden_size)
-        self.slots: dict[int, int] = {}
+        self.slots: dict[Prompt, int] = {}
 
     def add(self, prompts: Sequence[Prompt]) -> None:
-        """Run the prompts, longest first, each once. Its slot is then `slots[id(prompt)]`."""
+        """Prefill the prompts, which come longest first, each once."""
         for chunk in chunks(prompts, lambda prompt: len(prompt.ids_L)):
             run = PromptPass()
             hidden_BD = run.forward(self.policy, chunk)
             self.hidden_BD = torch.cat([self.hidden_BD.to(hidden_BD), hidden_BD])
-            self.slots |= {id(prompt): len(self.length_B) + i for i, prompt in enumerate(chunk)}
+            self.slots |= {prompt: len(self.length_B) + i for i, prompt in enumerate(chunk)}
             self.length_B = np.append(self.length_B, [len(p.ids_L) for p in chunk])
             self.next_position_B = np.append(self.next_position_B, [p.next_position for p in chunk])
             self.join(run.held)
 
     def keep_only(self, needed_B: np.ndarray) -> np.ndarray:
-        """Drop the prompts where `needed_B` is False. Returns the new slot of each old one."""
+        """Drop the prompts where `needed_B` is False. Return the new slot of each old one."""
         new_B = needed_B.cumsum() - 1
         if not needed_B.all():
             kept = np.flatnonzero(needed_B)
             self.length_B, self.next_position_B = self.length_B[kept], self.next_position_B[kept]
             self.hidden_BD = self.hidden_BD[torch.from_numpy(kept)]
-            self.slots = {name: int(new_B[slot]) for name, slot in self.slots.items() if needed_B[slot]}
+            self.slots = {prompt: int(new_B[slot]) for prompt, slot in self.slots.items() if needed_B[slot]}
             self.keep(kept, int(max(self.length_B, default=0)))
         return new_B
 
 
 def chunks(items: Sequence[T], length: Callable[[T], int]) -> Iterator[Sequence[T]]:
-    """Runs of `items`, which come longest first: of at most PREFILL_TOKENS padded tokens, and of lengths alike."""
+    """Yield runs of `items`, which come longest first: at most PREFILL_TOKENS padded tokens, of similar lengths."""
     run: list[T] = []
     for item in items:
         longest = length(run[0]) if run else 0
@@ -121,17 +125,19 @@ def chunks(items: Sequence[T], length: Callable[[T], int]) -> Iterator[Sequence[
 
 
 class PromptPass:
-    """Prompts by themselves: causal, so that padding behind them needs no mask."""
+    """A forward over prompts, whose keys and values it collects in `held`."""
+
+    # Attention is causal and padding comes last, so that no mask is needed.
 
     def __init__(self) -> None:
-        self.held = Held()
+        self.held = KeyValues()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         self.held.layers.append(torch.stack([key, value]))
         return attend(query, key, value, scale, causal=True)[0].transpose(1, 2)
 
     def forward(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
-        """The last hidden state of each prompt, (B, D)."""
+        """Return the last hidden state of each prompt, (B, D)."""
         ends = [len(prompt.ids_L) for prompt in prompts]
         width = max(ends)
         hidden = policy.text.hidden(
@@ -147,9 +153,9 @@ class PromptPass:
 
 
 class Sharing:
-    """Which prompt each of R rows reads: the rows `grid_BN[b]` read the b-th prompt, row r is at `place_R` of the grid.
+    """Which prompt each of R rows reads: rows `grid_BN[b]` read the b-th prompt, and row r stands at `place_R[r]`.
 
-    The B prompts are all that are held, or, where rows read a few of them only, as prefixes may, copies of those.
+    The B prompts are all that are held, or copies of a few if the rows read only those, as prefixes may.
     """
 
     def __init__(self, slot_R: np.ndarray, prompts: Prompts) -> None:
@@ -174,13 +180,16 @@ class Sharing:
 
     @cached_property
     def bias(self) -> Tensor | None:
-        """For the keys of prompts: none where there is no padding."""
+        """The bias of the prompts' keys, None without padding."""
         width = int(max(self.prompts.length_B))
         ends = torch.from_numpy(self.length_B).to(self.grid_BN.device)
-        return None if min(self.length_B) == width else no_key(width, ends, self.prompts.layers[0].dtype)
+        return None if min(self.length_B) == width else padding_bias(width, ends, self.prompts.layers[0].dtype)
 
     def attend(self, layer: int, query_RHXD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Queries of each key head on their prompt's keys, one product for all rows of a prompt: output and lse."""
+        """Attend on the prompts' keys, in one product for all rows of a prompt.
+
+        Return output (R, H, X, D) and log-sum-exp (R, H, X).
+        """
         key, value = self._read(layer)
         grid = query_RHXD[self.grid_BN].transpose(1, 2)
         found = attend(grid.flatten(2, 3), key, value, scale, self.bias)
@@ -189,7 +198,7 @@ class Sharing:
         return out, lse
 
     def merged(self, layer: int, query: Tensor, own: Tensor, own_lse: Tensor, scale: float) -> Tensor:
-        """What `query` (R, Hkv, X, D) reads in all: `own` and what it reads of the prompt."""
+        """Merge `own`, what `query` (R, H, X, D) reads of its own row, with what it reads of its prompt."""
         out, lse = self.attend(layer, query, scale)
         share = torch.sigmoid(lse - own_lse)[..., None]
         return torch.lerp(own.to(share.dtype), out.to(share.dtype), share).to(query.dtype)
@@ -197,10 +206,10 @@ class Sharing:
 
 @dataclass(frozen=True, eq=False)
 class StepPass:
-    """One token more for each row: its keys and values go to the column `at_R` of its room."""
+    """A forward over one more token of each row, whose keys and values go to the column `at_R` of its room."""
 
     sharing: Sharing
-    responses: Held
+    responses: KeyValues
     at_R: np.ndarray
 
     @cached_property
@@ -209,7 +218,7 @@ class StepPass:
 
     @cached_property
     def place(self) -> tuple[Any, ...]:
-        """Of the new keys; rows that are all at one column need no index."""
+        """The index of the new keys in a layer; a slice if all rows are at one column."""
         if self.at_R.min() == self.at_R.max():
             return slice(None), slice(None), self.columns - 1
         at_R = torch.from_numpy(self.at_R).to(self.responses.layers[0].device)
@@ -219,7 +228,7 @@ class StepPass:
     def bias(self) -> Tensor | None:
         layer = self.responses.layers[0]
         ends = torch.from_numpy(self.at_R + 1).to(layer.device)
-        return None if self.at_R.min() == self.at_R.max() else no_key(self.columns, ends, layer.dtype)
+        return None if self.at_R.min() == self.at_R.max() else padding_bias(self.columns, ends, layer.dtype)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         room = self.responses.layers[layer]
@@ -231,7 +240,7 @@ class StepPass:
         return self.sharing.merged(layer, folded, *own, scale).reshape(len(query), 1, query.shape[1], -1)
 
     def forward(self, policy: Policy, token_R: Tensor) -> Tensor:
-        """Hidden states (R, D) after `token_R`."""
+        """Return the hidden states (R, D) after `token_R`."""
         at_R = torch.from_numpy(self.at_R).to(token_R.device)
         position_R = self.sharing.next_position_R + at_R
         return _text(policy, token_R[:, None], position_R[:, None], self)[:, 0]
@@ -239,10 +248,10 @@ class StepPass:
 
 @dataclass(frozen=True, eq=False)
 class PrefixPass:
-    """Given first tokens of responses, M of them: causal, behind their prompts. Row `rows[i]` starts as `source[i]`."""
+    """A forward over M prefixes of responses, behind their prompts. Row `rows[i]` starts with prefix `source[i]`."""
 
     sharing: Sharing
-    responses: Held
+    responses: KeyValues
     rows: Tensor
     source: Tensor
 
@@ -257,7 +266,7 @@ class PrefixPass:
         return merged.reshape(query.shape).transpose(1, 2)
 
     def forward(self, policy: Policy, prefixes: Sequence[tuple[int, ...]]) -> Tensor:
-        """Hidden states (M, P, D) of the prefixes, right-padded to the longest."""
+        """Return the hidden states (M, P, D) of the prefixes, right-padded to the longest."""
         width = max(map(len, prefixes))
         ids_MP = torch.tensor([[*prefix, *[0] * (width - len(prefix))] for prefix in prefixes], device=policy.device)
         position_MP = self.sharing.next_position_R[:, None] + torch.arange(width, device=policy.device)
@@ -265,6 +274,7 @@ class PrefixPass:
 
 
 def _text(policy: Policy, ids_RP: Tensor, position_RP: Tensor, context: Any) -> Tensor:
+    """Run text tokens (R, P) through the language model: no image stands among them."""
     nowhere, mask = ids_RP.new_zeros(0), attention.no_mask(policy.device)
     return policy.text.hidden(
         ids_RP, position_RP.expand(3, -1, -1), mask, nowhere, nowhere, use_cache=False, context=context

@@ -1,4 +1,4 @@
-"""The samplers by name. A new backend is one class and one row."""
+"""The samplers by name. A new backend is one class and one entry of `SAMPLERS`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.tree import TreeSampler
-from mm_spine.sampling.vllm import VLLMSampler
-from mm_spine.sampling.vllm import why_not as why_not_vllm
+from mm_spine.sampling.vllm.installed import why_not as why_not_vllm
+from mm_spine.sampling.vllm.sampler import VLLMSampler
 
 
 class BackendEntry(NamedTuple):
-    """How a backend is made, and in one sentence why it cannot run here; "" where it can."""
+    """How a backend is made, and `why_not` it can run on this machine: one sentence, or "" if it can.
+
+    `why_not(load)` looks at versions only, unless `load` allows it to import the backend's package.
+    """
 
     make: Callable[[Policy, DecodingConfig, RunConfig], Backend]
     why_not: Callable[[bool], str] = lambda load: ""
@@ -34,9 +37,9 @@ SAMPLERS: Mapping[str, BackendEntry] = {"hf": BackendEntry(_hf), "vllm": Backend
 
 
 def check_sampler(name: str, load: bool = False) -> None:
-    """Raise ConfigError, saying why and what to do, where this machine cannot run the backend `name`.
+    """Raise ConfigError, saying why and what to do, if this machine cannot run the backend `name`.
 
-    Versions are looked at; `load` imports it too, which may take seconds.
+    Only versions are read; `load` also imports the backend's package, which may take seconds.
     """
     why_not = SAMPLERS[name].why_not(load)
     if why_not:
@@ -44,7 +47,10 @@ def check_sampler(name: str, load: bool = False) -> None:
 
 
 def make_sampler(policy: Policy, config: RunConfig, decoding: DecodingConfig | None = None) -> Sampler:
-    """The sampler of `config.sampling`; for an evaluation its backend alone, decoding as `decoding` says."""
+    """Return the sampler of `config.sampling`.
+
+    With `decoding`, return its backend without trees, decoding as `decoding` says, as an evaluation needs it.
+    """
     backend = SAMPLERS[config.sampling.backend].make(policy, decoding or config.sampling, config)
     tree = config.sampling.tree
     return backend if decoding is not None or tree is None else TreeSampler(backend, tree)

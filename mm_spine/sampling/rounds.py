@@ -69,11 +69,12 @@ class _Ballot:
     def __init__(self, question: Question) -> None:
         self.question, self.keyed = question, kind_of(question.spec).keyed
         self.rollouts: list[Rollout] = []
-        self._parsed: list[Answer | None] = []
+        self._parsed: dict[str, Answer | None] = {}
 
     def add(self, rollouts: Sequence[Rollout]) -> _Ballot:
         """Vote again, with `rollouts` besides."""
         self.rollouts += rollouts
-        self._parsed += parse_all([rollout.text for rollout in rollouts], self.question.spec)
-        self.group = group_of(self.question, self.rollouts, self._parsed)
+        new = [text for rollout in rollouts if (text := rollout.text) not in self._parsed]
+        self._parsed |= zip(new, parse_all(new, self.question.spec), strict=True)
+        self.group = group_of(self.question, self.rollouts, [self._parsed[r.text] for r in self.rollouts])
         return self

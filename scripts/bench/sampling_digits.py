@@ -16,7 +16,6 @@ from mm_spine.config import ModelConfig, RunConfig, TreeConfig, VotesConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
-from mm_spine.sampling.hf import differing_share
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
@@ -150,6 +149,12 @@ def batch_shares(sizes: Sizes, questions: Sequence[Question], rows: Sequence[int
 def _differing(dtype: str, sizes: Sizes, questions: Sequence[Question], rows: Sequence[int]) -> float:
     policy = Policy.load(digits.MODEL_DIR, ModelConfig.model_validate({"dtype": dtype}))
     return differing_share(*(_in_batches(policy, sizes, questions, each) for each in rows))
+
+
+def differing_share(a: Drawn, b: Drawn) -> float:
+    """Return the share in [0, 1] of rollouts, question by question, whose token ids differ; 0 without rollouts."""
+    pairs = [pair for rows in zip(a, b, strict=True) for pair in zip(*rows, strict=True)]
+    return sum(x.token_ids != y.token_ids for x, y in pairs) / max(1, len(pairs))
 
 
 def _in_batches(policy: Policy, sizes: Sizes, questions: Sequence[Question], rows: int) -> Drawn:

@@ -10,10 +10,10 @@ import torch
 from tiny import END, TEMPERATURE, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_questions
 from torch import Tensor
 
-from mm_spine.policy.attention import AttentionPlan
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
+from mm_spine.policy.tree_attention import AttentionPlan
 from mm_spine.types import Question, TokenStats
 
 TOLERANCE = 1e-5

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mm_spine.policy import attention
-from mm_spine.policy.attention import AttentionPlan, Part, backend_name, tree_attention
+from mm_spine.policy.kernels import backend_name
 from mm_spine.policy.token_tree import Node, token_tree
+from mm_spine.policy.tree_attention import PADDING, AttentionPlan, Part, tree_attention
 
 BACKENDS = ("flash_cpu", "plain")
 CPU = torch.device("cpu")
@@ -200,7 +201,7 @@ def queries_of(part: Part) -> int:
 def test_padding_stays_small(lengths: list[int]) -> None:
     starts = np.cumsum([0, *lengths]).tolist()
     plan = AttentionPlan(tuple(Node(a, b, b) for a, b in pairwise(starts)), starts[-1], CPU, np.arange(starts[-1]))
-    assert sum(lengths) <= sum(queries_of(part) for part in plan.themselves) <= attention.PADDING * sum(lengths)
+    assert sum(lengths) <= sum(queries_of(part) for part in plan.themselves) <= PADDING * sum(lengths)
 
 
 def test_gradients_are_the_same_bits_every_time() -> None:

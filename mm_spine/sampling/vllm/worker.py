@@ -1,4 +1,8 @@
-"""What runs inside vLLM, next to its model: imported by vLLM's processes and, once vLLM is there, by ours."""
+"""What runs inside vLLM, beside its model.
+
+vLLM's processes import this module by its path, so its functions and its class must stay importable from here. It
+imports vLLM; import it only after `installed.import_vllm`.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +23,17 @@ Change = Callable[[list[int], Tensor], Tensor]
 
 
 class LogitsChange(AdapterLogitsProcessor):
-    """What vLLM has no parameter for, for requests that say so in `extra_args`.
+    """Change the logits of requests as their `extra_args` say, where vLLM has no parameter for it.
 
-    `barred` token ids cannot be drawn first; `divide_by` is the temperature that greedy log-probs are at.
+    `barred` token ids cannot be drawn first. `divide_by` is the temperature of greedy log-probs, which vLLM would
+    compute at temperature 1.
     """
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def new_req_logits_processor(self, params: SamplingParams) -> Change | None:
-        """The request's own change, None for the usual request."""
+        """Return the request's change, None for a request without one."""
         wanted: dict[str, Any] = params.extra_args or {}
         barred, divide_by = list(wanted.get("barred", ())), float(wanted.get("divide_by", 1.0))
         if not barred and divide_by == 1.0:
@@ -43,27 +48,27 @@ class LogitsChange(AdapterLogitsProcessor):
 
 
 def ignore_interrupts(worker: Any) -> None:
-    """A Ctrl-C reaches this process too; the trainer answers it, and ends its step with the engine alive."""
+    """Ignore Ctrl-C in this process."""
+    # The terminal sends it to every process. The trainer answers it, and needs the engine to end its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def load_weights(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Take over `weights`, by checkpoint names, into the model of `worker`."""
+    """Load `weights`, by their names in the checkpoint, into the model of `worker`."""
     worker.reload_weights(weights_iterator=iter(weights))
 
 
 def load_file(worker: Any, path: str) -> None:
-    """Take over the weights of a safetensors file, one tensor at a time."""
+    """Load the weights of a safetensors file, one tensor at a time."""
     with safe_open(path, framework="pt") as file:
         load_weights(worker, ((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
 
 
 def rewinding(usual: Callable[..., Any]) -> Callable[..., Any]:
-    """vLLM's bookkeeping after a forward, made fit for a CPU.
-
-    Each chunk of a prompt that is cut draws a token that nobody takes. vLLM then winds the request's generator back by
-    its offset, which only CUDA's have: here it is seeded again and repeats the draws taken, those before a preemption.
-    """
+    """Wrap vLLM's bookkeeping after a forward so that it rewinds random generators on a CPU."""
+    # When a prompt is computed in chunks, each chunk draws a token that is discarded. vLLM then rewinds the request's
+    # generator by its offset, which only CUDA's generators have. Here the generator is seeded again and repeats the
+    # draws that were kept, which are there after a preemption.
 
     def bookkeeping(runner: Any, *arguments: Any, **named: Any) -> Any:
         batch = runner.input_batch
@@ -81,9 +86,11 @@ def rewinding(usual: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if current_platform.is_cpu():
-    from vllm.v1.worker import cpu_worker  # changes torch when imported, so on a CPU alone
+    # Importing it changes torch, so import it only on a CPU.
+    from vllm.v1.worker import cpu_worker
 
-    # Compiled by g++, the ranks that nobody reads here would take seconds in each process, and a compiler.
+    # vLLM compiles the ranks of log-probs with g++, which takes seconds in each process and needs a compiler. The
+    # ranks are not used here.
     type(current_platform).simple_compile_backend = "eager"
     runner: Any = vars(cpu_worker)["CPUModelRunner"]
     runner._bookkeeping_sync = rewinding(runner._bookkeeping_sync)

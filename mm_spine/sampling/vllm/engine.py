@@ -1,0 +1,254 @@
+"""One vLLM engine for a policy, started with dummy weights and then given the policy's own."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mm_spine import distributed
+from mm_spine.config import ConfigError, RunStopped, VLLMConfig
+from mm_spine.policy.model import Policy
+from mm_spine.sampling.vllm.environment import starting_environment
+from mm_spine.sampling.vllm.installed import import_vllm
+from mm_spine.sampling.vllm.weights import HEAD, served_weights
+
+log = logging.getLogger(__name__)
+
+BLOCK = 32
+"""Tokens of a cache block. Requests share a prompt's keys and values in whole blocks."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class SamplerDied(RunStopped):
+    """vLLM failed while it started, took over weights, or sampled."""
+
+
+class VLLMEngine:
+    """vLLM with the weights of a policy.
+
+    It runs in this process, or in processes of its own for several cards or ranks, or if the config says so.
+    `version` counts how often the weights were taken over; `stale` says that they may have changed since.
+    """
+
+    def __init__(self, policy: Policy, config: VLLMConfig) -> None:
+        """Start vLLM. Raises ConfigError for settings that cannot work here, SamplerDied if vLLM does not start."""
+        self.config = config
+        self.cuda = policy.device.type == "cuda"
+        self.own_process = config.own_process or config.tensor_parallel > 1 or distributed.world_size() > 1
+        self.version = 0
+        self.stale = True
+        _check_cards(config.tensor_parallel, distributed.world_size(), torch.cuda.device_count() if self.cuda else None)
+        self._folder = tempfile.TemporaryDirectory(prefix="mm-spine-vllm-")
+        weakref.finalize(policy, self._folder.cleanup)
+        folder = Path(self._folder.name)
+        with _failing("starting"), starting_environment(folder, policy.device, self.own_process):
+            import_vllm()
+            _check_head_width(policy)
+            _write_model(policy, folder)
+            self._llm: Any = _start(policy, self._settings(policy))
+            if self.own_process:
+                self._call_workers("ignore_interrupts")
+        self._workers = multiprocessing.active_children() if self.own_process else []
+        self._asleep = False
+        where = ", in its own process" if self.own_process else ""
+        log.info("vLLM: room for %d tokens a request%s", self.max_tokens, where)
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a request, prompt and response: the context, or less if the cache has no room for it."""
+        return int(self._llm.model_config.max_model_len)
+
+    @contextmanager
+    def ready(self, policy: Policy) -> Iterator[None]:
+        """Within the context, hold the policy's current weights. On a card, the engine is awake only within it."""
+        with _failing("taking over the weights", self._workers):
+            self._wake()
+            self._take_over(policy)
+        yield
+        with _failing("falling asleep", self._workers):
+            self._sleep()
+
+    def generate(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+        """Return vLLM's outputs in order; call it within `ready`. Raises SamplerDied."""
+        with _failing("sampling", self._workers):
+            found: list[Any] = self._llm.generate(prompts, params, use_tqdm=False)
+        return found
+
+    def _take_over(self, policy: Policy) -> None:
+        """Load the policy's weights if they may have changed, and drop what was computed with the old ones."""
+        if not self.stale:
+            return
+        weights = served_weights(policy, trained_only=self.version > 0)
+        if self.own_process:
+            self._send_file(weights)
+        else:
+            self._call_workers("load_weights", weights)
+        # All three caches: without the first, old keys are used in silence; without the others the engine never
+        # returns.
+        self._llm.reset_prefix_cache()
+        self._llm.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+        self.version += 1
+        self.stale = False
+
+    def _send_file(self, weights: Iterator[tuple[str, Any]]) -> None:
+        """Hand the weights to vLLM's processes in a file, in shared memory if it fits."""
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.cpu() for name, tensor in weights}
+        # A tied head shares its memory with the embedding, which safetensors refuses to write.
+        if HEAD in tensors:
+            tensors[HEAD] = tensors[HEAD].clone()
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_folder_for(size)) as file:
+            save_file(tensors, file.name)
+            self._call_workers("load_file", file.name)
+
+    def _call_workers(self, name: str, *arguments: Any) -> None:
+        """Run the function `name` of the module `worker` in each of vLLM's workers."""
+        # Not at the top: the module imports vLLM. Other processes find its functions by their import path.
+        from mm_spine.sampling.vllm import worker
+
+        self._llm.collective_rpc(getattr(worker, name), args=arguments)
+
+    def _wake(self) -> None:
+        if self._asleep:
+            # vLLM cannot take the memory that the trainer's allocator keeps after a step.
+            torch.cuda.empty_cache()
+            self._llm.wake_up()
+            self._asleep = False
+
+    def _sleep(self) -> None:
+        """Leave the card to the trainer: move the weights to the host, drop keys and values."""
+        if self.cuda:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def _settings(self, policy: Policy) -> dict[str, Any]:
+        """Return the arguments of `vllm.LLM`."""
+        from mm_spine.sampling.vllm import worker
+
+        config = self.config
+        settings: dict[str, Any] = {
+            "model": self._folder.name,
+            "load_format": "dummy",
+            "dtype": str(policy.text.head.weight.dtype).removeprefix("torch."),
+            "generation_config": "vllm",
+            "tensor_parallel_size": config.tensor_parallel,
+            "distributed_executor_backend": "mp" if self.own_process else "uni",
+            "max_model_len": -1,
+            "max_num_seqs": config.max_rows,
+            "block_size": BLOCK,
+            "logprobs_mode": "processed_logprobs",
+            "logits_processors": [worker.LogitsChange],
+            "enforce_eager": config.enforce_eager or not self.cuda,
+            "disable_log_stats": True,
+        }
+        if self.cuda:
+            settings |= {"enable_sleep_mode": True, "gpu_memory_utilization": config.memory_share}
+        else:
+            settings |= {"kv_cache_memory_bytes": config.kv_cache_gb * 2**30}
+        if policy.tower is not None:
+            # Features instead of pixels. At a limit of 0 images vLLM leaves the tower out, and DeepStack with it, so
+            # models with DeepStack keep both.
+            deepstack = len(policy.family.mergers) > 1
+            limits = {"image": 1000 if deepstack else 0, "video": 0}
+            settings |= {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
+        return settings
+
+
+def _folder_for(size: int) -> Path | None:
+    """Return shared memory if twice `size` bytes are free there, else None for the usual temporary folder."""
+    # A container has 64 MB of shared memory unless it asks for more.
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None
+
+
+def _start(policy: Policy, settings: Mapping[str, Any]) -> Any:
+    """Return a started `vllm.LLM` that stops when `policy` is collected."""
+    # When a process dies, vLLM would print every prompt, image features included. It would reset a level.
+    logging.getLogger("vllm.logging_utils.dump_input").addFilter(lambda record: False)
+    threads = torch.set_num_threads
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            llm = import_vllm().LLM(**settings)
+    finally:
+        # vLLM's CPU worker replaces the function by one that does nothing.
+        torch.set_num_threads = threads
+    # vLLM freezes all objects, ours too: the cycles of a policy that is no longer used would never be collected.
+    gc.unfreeze()
+    client = llm.llm_engine.engine_core
+    client._finalizer.detach()
+    weakref.finalize(policy, _stop, client.engine_core)
+    return llm
+
+
+def _stop(core: Any) -> None:
+    """Stop an engine as vLLM does, but keep torch's process groups, which the trainer and other engines still need."""
+    core.model_executor.shutdown()
+    core.scheduler.shutdown()
+
+
+def _write_model(policy: Policy, folder: Path) -> None:
+    """Write the configuration and the processor, and no weights."""
+    config = policy.model.config
+    config.architectures = config.architectures or [type(policy.model).__name__]
+    config.save_pretrained(folder)
+    policy.processor.save_pretrained(folder)
+
+
+def _check_head_width(policy: Policy) -> None:
+    """Raise ConfigError if vLLM's attention on a CPU does not know the width of the model's heads."""
+    if policy.device.type != "cpu":
+        return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    found = int(policy.text.language_model.layers[0].self_attn.head_dim)
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if found not in known:
+        raise ConfigError(
+            f"sampling.backend=vllm: this model's attention heads are {found} wide, and vLLM on a CPU computes "
+            f"{', '.join(map(str, known))} only; use sampling.backend=hf"
+        )
+
+
+def _check_cards(wanted: int, ranks: int, cards: int | None) -> None:
+    """Raise ConfigError if there are not `wanted` cards for an engine; `cards` is None on a CPU."""
+    if cards is None or wanted == 1:
+        return
+    if ranks > 1:
+        raise ConfigError(
+            f"sampling.vllm.tensor_parallel={wanted}: each of {ranks} ranks has an engine on its own card; set it to "
+            "1, or start one process for all cards of the engine"
+        )
+    if wanted > cards:
+        raise ConfigError(f"sampling.vllm.tensor_parallel={wanted}: this process sees {cards} cards; set it to {cards}")
+
+
+@contextmanager
+def _failing(doing: str, workers: Sequence[BaseProcess] = ()) -> Iterator[None]:
+    """Turn any error of vLLM into SamplerDied, which says what vLLM was `doing` and which of `workers` ended."""
+    try:
+        yield
+    except (ConfigError, RunStopped):
+        raise
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        gone = "".join(f"; {p.name} ended with code {p.exitcode}" for p in workers if p.exitcode is not None)
+        raise SamplerDied(
+            f"vLLM failed while {doing} ({type(error).__name__}: {first}{gone}); what the run has written is whole: "
+            "go on from its last checkpoint with --resume, or sample with sampling.backend=hf in a new folder"
+        ) from error
