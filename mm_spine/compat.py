@@ -1,4 +1,4 @@
-"""What must happen before torch, torchvision or vLLM load, in this process and in the ones that it starts."""
+"""Prepare the process before torch, torchvision or vLLM are imported, and look up what is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from types import MappingProxyType
 
 _OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_libraries: list[object] = []  # a torch.library.Library lives as long as its reference
+# The schemas of a torch.library.Library exist only as long as the object does.
+_libraries: list[object] = []
 
 QUIET = MappingProxyType(
     {
@@ -21,28 +22,28 @@ QUIET = MappingProxyType(
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic algorithms ask for on CUDA
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # or vLLM's workers say where they are bound
+        # Deterministic algorithms need it on CUDA.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        # vLLM's workers log the addresses that they listen on.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
     }
 )
-"""Environment variables set unless the user has set them: no telemetry, no spinning threads."""
+"""Environment variables that turn telemetry, notices and spinning threads off, unless the user has set them."""
 
 
 def heal_torchvision() -> bool:
-    """Import torchvision, defining the operator schemas that a CPU torch lacks; return whether that was needed.
+    """Import torchvision; where it was built for CUDA and torch for the CPU, define the operators that it misses.
 
-    A torchvision built for CUDA beside a CPU torch fails on import with "operator torchvision::nms does
-    not exist", and transformers, qwen-vl-utils, vLLM and lmms-eval with it. Resizing and the image
-    processors need no native operator, so the schemas alone are enough. A healthy install is left alone,
-    a missing one is left to `mm-spine doctor`.
-
-    Raises:
-        RuntimeError: torchvision fails for another reason.
+    Returns whether that was needed. Raises RuntimeError where the import fails for another reason. Nothing happens
+    where torchvision is not installed; `mm-spine doctor` reports that.
     """
+    # Such a torchvision fails with "operator torchvision::nms does not exist", and so do transformers, qwen-vl-utils,
+    # vLLM and lmms-eval, which import it. Resizing and the image processors need no native operator, so it is enough
+    # to define the schemas of the missing ones.
     try:
         importlib.import_module("torchvision")
     except ImportError:
@@ -57,13 +58,13 @@ def heal_torchvision() -> bool:
 
 
 def _forget(package: str) -> None:
-    """Drop a half-imported package, so that it can be imported again."""
+    """Remove a package whose import failed from `sys.modules`, so that it can be imported again."""
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
 
 
 def _define_schemas() -> None:
-    """Define what the missing native library would have; the names stay unimplemented."""
+    """Define the operators of the missing native library, without implementations."""
     from torch.library import Library
 
     library = Library("torchvision", "DEF")
@@ -73,13 +74,12 @@ def _define_schemas() -> None:
 
 
 def install_command(extra: str) -> str:
-    """What installs an extra of mm-spine with the versions that work together: the end of every message that one is
-    missing."""
+    """Return the command that installs an extra of mm-spine, for the messages that one is missing."""
     return f'pip install -c constraints.txt "mm-spine[{extra}]"'
 
 
 def version_of(*packages: str) -> str | None:
-    """Return the version of the first of these packages that is installed; None where none is."""
+    """Return the version of the first of these packages that is installed, or None."""
     for package in packages:
         try:
             return metadata.version(package)
@@ -104,7 +104,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def quiet_environment() -> None:
-    """Set what `QUIET` names, for this process and its children. Call before torch, vLLM or gradio load."""
+    """Set the variables of `QUIET` for this process and its children. Call it before importing torch, vLLM or gradio."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 

@@ -1,4 +1,4 @@
-"""The few collectives the loop needs; with one process each is the identity."""
+"""The collectives of the training loop. With one process each of them returns its input."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ Item = TypeVar("Item")
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """Return the rank of this process, 0 where there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
 def launch_variables() -> Iterator[None]:
-    """The variables a launcher would set, while a plain `python` start initialises; DeepSpeed looks for MPI otherwise.
+    """Set the variables that a launcher sets, if there is none, while DeepSpeed initialises.
 
-    They go again afterwards, or a process started from this one would take itself for the same rank; LOCAL_RANK
-    stays, because ZeRO-3 reads it in every forward.
+    Without them DeepSpeed looks for MPI. All but LOCAL_RANK are removed again.
     """
     if "RANK" in os.environ:
         yield
@@ -38,19 +37,20 @@ def launch_variables() -> Iterator[None]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # ZeRO-3 reads LOCAL_RANK in every forward, so it stays.
     os.environ["LOCAL_RANK"] = "0"
-    with environment(alone):
+    # The others must go: a process started from this one would take itself for rank 0 of the same group.
+    with environment({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
         yield
 
 
 def mine(items: Sequence[Item]) -> list[Item]:
-    """This rank's share, every world_size-th item."""
+    """Return the share of this rank: every `world_size`-th item, from its own rank on."""
     return list(items[rank() :: world_size()])
 
 
 def gather(share: Sequence[Item]) -> list[Item]:
-    """All ranks' shares, put back into the order `mine` took them from, on every rank."""
+    """Return the shares of all ranks on every rank, in the order of the list that `mine` divided."""
     if world_size() == 1:
         return list(share)
     shares: list[Any] = [None] * world_size()
@@ -60,7 +60,7 @@ def gather(share: Sequence[Item]) -> list[Item]:
 
 
 def same_on_all(value: Item) -> Item:
-    """Rank 0's value, on every rank."""
+    """Return the value of rank 0 on every rank."""
     holder = [value]
     if world_size() > 1:
         dist.broadcast_object_list(holder, src=0)
@@ -74,16 +74,17 @@ def barrier() -> None:
 
 
 def launched_processes() -> int:
-    """How many processes the launcher started (torchrun or deepspeed), before any of them has initialised."""
+    """Return how many processes the launcher (torchrun or deepspeed) has started, initialised or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def initialise() -> None:
-    """Join the other processes, if a launcher started several. Safe to call twice."""
+    """Join the other processes, if a launcher has started several. Calling it again does nothing."""
     if launched_processes() > 1 and not dist.is_initialized():
         import deepspeed
         import torch
 
+        # DeepSpeed would otherwise compile its shared-memory operator when the group is initialised on CPUs.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,4 +1,4 @@
-"""Intervals of the figures: over questions by the bootstrap, over seeds by Student's t. Pure functions."""
+"""Confidence intervals: over questions by the bootstrap, over seeds by Student's t."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import stats
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % interval, as shares; the bounds are None where there is one value only."""
+    """An estimate and its 95 % interval, as shares. The bounds are None where there is only one value."""
 
     value: float
     low: float | None
@@ -18,9 +18,10 @@ class Interval(NamedTuple):
 
 
 def bootstrap_ci(values_Q: Sequence[float] | np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of (Q,) values, resampling questions (Efron 1979).
+    """Return the 95 % percentile bootstrap interval of the mean of (Q,) values, resampling questions (Efron 1979).
 
-    It takes questions as independent: where many share an image it is too narrow. Raises ValueError without values.
+    Questions are taken as independent, so the interval is too narrow where many share an image. Raises ValueError where
+    there are no values.
     """
     values = np.asarray(values_Q, dtype=np.float64)
     if values.size == 0:
@@ -31,7 +32,8 @@ def bootstrap_ci(values_Q: Sequence[float] | np.ndarray, seed: int = 0, draws: i
         (values,),
         np.mean,
         n_resamples=draws,
-        batch=max(1, 4_000_000 // values.size),  # at most 32 MB of indices at a time
+        # At most 32 MB of indices (int64) at a time.
+        batch=max(1, 4_000_000 // values.size),
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
@@ -39,7 +41,10 @@ def bootstrap_ci(values_Q: Sequence[float] | np.ndarray, seed: int = 0, draws: i
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean and Student's t interval over the seeds' differences, n - 1 degrees of freedom; no bounds for one seed."""
+    """Return the mean of one value per seed and its Student's t interval (n - 1 degrees of freedom).
+
+    With one seed there are no bounds.
+    """
     mean, n = float(np.mean(values)), len(values)
     if n == 1:
         return Interval(mean, None, None)

@@ -1,4 +1,4 @@
-"""Other people's tools. Each is imported where it is used; `manifest` is what lmms-eval's plugin loader asks for."""
+"""Other evaluation tools around our models. lmms-eval finds our model through `manifest`, its entry point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mm_spine.compat import heal_torchvision
 
 
 def manifest() -> Any:
-    """The ModelManifest of `lmms-eval --model mm_spine`; the model's own module loads when it is asked for."""
+    """Return the ModelManifest of `lmms-eval --model mm_spine`. The module of the model is imported only when used."""
     # lmms-eval's own modules import torchvision after this call and before any module of ours.
     heal_torchvision()
     from lmms_eval.models.registry_v2 import ModelManifest

@@ -1,6 +1,6 @@
-"""lmms-eval's command line around one of our models, with tasks of ours written on the way: scripts/eval_lmms.sh.
+"""Run lmms-eval's command line on one of our models, after writing our own tasks for it: scripts/eval_lmms.sh.
 
-lmms-eval prints a traceback and exits with 0 when an evaluation fails; here the exit code says so.
+lmms-eval exits with 0 even when an evaluation fails. This command does not.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mm_spine.policy.errors import ModelError
 from mm_spine.policy.folder import resolve_model
 
 OURS = "mm_spine:"
-"""Before the name of one of our benchmarks: lmms-eval has tasks of such names too, with other prompts and graders."""
+"""Prefix of our benchmarks. lmms-eval has tasks of the same names, with other prompts and graders."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit code 2 with a sentence for what the user can mend, 1 for an evaluation that failed."""
+    """Run the command. Exit with 2 and a sentence for what the user can mend, with 1 if the evaluation failed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     at = given.index("--") if "--" in given else len(given)
     parsed = parser().parse_args(given[:at])
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What stands before the two dashes."""
+    """Return the parser of the arguments before `--`."""
     usage = "%(prog)s MODEL TASK... [--args A=B,...] [--output DIR] [--source PLACE] [-- LMMS-EVAL-OPTION...]"
     made = argparse.ArgumentParser(prog="scripts/eval_lmms.sh", description=__doc__, usage=usage)
     made.add_argument("model")
@@ -53,13 +53,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command_line(given: argparse.Namespace, more: Sequence[str]) -> list[str]:
-    """lmms-eval's own options. Our tasks, of folders and of `mm_spine:NAME`, are written below the output first."""
+    """Return the arguments of lmms-eval's command; write our own tasks into the folder `tasks` of the output first.
+
+    Our own tasks are folders and names with the prefix `mm_spine:`.
+    """
     ours = [task for task in given.tasks if task.startswith(OURS) or Path(task).is_dir()]
     names = [task for task in given.tasks if task not in ours]
     for task in ours:
         names += write_tasks(task.removeprefix(OURS), given.output / "tasks", source=given.source)
-    where = ["--include_path", str(given.output / "tasks")] if ours else []
-    command = ["--model", "mm_spine", "--model_args", _model_args(given), "--tasks", ",".join(names), *where]
+    command = ["--model", "mm_spine", "--model_args", _model_args(given), "--tasks", ",".join(names)]
+    if ours:
+        command += ["--include_path", str(given.output / "tasks")]
     return [*command, "--output_path", str(given.output), "--log_samples", *more]
 
 
@@ -68,7 +72,7 @@ def _model_args(given: argparse.Namespace) -> str:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Fetch the model. ConfigError or ModelError: it, or its arguments, are wrong; said before lmms-eval starts."""
+    """Check the arguments and fetch the model before lmms-eval starts. Raises ConfigError or ModelError."""
     from lmms_eval.utils import simple_parse_args_string
 
     from mm_spine.integrations.lmms_eval import config_of, read_arguments
@@ -85,27 +89,29 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _run(command: Sequence[str]) -> list[Exception]:
-    """What lmms-eval's command failed with; a ConfigError or ModelError is raised."""
+    """Run lmms-eval's command and return the errors it failed with. Raises those that are ConfigError or ModelError."""
     from lmms_eval import __main__ as harness
     from lmms_eval.models import MODEL_REGISTRY_V2
 
-    MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)  # also where mm-spine is not installed
+    # The entry point exists only where mm-spine is installed, so register the model here too.
+    MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)
     failures: list[Exception] = []
     evaluate_single = harness.cli_evaluate_single
 
-    def noted(arguments: Any) -> Any:
+    # lmms-eval catches the errors of an evaluation, so note them where they are raised.
+    def evaluate_and_note(arguments: Any) -> Any:
         try:
             return evaluate_single(arguments)
         except Exception as error:
             failures.append(error)
             raise
 
-    harness.cli_evaluate_single = noted
-    usual, sys.argv = sys.argv, ["lmms-eval", *command]
+    harness.cli_evaluate_single = evaluate_and_note
+    argv, sys.argv = sys.argv, ["lmms-eval", *command]
     try:
         harness.cli_evaluate()
     finally:
-        sys.argv, harness.cli_evaluate_single = usual, evaluate_single
+        sys.argv, harness.cli_evaluate_single = argv, evaluate_single
     for error in failures:
         if isinstance(error, ConfigError | ModelError):
             raise error

@@ -1,6 +1,6 @@
-"""An adapted model under lmms-eval 0.7: `lmms-eval --model mm_spine --model_args pretrained=DIR,... --tasks ...`.
+"""Evaluate a model under lmms-eval 0.7: `lmms-eval --model mm_spine --model_args pretrained=DIR,... --tasks ...`.
 
-Prompts, images and tokens take the same path as in training and in `mm-spine evaluate`: one processor, one sampler.
+Prompts, images and tokens go through the processor and sampler of training and of `mm-spine evaluate`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from mm_spine.words import nearest
 log = logging.getLogger(__name__)
 
 NEW_TOKENS = 1024
-"""Length of a response where neither the user nor the task sets one."""
+"""Longest response in tokens where neither the user nor the task sets a length."""
 
 NO_STOP = "\n\n"
-"""What lmms-eval puts in `until` where a task sets nothing; no stop for its own Qwen2.5-VL model either, because it
-would end an answer after its first paragraph."""
+"""lmms-eval's default of `until`. It would end a response after its first paragraph, so it is ignored here, as it is by
+lmms-eval's own Qwen2.5-VL model."""
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -55,11 +55,12 @@ _MARKER = re.compile(r"<image ?([0-9]{1,3})>")
 
 
 class Arguments(BaseModel):
-    """`--model_args`. What is None is as the task says; else as `config`, a run's config.yaml, says.
+    """The arguments of `--model_args`.
 
-    `votes` above 1 samples as many responses and answers with one of the winning class, told apart as answers of
-    `kind`; our own tasks say the kind themselves, for others it is text. `adapter` is a LoRA folder, as in
-    RUN/adapted/adapter, for the model that was adapted. lmms-eval's own batch_size has no effect; `batch_rows` has.
+    An argument that is not given is taken from the task, or else from `config`, the config.yaml of a run. With `votes`
+    above 1 that many responses are sampled, and one of the winning class is the answer; classes are formed by answers
+    of `kind`, which our own tasks set themselves and which is text otherwise. `adapter` is a LoRA folder such as
+    RUN/adapted/adapter, for the model that was adapted. lmms-eval's own batch_size has no effect; use `batch_rows`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
@@ -80,17 +81,20 @@ class Arguments(BaseModel):
     seed: int | None = None
 
 
-_LMMS_EVALS_OWN = ("batch_size", "max_batch_size", "device")
+# lmms-eval adds these itself.
+_IGNORED = ("batch_size", "max_batch_size", "device")
 
 
 def read_arguments(given: Mapping[str, Any]) -> Arguments:
-    """The validated arguments. Raises ConfigError, one line per wrong one."""
+    """Validate the arguments. Raises ConfigError with one line for each wrong one."""
     try:
-        found = Arguments.model_validate({name: x for name, x in given.items() if name not in _LMMS_EVALS_OWN})
+        found = Arguments.model_validate({name: x for name, x in given.items() if name not in _IGNORED})
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
     if found.votes > 1 and found.temperature == 0:
-        raise ConfigError(f"model_args votes={found.votes}: at temperature 0 all are the same; raise it, or votes=1")
+        raise ConfigError(
+            f"model_args votes={found.votes}: at temperature 0 all responses are equal; raise it, or set votes=1"
+        )
     if found.kind is not None and found.kind not in known_kinds():
         raise ConfigError(f"model_args kind={found.kind!r}: no such kind; {nearest(found.kind, known_kinds())}")
     if found.adapter is not None:
@@ -116,7 +120,7 @@ def _explain(error: Any) -> str:
 
 
 def config_of(arguments: Arguments) -> RunConfig:
-    """How to load and sample: `arguments` over the config.yaml of the run that adapted the model, if it is known."""
+    """Return how to load and sample: the config.yaml of the run that adapted the model, overridden by `arguments`."""
     adapted = Path(arguments.pretrained)
     beside = adapted.parent / "config.yaml" if adapted.name == "adapted" else None
     saved = arguments.config or (beside if beside is not None and beside.is_file() else None)
@@ -127,17 +131,18 @@ def config_of(arguments: Arguments) -> RunConfig:
         "evaluation": {"batch_rows": arguments.batch_rows},
         "seed": arguments.seed,
     }
-    plain = {"model": {"path": arguments.pretrained, "train": "full", "train_merger": False}}
-    return configure(merge(base, plain), _given(given))
+    # What the run trained does not matter here, and `full` needs no LoRA settings.
+    model = {"model": {"path": arguments.pretrained, "train": "full", "train_merger": False}}
+    return configure(merge(base, model), _without_none(given))
 
 
-def _given(tree: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {name: _given(x) if isinstance(x, Mapping) else x for name, x in tree.items()}
+def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {name: _without_none(x) if isinstance(x, Mapping) else x for name, x in tree.items()}
     return {name: x for name, x in nested.items() if x is not None}
 
 
-class Drawing(NamedTuple):
-    """How a task's responses are drawn, and the texts that end one."""
+class TaskDecoding(NamedTuple):
+    """How the responses of a task are drawn. A response ends before the first text of `until`."""
 
     decoding: DecodingConfig
     greedy: bool
@@ -145,8 +150,8 @@ class Drawing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user asked for, whatever the task says; None: as the task says."""
+class Overrides:
+    """What the user set, which overrides the task. None leaves it to the task."""
 
     votes: int = 1
     kind: str | None = None
@@ -154,13 +159,14 @@ class Wishes:
     top_p: float | None = None
     max_new_tokens: int | None = None
 
-    def drawing(self, task: Mapping[str, Any], base: DecodingConfig) -> Drawing:
-        """From a task's generation_kwargs; what neither says is as `base`. Votes are sampled even of a greedy task."""
+    def decoding(self, task: Mapping[str, Any], base: DecodingConfig) -> TaskDecoding:
+        """Combine the user's settings, the task's generation_kwargs and `base`, in this order of precedence."""
         temperature = self.temperature
         if temperature is None:
+            # A greedy task cannot be voted on, so votes are sampled at the temperature of `base`.
             temperature = _temperature(task) if self.votes == 1 else base.temperature
         if int(task.get("num_beams") or 1) > 1:
-            log.warning("num_beams=%s of the task is not honoured: there is no beam search here", task["num_beams"])
+            log.warning("num_beams=%s of the task is ignored: mm_spine has no beam search", task["num_beams"])
         changes: dict[str, Any] = {
             "max_new_tokens": int(self.max_new_tokens or task.get("max_new_tokens") or base.max_new_tokens),
             "top_p": float(self.top_p or task.get("top_p") or base.top_p),
@@ -170,11 +176,11 @@ class Wishes:
         until = task.get("until") or ()
         stops = (until,) if isinstance(until, str) else tuple(until)
         stops = tuple(stop for stop in stops if stop and stop != NO_STOP)
-        return Drawing(base.model_copy(update=changes), temperature == 0, stops)
+        return TaskDecoding(base.model_copy(update=changes), temperature == 0, stops)
 
 
 def _temperature(task: Mapping[str, Any]) -> float:
-    """A task's temperature, 0 for greedy; `do_sample` alone means 1."""
+    """Return the temperature of a task: 0 where it is greedy, 1 where it sets only `do_sample`."""
     if task.get("do_sample") is False:
         return 0.0
     given = task.get("temperature")
@@ -182,23 +188,23 @@ def _temperature(task: Mapping[str, Any]) -> float:
 
 
 class MMSpine(lmms):
-    """lmms-eval's view of a Policy. Asks questions of one user turn, with texts and images in any order."""
+    """A Policy as a model of lmms-eval. It answers one user turn of texts and images in any order."""
 
     is_simple = False
 
-    def __init__(self, policy: Policy, config: RunConfig, wishes: Wishes | None = None) -> None:
-        """Around a live policy: no weights are copied, and its prompts and skipped questions stay its own."""
+    def __init__(self, policy: Policy, config: RunConfig, overrides: Overrides | None = None) -> None:
+        """Evaluate `policy` in place. No weights are copied; its record of prompts and skipped questions is kept."""
         super().__init__()
-        self.policy, self.config, self.wishes = policy, config, wishes or Wishes()
+        self.policy, self.config, self.overrides = policy, config, overrides or Overrides()
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> MMSpine:
-        """What lmms-eval calls. Raises ConfigError before a model loads, ModelError for one that cannot be used."""
+        """Load the model of `--model_args`. Raises ConfigError before anything loads, and ModelError."""
         return cls.load(read_arguments(simple_parse_args_string(arg_string)))
 
     @classmethod
     def load(cls, arguments: Arguments) -> MMSpine:
-        """The model of `arguments`, on this process's own GPU where there are several."""
+        """Load the model of `arguments`, on the GPU of this process where there are several."""
         config = config_of(arguments)
         check_sampler(config.sampling.backend)
         if torch.cuda.is_available():
@@ -206,71 +212,76 @@ class MMSpine(lmms):
         policy = Policy.load(resolve_model(arguments.pretrained), config.model, config.seed, config.cache)
         if arguments.adapter is not None:
             merge_adapter(policy, arguments.adapter)
-        wishes = {name: getattr(arguments, name) for name in Wishes.__dataclass_fields__}
-        return cls(policy, config, Wishes(**wishes))
+        overrides = {name: getattr(arguments, name) for name in Overrides.__dataclass_fields__}
+        return cls(policy, config, Overrides(**overrides))
 
     @property
     def device(self) -> torch.device:
-        """Where lmms-eval puts what its ranks exchange."""
+        """The device for tensors that lmms-eval's ranks exchange."""
         return self.policy.device
 
     def clean(self) -> None:
-        """Nothing is freed: the weights belong to whoever made the policy."""
+        """Free nothing: the weights belong to the caller who made the policy."""
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not asked of chat models by lmms-eval 0.7 (`ConfigurableMessagesTask` is for generation)."""
+        # lmms-eval 0.7 asks chat models only to generate (`ConfigurableMessagesTask`).
         raise NotImplementedError("mm_spine generates answers; a task scored by log-likelihood is not supported")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError("mm_spine answers one user turn; a task of several rounds is not supported")
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """A response per request, in order; "" for a question that cannot be asked (the reason is logged)."""
+        """Return a response for each request, in order, or "" where it cannot be asked; the reason is logged."""
         answers: dict[int, GenerationResult] = {}
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="mm_spine")
-        for round_, gen_kwargs, places in _alike(requests):
-            drawing = self.wishes.drawing(json.loads(gen_kwargs), self.config.evaluation)
-            sampler = make_sampler(self.policy, self.config, drawing.decoding)
-            for at in range(0, len(places), CHUNK):
-                chunk = places[at : at + CHUNK]
-                given = self._respond(sampler, [requests[i].args for i in chunk], drawing, round_)
+        for repeat, gen_kwargs, indices in _alike(requests):
+            how = self.overrides.decoding(json.loads(gen_kwargs), self.config.evaluation)
+            sampler = make_sampler(self.policy, self.config, how.decoding)
+            for start in range(0, len(indices), CHUNK):
+                chunk = indices[start : start + CHUNK]
+                given = self._respond(sampler, [requests[i].args for i in chunk], how, repeat)
                 answers |= zip(chunk, given, strict=True)
                 progress.update(len(chunk))
         progress.close()
         return [answers[i] for i in range(len(requests))]
 
     def _respond(
-        self, sampler: Sampler, chunk: Sequence[tuple[Any, ...]], drawing: Drawing, round_: int
+        self, sampler: Sampler, chunk: Sequence[tuple[Any, ...]], how: TaskDecoding, repeat: int
     ) -> list[GenerationResult]:
-        """Repeats of a question are told apart by `round_`: each draws rollouts of its own."""
+        """Answer a chunk of requests. `repeat` counts earlier requests for the same question, whose draws differ."""
         questions = {i: question for i, arguments in enumerate(chunk) if (question := self._question(arguments))}
-        votes = 1 if drawing.greedy else self.wishes.votes
-        how: dict[str, Any] = {"step": 0, "purpose": "lmms-eval", "greedy": drawing.greedy, "first": round_ * votes}
-        with _own_questions(self.policy):
-            drawn = dict(zip(questions, sampler.sample(list(questions.values()), votes, **how), strict=True))
-        return [self._answer(questions.get(i), drawn.get(i, ()), drawing.until) for i in range(len(chunk))]
+        votes = 1 if how.greedy else self.overrides.votes
+        with _prompts_forgotten(self.policy):
+            rollouts = sampler.sample(
+                list(questions.values()), votes, step=0, purpose="lmms-eval", greedy=how.greedy, first=repeat * votes
+            )
+        drawn = dict(zip(questions, rollouts, strict=True))
+        return [self._answer(questions.get(i), drawn.get(i, ()), how.until) for i in range(len(chunk))]
 
     def _question(self, arguments: tuple[Any, ...]) -> Question | None:
         _, doc_to_messages, _, doc_id, task, split = arguments
         name, doc = f"{task}/{split}/{doc_id}", self.task_dict[task][split][doc_id]
-        kind = self.wishes.kind
-        ours = lmms_tasks.question_of(doc).spec if kind is None and lmms_tasks.is_ours(doc) else AnswerSpec("text")
+        if self.overrides.kind is not None:
+            spec = AnswerSpec(self.overrides.kind)
+        else:
+            spec = lmms_tasks.question_of(doc).spec if lmms_tasks.is_ours(doc) else AnswerSpec("text")
         try:
-            return question_of(doc_to_messages(doc), name, ours if kind is None else AnswerSpec(kind))
-        except (BadQuestion, OSError) as error:  # PIL's errors of damaged files are of the second kind
+            return question_of(doc_to_messages(doc), name, spec)
+        # PIL raises OSError for damaged files.
+        except (BadQuestion, OSError) as error:
             log.warning("question skipped: %s", error if isinstance(error, BadQuestion) else f"{name}: {error}")
             return None
 
     def _answer(self, question: Question | None, rollouts: Sequence[Rollout], until: tuple[str, ...]) -> Any:
         if question is None or not rollouts:
             return GenerationResult("", TokenCounts(output_tokens=0))
-        said = [replace(rollout, text=cut(rollout.text, until)) for rollout in rollouts]
-        text = said[0].text if len(said) == 1 else voted(question, said)
-        return GenerationResult(text, TokenCounts(output_tokens=sum(len(rollout.token_ids) for rollout in said)))
+        responses = [replace(rollout, text=cut(rollout.text, until)) for rollout in rollouts]
+        text = responses[0].text if len(responses) == 1 else voted(question, responses)
+        return GenerationResult(text, TokenCounts(output_tokens=sum(len(rollout.token_ids) for rollout in rollouts)))
 
 
 def voted(question: Question, rollouts: Sequence[Rollout]) -> str:
-    """The first response with the answer that stands for the winning class; the first of all where none parsed."""
+    """Return the first response whose answer represents the winning class, or the first of all if none was parsed."""
     group = make_group(question, rollouts)
     answers = [parse(rollout.text, question.spec) for rollout in rollouts]
     winner = representative(answers, group.answers, group.vote.answer)
@@ -278,15 +289,14 @@ def voted(question: Question, rollouts: Sequence[Rollout]) -> str:
 
 
 def cut(text: str, until: Sequence[str]) -> str:
-    """`text` before the first of `until`."""
+    """Return `text` up to the first text of `until` in it."""
     return text[: min((at for stop in until if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def question_of(messages: Sequence[Mapping[str, Any]], name: str, spec: AnswerSpec) -> Question:
-    """The question of a chat: one user turn, whose images take the places that they have between its texts.
+    """Make a question of a chat of one user turn, with its images at their places between its texts.
 
-    ValueError naming the question: another role, several turns, a video or a sound. What looks like a marker of ours
-    in a text is no image: it becomes the words "image K".
+    Raises ValueError, naming the question, for another role, several turns, a video or a sound.
     """
     turns = ChatMessages(messages=list(messages)).messages
     if [turn.role for turn in turns] != ["user"]:
@@ -299,18 +309,19 @@ def question_of(messages: Sequence[Mapping[str, Any]], name: str, spec: AnswerSp
             raise ValueError(f"{name}: holds {part.type}; mm_spine sees text and images only, leave this task out")
         if part.type == "image":
             images.append(part.url)
+        # "<image2>" within a text of lmms-eval is no marker of ours, so it becomes "image 2".
         texts.append(f"<image{len(images)}>" if part.type == "image" else _MARKER.sub(r"image \1", part.text))
     return Question(name, tuple(images), "".join(texts), spec, "lmms-eval")
 
 
 def merge_adapter(policy: Policy, folder: Path) -> None:
-    """Add a LoRA adapter, as `Policy.save` writes one, to the weights. ConfigError: it is of another model."""
+    """Merge a LoRA adapter that `Policy.save` wrote into the weights. Raises ConfigError if it is of another model."""
     import peft
 
     try:
         adapted = peft.PeftModel.from_pretrained(policy.model, str(folder))
         with safe_open(folder / ADAPTER, framework="pt") as saved:
-            # peft leaves out a weight that it has no place for, with a warning alone.
+            # peft only warns about a weight that fits no layer.
             if set(saved.keys()) != set(peft.get_peft_model_state_dict(adapted)):
                 raise ValueError("its weights have other names than the model's layers")
     except (ValueError, RuntimeError, SafetensorError) as error:
@@ -320,22 +331,25 @@ def merge_adapter(policy: Policy, folder: Path) -> None:
 
 
 def _alike(requests: Sequence[Any]) -> Iterator[tuple[int, str, list[int]]]:
-    """(times asked before, generation_kwargs as JSON, places) of requests of one task, to be drawn together."""
+    """Group requests that can be drawn together: of one task, with equal generation_kwargs, for different questions.
+
+    Yields (how often each question was asked before, generation_kwargs as JSON, indices of the requests).
+    """
     seen: Counter[tuple[Any, ...]] = Counter()
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for place, request in enumerate(requests):
+    for index, request in enumerate(requests):
         _, _, gen_kwargs, doc_id, task, split = request.args
         text = json.dumps(gen_kwargs, sort_keys=True, default=str)
         asked = (task, split, doc_id, text)
-        groups.setdefault((task, split, text, seen[asked]), []).append(place)
+        groups.setdefault((task, split, text, seen[asked]), []).append(index)
         seen[asked] += 1
-    for (_, _, text, round_), places in groups.items():
-        yield round_, text, places
+    for (_, _, text, repeat), indices in groups.items():
+        yield repeat, text, indices
 
 
 @contextmanager
-def _own_questions(policy: Policy) -> Iterator[None]:
-    """The policy forgets what is asked here: its prompts, which hold images, and which questions were skipped."""
+def _prompts_forgotten(policy: Policy) -> Iterator[None]:
+    """Restore the prompts and the skipped questions of `policy` afterwards."""
     prompts, skipped = policy._prompts, policy.skipped
     policy._prompts, policy.skipped = {}, {}
     try:

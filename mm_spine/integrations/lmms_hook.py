@@ -1,4 +1,4 @@
-"""`evaluation.lmms_eval` of a run: lmms-eval in process, around the live policy, and without a trace in the run."""
+"""Run lmms-eval within a run (`evaluation.lmms_eval`), on the policy in memory, without any effect on the run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ from mm_spine.words import nearest
 
 log = logging.getLogger(__name__)
 
-KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "lmms_eval_version")
-"""What of lmms-eval's results goes to the run's folder, beside `samples`."""
-
-OF_A_SAMPLE = ("doc_id", "target", "resps", "filtered_resps")
+# What is kept of lmms-eval's results besides `samples`, and of a sample besides its id and scores.
+_RESULT_FIELDS = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "lmms_eval_version")
+_SAMPLE_FIELDS = ("doc_id", "target", "resps", "filtered_resps")
 
 
 def check(config: RunConfig) -> None:
-    """Raise ConfigError, before a model loads, where the tasks that the run asks for cannot be evaluated."""
+    """Check, before a model loads, that the tasks of the configuration can be evaluated. Raises ConfigError."""
     settings = config.evaluation
     if not settings.lmms_eval:
         return
@@ -53,38 +52,39 @@ def check(config: RunConfig) -> None:
 
 
 def check_installed(what: str) -> None:
-    """Raise ConfigError, saying for `what` it is needed, where lmms-eval is not installed."""
+    """Raise ConfigError where lmms-eval is not installed; `what` is the setting or command that needs it."""
     if find_spec("lmms_eval") is None:
         raise ConfigError(f"{what}: lmms-eval is not installed; {install_command('eval')}")
 
 
 def _closest(task: str, known: Sequence[str]) -> str:
-    """lmms-eval has too many tasks to name them all."""
+    # lmms-eval has too many tasks to name them all, so drop the list of `nearest`.
     return nearest(task, known).partition("valid:")[0] + "see `lmms-eval --tasks list`, or set lmms_eval_tasks"
 
 
 def _task_manager(settings: EvaluationConfig) -> Any:
-    """Ours, the user's, and lmms-eval's own only if one of them is asked for: their thousand files take seconds."""
+    """Return lmms-eval's index of our tasks, the user's, and, if `settings` name one, its own."""
     from lmms_eval.tasks import TaskManager
 
     folders = [str(SHIPPED), *([str(settings.lmms_eval_tasks)] if settings.lmms_eval_tasks else [])]
     found = TaskManager("ERROR", include_path=folders, include_defaults=False, model_name="mm_spine")
+    # lmms-eval's own tasks are a thousand files, which take seconds to read.
     if set(settings.lmms_eval) <= set(found.all_tasks):
         return found
     return TaskManager("ERROR", include_path=folders, model_name="mm_spine")
 
 
 def evaluate(policy: Policy, config: RunConfig, strict: bool = True) -> dict[str, Any]:
-    """lmms-eval's results on the tasks of `config.evaluation.lmms_eval`, with one entry of `samples` per item.
+    """Evaluate `policy` on the tasks of `config.evaluation.lmms_eval`; return lmms-eval's results as plain JSON.
 
-    Responses are drawn by a sampler of `policy` as it stands, as the tasks say. Nothing else of the process changes.
-    A task that fails is a ConfigError, or {"error": why} unless `strict`: what was trained must not be lost by it.
+    Responses are drawn as the tasks say. `samples` has one entry for each item. Raises ConfigError where a task fails;
+    with `strict` false returns {"error": why} in its place, so that a run that has trained is not lost.
     """
     try:
         with unchanged():
             return _results(_simple_evaluate(policy, config))
     except Exception as error:
-        # lmms-eval tries again and again, and then says no more than that it did.
+        # lmms-eval retries and then raises an error that says only so. The cause is in its last attempt.
         attempt = getattr(error, "last_attempt", None)
         first = error if attempt is None else attempt.exception()
         why = f"evaluation.lmms_eval: {type(first).__name__}: {first}"
@@ -107,21 +107,22 @@ def _simple_evaluate(policy: Policy, config: RunConfig) -> dict[str, Any]:
         random_seed=None,
         numpy_random_seed=None,
         torch_random_seed=None,
-        distributed_executor_backend="torchrun",  # the other one starts an Accelerator in this process
+        # The default would start an Accelerator in this process.
+        distributed_executor_backend="torchrun",
         process_docs_parallel=1,
     )
     return found
 
 
 def _results(found: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: found[name] for name in KEPT if name in found}
+    kept = {name: found[name] for name in _RESULT_FIELDS if name in found}
     samples = {task: [_sample(row) for row in rows] for task, rows in found["samples"].items()}
     plain: dict[str, Any] = _plain({**kept, "samples": samples})
     return plain
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Task -> metric -> value, as a line of summary.json; filters and standard errors are in the full results."""
+    """Return task -> metric -> value, without filters and standard errors, for summary.json."""
     return {
         task: {name.partition(",")[0]: x for name, x in row.items() if isinstance(x, float) and "_stderr" not in name}
         for task, row in results.get("results", {}).items()
@@ -129,14 +130,14 @@ def figures(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An item's id where the task has ids, what was said, and its scores: lmms-eval's row has copies of the rest."""
-    known = {"doc", "arguments", "input_media", "token_counts", "doc_hash", *OF_A_SAMPLE}
+    """Keep the id of an item, its responses and its scores. The rest of lmms-eval's row repeats the task."""
+    known = {"doc", "arguments", "input_media", "token_counts", "doc_hash", *_SAMPLE_FIELDS}
     scores = {name: x for name, x in row.items() if name not in known}
-    return {"id": row["doc"].get("id"), **{name: row[name] for name in OF_A_SAMPLE}, **scores}
+    return {"id": row["doc"].get("id"), **{name: row[name] for name in _SAMPLE_FIELDS}, **scores}
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it: numbers finite or None, everything without a form of its own as its text."""
+    """Convert a value to what JSON can hold: infinite numbers and NaN to None, unknown types to their text."""
     if isinstance(value, Mapping):
         return {str(name): _plain(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
@@ -150,20 +151,20 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """Random states, warning filters, variables, logging and timeouts are afterwards as before; prints go nowhere.
-
-    lmms-eval silences all warnings and sets torch's timeout when it is imported, and its tasks may draw and print.
-    """
-    states, variables = (random.getstate(), np.random.get_state()), dict(os.environ)
-    timeout, root = distributed_c10d.default_pg_timeout, logging.getLogger()
+    """Restore random states, warning filters, environment, logging and torch's timeout afterwards; discard prints."""
+    # On import lmms-eval silences all warnings and sets torch's timeout, and its tasks may draw numbers and print.
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    variables = dict(os.environ)
+    timeout = distributed_c10d.default_pg_timeout
+    root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     nowhere = io.StringIO()
     try:
         with torch.random.fork_rng(), warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)

@@ -1,10 +1,10 @@
-r"""Our benchmarks and the user's own folders as lmms-eval tasks, for any model that lmms-eval knows.
+"""Write our benchmarks and the user's own folders as lmms-eval tasks, for any model that lmms-eval knows.
 
     python -m mm_spine.integrations.lmms_tasks digits my_scans --output tasks
     lmms-eval --model mm_spine --model_args pretrained=DIR --include_path tasks --tasks mm_spine_my_scans_adapt
 
-A task is a YAML file and a list of its questions. Prompts and images come from our loaders when lmms-eval asks for
-them, scores from our graders: nothing is copied, nothing is fetched. The functions below are those that the YAML names.
+A task is a YAML file and a list of its questions as JSON lines. Prompts and images are not copied: they come from our
+loaders when lmms-eval asks for them, and scores come from our graders. The YAML names the functions below.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from mm_spine.processors.vision import open_image
 from mm_spine.types import LabelledSet, Question
 
 SHIPPED = Path(__file__).resolve().parent / "tasks"
-"""The tasks of the embedded benchmark, as `write_tasks("digits", SHIPPED)` writes them."""
+"""The tasks of `digits`, as `write_tasks("digits", SHIPPED)` writes them."""
 
 Doc = Mapping[str, Any]
-"""A row of a task's list: id, question and answer as read by people, and where its question is loaded from."""
+"""One line of the list of a task: id, question and answer for people to read, and where to load the question from."""
 
-_one_at_a_time = RLock()  # lmms-eval grades in several threads
+# lmms-eval grades in several threads; our loaders and graders are not made for that.
+_one_at_a_time = RLock()
 
 _YAML = """\
 # Written by mm_spine.integrations.lmms_tasks: {about}
@@ -80,20 +81,20 @@ def write_tasks(
     prompt: str | None = None,
     max_new_tokens: int | None = None,
 ) -> list[str]:
-    """Write a task for each split of a benchmark or folder below `output`; return their names.
+    """Write a task into `output` for each split of a benchmark or folder; return the names of the tasks.
 
-    `splits` are those that a run evaluates unless given, `prompt` and `max_new_tokens` those of the benchmark's own
-    configuration. ValueError: no such benchmark, folder or split, or its data is not there.
+    Defaults: the splits that a run evaluates, and `prompt` and `max_new_tokens` of the shipped configuration of the
+    benchmark. Raises ValueError where there is no such benchmark, folder or split, or its data cannot be found.
     """
     benchmark, config = resolve(target), config_of(target)
     place = target if target in BENCHMARKS else str(Path(target).expanduser().resolve())
-    own = [split for split in (config.split or benchmark.adapt_split, benchmark.held_out_split) if split]
+    of_a_run = [split for split in (config.split or benchmark.adapt_split, benchmark.held_out_split) if split]
     where = {"benchmark": place, "source": source or config.source or "", "style": prompt or config.prompt}
     names = []
-    for split in splits or own:
+    for split in splits or of_a_run:
         labelled = _load(place, split, where["source"], where["style"])
         names.append("mm_spine_" + re.sub(r"\W+", "_", f"{benchmark.name}_{split}"))
-        write_json_lines(output / f"{names[-1]}.jsonl", _rows(labelled, {**where, "split": split}))
+        write_json_lines(output / f"{names[-1]}.jsonl", _docs(labelled, {**where, "split": split}))
         about = f"{benchmark.name}, {split}: {len(labelled.questions)} questions"
         length = max_new_tokens or config.evaluation.max_new_tokens
         text = _YAML.format(about=about, task=names[-1], max_new_tokens=length)
@@ -102,23 +103,23 @@ def write_tasks(
 
 
 def config_of(target: str) -> RunConfig:
-    """What a run of a benchmark or folder starts from: its shipped configuration, if it has one."""
+    """Return the shipped configuration of a benchmark, or the defaults where it has none."""
     known = shipped(target) if target in BENCHMARKS else None
     return configure(read_yaml(known) if known else {})
 
 
-def _rows(labelled: LabelledSet, where: Mapping[str, str]) -> list[dict[str, Any]]:
+def _docs(labelled: LabelledSet, where: Mapping[str, str]) -> list[dict[str, Any]]:
     golds = {question.id: list(labelled.key.get(question.id, ())) for question in labelled.questions}
     return [{"id": q.id, "question": q.prompt, "answer": golds[q.id], **where} for q in labelled.questions]
 
 
 def is_ours(doc: Doc) -> bool:
-    """Whether a row of some task is one that `write_tasks` wrote."""
+    """Say whether `write_tasks` wrote this line of a task."""
     return {"id", "benchmark", "split", "source", "style"} <= doc.keys()
 
 
 def question_of(doc: Doc) -> Question:
-    """The question of a row. ValueError: the data has changed since, and it is no longer there."""
+    """Load the question of a line. Raises ValueError where the data has changed and no longer holds it."""
     with _one_at_a_time:
         questions = _by_id(doc["benchmark"], doc["split"], doc["source"], doc["style"])
     if doc["id"] not in questions:
@@ -136,9 +137,9 @@ def _load(benchmark: str, split: str, source: str, style: str) -> LabelledSet:
 
 
 def doc_to_messages(doc: Doc) -> list[dict[str, Any]]:
-    """One user turn in lmms-eval's protocol: texts and decoded images, in the order that the model sees them.
+    """Return one user turn in lmms-eval's format: texts and decoded images, in the order that the model sees them.
 
-    Raises BadQuestion for an image that cannot be read.
+    Raises BadQuestion where an image cannot be read.
     """
     question = question_of(doc)
     images = doc_to_visual(doc)
@@ -150,21 +151,23 @@ def doc_to_messages(doc: Doc) -> list[dict[str, Any]]:
 
 
 def doc_to_visual(doc: Doc) -> list[Image.Image]:
-    """The images, upright and RGB, with nothing left in them by which they could be turned again."""
+    """Return the images of a question, upright and RGB."""
     question = question_of(doc)
+    # A copy of the pixels drops the EXIF tag by which a model's own processor would turn the image again.
     return [Image.fromarray(np.asarray(open_image(image, question.id))) for image in question.images]
 
 
 def doc_to_text(doc: Doc) -> str:
-    """The prompt for models that take images apart from text: <image> where one stands within the text."""
+    """Return the prompt for models that take images and text apart. An image within the text is `<image>`."""
     question = question_of(doc)
+    # Such models put images first themselves, so markers before the first text are left out.
     parts = content(question.prompt, len(question.images))
     first_text = next(i for i, part in enumerate(parts) if part["type"] == "text")
     return "".join(part.get("text", "<image>") for part in parts[first_text:])
 
 
 def process_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    """`score` in [0, 1] by the grader of `mm-spine evaluate`, none without a gold; `unparsed` 1 or 0."""
+    """Return `score` in [0, 1], by the grader of `mm-spine evaluate`, if there is a gold, and `unparsed`, 1 or 0."""
     question, golds = question_of(doc), tuple(doc["answer"])
     with _one_at_a_time:
         answer = parse(results[0], question.spec)
@@ -173,12 +176,12 @@ def process_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write tasks and print their names, one a line."""
+    """Write tasks and print their names, one on each line."""
     parser = argparse.ArgumentParser(prog="python -m mm_spine.integrations.lmms_tasks", description=__doc__)
     parser.add_argument("targets", nargs="+", metavar="BENCHMARK|FOLDER")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tasks, for --include_path")
-    parser.add_argument("--split", action="append", default=[], help="may be given again (default: those of a run)")
-    parser.add_argument("--source", help="where the data lies: a folder, or another hub id")
+    parser.add_argument("--split", action="append", default=[], help="may be repeated (default: those of a run)")
+    parser.add_argument("--source", help="where the data is: a folder, or another hub id")
     parser.add_argument("--prompt", help="reason or short (default: the benchmark's own)")
     parser.add_argument("--max-new-tokens", type=int, help="default: the benchmark's own")
     given = parser.parse_args(arguments)

@@ -235,8 +235,8 @@ def test_what_a_model_of_ours_cannot_see_is_refused_by_name(harness: Any, messag
 def test_what_the_task_says_is_done_unless_the_user_says_otherwise(harness: Any) -> None:
     base = configure({"evaluation": {"temperature": 0.9, "top_p": 0.8, "max_new_tokens": 77}}).evaluation
 
-    def drawn(task: dict[str, Any], **wishes: Any) -> tuple[Any, ...]:
-        decoding, greedy, _ = harness.Wishes(**wishes).drawing(task, base)
+    def drawn(task: dict[str, Any], **overrides: Any) -> tuple[Any, ...]:
+        decoding, greedy, _ = harness.Overrides(**overrides).decoding(task, base)
         return greedy, decoding.temperature, decoding.top_p, decoding.max_new_tokens
 
     assert drawn({}) == (True, 0.9, 0.8, 77)
@@ -252,9 +252,9 @@ def test_what_the_task_says_is_done_unless_the_user_says_otherwise(harness: Any)
 @needed
 def test_a_response_ends_before_a_stop_of_the_task_but_not_at_the_default_one(harness: Any) -> None:
     base = configure({}).evaluation
-    until = harness.Wishes().drawing({"until": ["\n\n", "</s>", "Q:"]}, base).until
+    until = harness.Overrides().decoding({"until": ["\n\n", "</s>", "Q:"]}, base).until
     assert until == ("</s>", "Q:")
-    assert harness.Wishes().drawing({"until": "."}, base).until == (".",)
+    assert harness.Overrides().decoding({"until": "."}, base).until == (".",)
     assert harness.cut("One.\n\nTwo. Q: three </s>", until) == "One.\n\nTwo. "
     assert harness.cut("One", ()) == "One"
 
@@ -274,7 +274,7 @@ def test_votes_are_over_meaning_and_the_answer_is_a_response_of_the_winner(harne
 @needed
 def test_sampled_responses_are_voted_on_by_the_kind_of_our_task(harness: Any) -> None:
     docs = files.read_json_lines(lmms_tasks.SHIPPED / f"{DIGITS}.jsonl")[:3]
-    model = harness.MMSpine(digit_policy(), small_config(), harness.Wishes(votes=5))
+    model = harness.MMSpine(digit_policy(), small_config(), harness.Overrides(votes=5))
     model.task_dict = {"t": {"test": docs}}
     given = model.generate_until(requests_of(docs, lmms_tasks.doc_to_messages))
     questions = [
@@ -339,7 +339,7 @@ def test_what_is_no_generation_of_one_turn_says_so(harness: Any) -> None:
         ({}, "pretrained is not set"),
         ({"pretrained": "m", "vote": 8}, "vote: no such argument; did you mean 'votes'?"),
         ({"pretrained": "m", "votes": 0}, "votes=0"),
-        ({"pretrained": "m", "votes": 8, "temperature": 0}, "at temperature 0 all are the same"),
+        ({"pretrained": "m", "votes": 8, "temperature": 0}, "at temperature 0 all responses are equal"),
         ({"pretrained": "m", "kind": "maths"}, "did you mean 'math'?"),
         ({"pretrained": "run/adapted", "adapter": "run/adapted/adapter"}, "has it merged in; leave it out"),
         ({"pretrained": "m", "adapter": "nowhere"}, "adapter=nowhere: no adapter_config.json there"),
@@ -421,10 +421,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @needed
 def test_a_run_is_the_same_to_the_bit_with_lmms_eval_on_or_off(runs: tuple[Path, Path]) -> None:
     off, on = runs
-    files = ["steps.jsonl", "evaluation/before.jsonl", "evaluation/after.jsonl", "adapted/model.safetensors"]
-    files += [str(path.relative_to(off)) for path in sorted(off.glob("rollouts/*"))]
-    assert len(files) == 7
-    assert [name for name in files if (off / name).read_bytes() != (on / name).read_bytes()] == []
+    names = ["steps.jsonl", "evaluation/before.jsonl", "evaluation/after.jsonl", "adapted/model.safetensors"]
+    names += [str(path.relative_to(off)) for path in sorted(off.glob("rollouts/*"))]
+    assert len(names) == 7
+    assert [name for name in names if (off / name).read_bytes() != (on / name).read_bytes()] == []
     one, other = (files.read_json(folder / "summary.json") for folder in runs)
     assert one["lmms_eval"] is None
     assert one["skipped"] == other["skipped"] and one["fingerprint"] == other["fingerprint"]
