@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,8 @@ def adapt(
     """Adapt a model to unlabelled questions; evaluate before and after."""
     from mm_spine import distributed
     from mm_spine.runs.listeners.live import watching
-    from mm_spine.runs.run import check, load_config, run
+    from mm_spine.runs.plan import check, load_config
+    from mm_spine.runs.run import run
 
     config = load_config(target, overrides or (), method, seed)
     plan = check(config, allow_labels)
@@ -70,8 +72,8 @@ def adapt(
         return
     if output is None:
         raise ConfigError("--output is not set: name a folder for this run")
-    with watching() as view:
-        summary = run(config, output, resume=resume, allow_labels=allow_labels, view=view)
+    with watching() as listener:
+        summary = run(config, output, resume=resume, allow_labels=allow_labels, listener=listener)
     console.quiet = distributed.rank() > 0
     if summary is None:
         stopped = _stopped_by(output)
@@ -94,12 +96,13 @@ def evaluate(
     seed: Seed = None,
 ) -> None:
     """Greedy, pass@1, maj@N and pass@N of a model with intervals, on the adapted split or `split=NAME`."""
+    from mm_spine.runs.evaluate import evaluate_model
     from mm_spine.runs.listeners.live import watching
-    from mm_spine.runs.run import evaluate_model, load_config
+    from mm_spine.runs.plan import load_config
 
     config = load_config(benchmark, [*(overrides or ()), f"model.path={json.dumps(model)}"], "none", seed)
-    with watching() as view:
-        figures = evaluate_model(config, output, view)
+    with watching() as listener:
+        figures = evaluate_model(config, output, listener)
     losses = {name: figures.pop(name) for name in ("skipped", "bad_rows")}
     by_tag = figures.pop("breakdown")
     _print_mapping(f"{model} on {benchmark}", figures)
@@ -326,7 +329,7 @@ def _print_plan(config: RunConfig, model: str) -> None:
     _print_mapping("By arithmetic", estimate(config, folder))
 
 
-def _print_losses(summary: dict[str, Any]) -> None:
+def _print_losses(summary: Mapping[str, Any]) -> None:
     """The questions that could not be asked and the rows that could not be read: how many, and the first of them."""
     for key, what in (("skipped", "questions could not be asked"), ("bad_rows", "rows of the data lost something")):
         reasons = list(summary[key].values() if isinstance(summary[key], dict) else summary[key])

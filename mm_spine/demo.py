@@ -34,14 +34,15 @@ def main() -> None:
 def run_method(name: str, output: Path, seed: int, overrides: list[str]) -> Path:
     """One run in `output/name`, an earlier demo's replaced; the first run's "before" serves all."""
     from mm_spine.runs.listeners.live import watching
-    from mm_spine.runs.run import load_config, run
+    from mm_spine.runs.plan import load_config
+    from mm_spine.runs.run import run
 
     folder, shared = output / name, output / METHODS[0]
     shutil.rmtree(folder, ignore_errors=True)
     before = [] if folder == shared else [f"evaluation.before={shared}"]
     logging.info("method %s", name)
-    with watching() as view:
-        run(load_config("digits", [*overrides, *before], name, seed), folder, view=view)
+    with watching() as listener:
+        run(load_config("digits", [*overrides, *before], name, seed), folder, listener=listener)
     return folder
 
 

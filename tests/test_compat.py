@@ -153,3 +153,10 @@ def test_doctor_sees_telemetry_left_on(monkeypatch: pytest.MonkeyPatch) -> None:
     row = next(row for row in doctor.checks() if row.name == "telemetry")
     assert not row.ok
     assert row.detail == "left on by DO_NOT_TRACK"
+
+
+def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_A", "1")
+    with compat.environment({"MM_A": "2", "MM_B": "3"}):
+        assert (os.environ["MM_A"], os.environ["MM_B"]) == ("2", "3")
+    assert os.environ["MM_A"] == "1" and "MM_B" not in os.environ

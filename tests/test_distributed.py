@@ -16,7 +16,8 @@ from small import small_config, write_data, write_model
 
 from mm_spine import distributed, files, rollout_table
 from mm_spine.config import ConfigError
-from mm_spine.runs.run import check, run
+from mm_spine.runs.plan import check
+from mm_spine.runs.run import run
 
 TIMEOUT = 300
 COUNTED = ("step", "rollouts_sampled", "tokens_sampled", "tokens_saved", "tokens_trained", "cache_hits")

@@ -18,7 +18,7 @@ import torch
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.policy.model import Policy
-from mm_spine.runs.run import load_config
+from mm_spine.runs.plan import load_config
 
 DEMO = """
 import json, os, socket, sys

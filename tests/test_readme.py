@@ -18,7 +18,7 @@ from PIL import Image
 from mm_spine import cli
 from mm_spine.benchmarks.folder import load_table
 from mm_spine.methods.table import METHODS
-from mm_spine.runs.run import load_config
+from mm_spine.runs.plan import load_config
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from mm_spine.processors.answers import kind_of
 from mm_spine.processors.answers.choice import check_count
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.reporting.entropy_colours import Token
-from mm_spine.runs.run import check, load_config
+from mm_spine.runs.plan import check, load_config
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.training.scoring import score

@@ -9,7 +9,7 @@ from typing import Any
 
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config_layers import build, read_yaml
-from mm_spine.runs.run import load_config
+from mm_spine.runs.plan import load_config
 
 BASE = "none"
 MAIN = (

@@ -28,7 +28,8 @@ from mm_spine.commands.estimate import Sizes, count_adapter, count_parameters, e
 from mm_spine.config import LoraConfig, ModelConfig
 from mm_spine.methods.table import METHODS, configure
 from mm_spine.policy.model import Policy
-from mm_spine.runs.run import load_config, signals
+from mm_spine.runs.plan import load_config
+from mm_spine.runs.signals import noted_signals
 
 TINY = (
     "limit=2",
@@ -470,7 +471,7 @@ def test_the_first_signal_is_noted_and_the_second_acts() -> None:
     usual = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with signals() as received:
+        with noted_signals() as received:
             assert received == []
             signal.raise_signal(signal.SIGINT)
             assert received == ["SIGINT"]

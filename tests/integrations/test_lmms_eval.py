@@ -34,7 +34,8 @@ from mm_spine.integrations import lmms_cli, lmms_hook, lmms_tasks
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
-from mm_spine.runs import run
+from mm_spine.runs.plan import load_config
+from mm_spine.runs.run import run
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.types import AnswerSpec, Question, Rollout
 
@@ -106,7 +107,7 @@ def texts_of(results: dict[str, Any], task: str) -> list[str]:
 
 @needed
 def test_both_evaluations_of_the_embedded_benchmark_agree_item_by_item() -> None:
-    config = run.load_config("digits", [f"evaluation.lmms_eval=[{DIGITS}]", "evaluation.lmms_eval_limit=16"])
+    config = load_config("digits", [f"evaluation.lmms_eval=[{DIGITS}]", "evaluation.lmms_eval_limit=16"])
     policy, digits = Policy.load(MODEL_DIR), resolve("digits").load("adapt")
     results = lmms_hook.evaluate(policy, config)
     sampler = make_sampler(policy, config, config.evaluation)
@@ -414,7 +415,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     asking = asked(data, place / "tasks", lmms_eval_every=2, lmms_eval_limit=3)
     for name, layer in (("off", {}), ("on", asking.evaluation.model_dump(mode="json", exclude_unset=True))):
         config = small_config({"benchmark": str(data), "model": {"path": str(model)}, "evaluation": layer})
-        assert run.run(config, place / name) is not None
+        assert run(config, place / name) is not None
     return place / "off", place / "on"
 
 

@@ -24,7 +24,9 @@ from mm_spine.policy import image_cache
 from mm_spine.policy.image_cache import CacheUse, Features, ImageCache, over_ranks, pack, unpack
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
-from mm_spine.runs.run import _same_config, check, load_config, run
+from mm_spine.runs.folder import check_same_config
+from mm_spine.runs.plan import check, load_config
+from mm_spine.runs.run import run
 from mm_spine.types import AnswerSpec, Question
 
 
@@ -322,10 +324,10 @@ def test_a_run_reports_its_cache_and_a_second_one_on_the_folder_runs_no_tower(tm
 
 def test_a_cache_folder_that_cannot_be_is_refused_before_a_model_loads(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cache\.folder=.*no folder to write to"):
+    with pytest.raises(ConfigError, match=r"cache\.folder=.*not a folder that can be written to"):
         check(load_config("digits", [f"cache.folder={tmp_path / 'file' / 'cache'}"]))
 
 
 def test_a_resumed_run_may_have_another_cache() -> None:
     old, new = (load_config("digits", [f"cache.memory_gb={gb}", f"cache.folder=c{gb}"]) for gb in (1, 2))
-    _same_config(old.model_dump(mode="json"), new.model_dump(mode="json"), Path("config.yaml"))
+    check_same_config(old.model_dump(mode="json"), new.model_dump(mode="json"), Path("config.yaml"))

@@ -23,9 +23,12 @@ from mm_spine import distributed, files, rollout_table
 from mm_spine.adapt import Hooks, adapt
 from mm_spine.reporting.responses import ShownResponse, first_responses
 from mm_spine.reporting.thumbnails import image_sizes, thumbnails
+from mm_spine.runs.evaluate import evaluate_model
 from mm_spine.runs.listeners import live
-from mm_spine.runs.listeners.live import Guarded, Phase, Plain, Step, Terminal, View, progress_line
-from mm_spine.runs.run import evaluate_model, run
+from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming
+from mm_spine.runs.listeners.live import LogLines, Phase, Terminal, add_live, progress_line
+from mm_spine.runs.plan import check
+from mm_spine.runs.run import Run, run
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
 from mm_spine.words import one_line
@@ -70,7 +73,7 @@ def group(name: str, texts: tuple[str, ...]) -> Group:
 def a_step(step: int = 0, **more: Any) -> Step:
     report = StepReport(step, loss=-0.01234, grad_norm=0.5, majority_share=0.75, unparsed=0.125, length_mean=17.25)
     report.entropy_mean, report.entropy_forks, report.parity_max, report.tokens_sampled = 0.2, 0.8, 1e-6, 600
-    return Step(report, 12, {"sample": 1.5, "update": 0.5}, **more)
+    return Step(report, StepTiming(step, 1.5, 0.5, 0, 0, 0), 12, **more)
 
 
 # The table and the progress line
@@ -97,7 +100,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     view.part("sample", 4096)
     view.sampled(1234)
     for step in range(2):
-        view.step(a_step(step, completions=[long]))
+        view.step(a_step(step, responses=[long]))
         view._live.refresh()
     view.close()
     lines = [part for line in CONTROL.sub("", file.getvalue()).split("\n") for part in line.split("\r")]
@@ -169,16 +172,16 @@ def test_responses_are_taken_question_by_question() -> None:
 
 def test_a_response_is_told_in_a_line_without_its_images() -> None:
     completion = ShownResponse(question("q7", images=2), 3, "so\n\tit is  1", "1", "1", 1.0)
-    assert live.told(completion) == "q7  answer 1  reward 1.00  [56x56, 56x28]  so it is 1"
+    assert live.response_line(completion) == "q7  answer 1  reward 1.00  [56x56, 56x28]  so it is 1"
     unknown = ShownResponse(Question("q8", (), "?", AnswerSpec("integer")), 0, "hm", None, None, None)
-    assert live.told(unknown) == "q8  no answer  hm"
+    assert live.response_line(unknown) == "q8  no answer  hm"
 
 
 def test_a_response_cannot_steer_the_terminal() -> None:
     evil = "\x1b[2J\x1b]0;title\x07[bold]x[/bold]\r\u202egone"
     assert not re.search(r"[\x00-\x1f\x7f\u202e]", one_line(evil))
     view, file = terminal()
-    view.step(a_step(completions=[ShownResponse(question(evil), 0, evil, evil, "1", 0.0)]))
+    view.step(a_step(responses=[ShownResponse(question(evil), 0, evil, evil, "1", 0.0)]))
     view.close()
     assert "[2J" in CONTROL.sub("", file.getvalue()) and "\x1b[2J" not in file.getvalue()
     assert "\x1b]0" not in file.getvalue() and "[bold]x[/bold]" in CONTROL.sub("", file.getvalue())
@@ -223,7 +226,7 @@ def test_only_a_terminal_that_can_gets_the_view(stream: Any, variables: dict[str
 
 def test_without_a_terminal_the_view_is_plain() -> None:
     with live.watching() as view:
-        assert type(view) is Plain
+        assert type(view) is LogLines
 
 
 @pytest.fixture
@@ -243,7 +246,7 @@ def test_only_the_first_rank_shows(on_terminal: Stream, monkeypatch: pytest.Monk
     monkeypatch.setenv("RANK", "1")
     with redirect_stderr(on_terminal), live.watching() as view:
         view.step(a_step())
-        assert type(view) is View
+        assert type(view) is Listener
     assert on_terminal.getvalue() == ""
 
 
@@ -276,7 +279,7 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(on_terminal: Stream) -> None
 # In a run
 
 
-class Recorded(View):
+class Recorded(Listener):
     """Notes what it is told."""
 
     def __init__(self) -> None:
@@ -304,7 +307,7 @@ class Recorded(View):
         return self.events[start + 1 : end]
 
 
-class Failing(View):
+class Failing(Listener):
     """Fails at everything."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -323,7 +326,7 @@ class Watched:
         self.view = Recorded()
         self.output = folder / "watched"
         asked = config.model_copy(update={"reporting": config.reporting.model_copy(update={"completions": 3})})
-        assert run(asked, self.output, view=self.view) is not None
+        assert run(asked, self.output, listener=self.view) is not None
 
 
 @pytest.fixture(scope="module")
@@ -361,11 +364,11 @@ def test_a_step_is_told_as_it_is_saved(watched: Watched) -> None:
     steps = [event[1] for event in watched.view.events if event[0] == "step"]
     assert [vars(step.report) for step in steps] == files.read_json_lines(watched.output / "steps.jsonl")
     timings = files.read_json_lines(watched.output / "timings.jsonl")
-    assert [step.seconds["sample"] for step in steps] == [timing["sample"] for timing in timings]
+    assert [vars(step.timing) for step in steps] == timings
     rows = rollout_table.read_rollout_table(watched.output / "rollouts" / "step_000000.parquet").to_pylist()
     saved = {(row["question_id"], row["index"]): (row["text"], row["answer"], row["reward"]) for row in rows}
-    assert len(steps[0].completions) == 3
-    for told in steps[0].completions:
+    assert len(steps[0].responses) == 3
+    for told in steps[0].responses:
         assert saved[told.question.id, told.index] == (told.text, told.answer, pytest.approx(told.reward))
 
 
@@ -396,7 +399,7 @@ def test_without_a_view_a_run_logs_as_ever(
 
 def test_a_real_view_changes_no_step(config: Any, watched: Watched, tmp_path: Path, on_terminal: Stream) -> None:
     with redirect_stderr(on_terminal), live.watching() as view:
-        run(config, tmp_path / "run", view=view)
+        run(config, tmp_path / "run", listener=view)
     names = ("steps.jsonl", "rollouts/step_000001.parquet", "adapted/model.safetensors")
     assert all((tmp_path / "run" / name).read_bytes() == (watched.output / name).read_bytes() for name in names)
     lines = shown(on_terminal)
@@ -408,15 +411,17 @@ def test_a_failing_view_does_not_cost_the_run(
     config: Any, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert run(config, tmp_path / "run", view=Failing()) is not None
-    assert caplog.text.count("the live view has failed") == 1
+        assert run(config, tmp_path / "run", listener=Failing()) is not None
+    assert caplog.text.count("the live view failed") == 1
     assert sum(message.startswith("step ") for message in caplog.messages) == 2
     assert (tmp_path / "run" / "steps.jsonl").read_bytes() == (watched.output / "steps.jsonl").read_bytes()
 
 
 def test_a_view_that_fails_at_a_step_leaves_no_step_untold(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        Guarded(Failing()).step(a_step(4))
+        listeners = Listeners()
+        add_live(listeners, Failing())
+        listeners.step(a_step(4))
     assert [message[:9] for message in caplog.messages if message.startswith("step")] == ["step 5/12"]
 
 
@@ -429,16 +434,15 @@ def test_a_line_that_cannot_be_drawn_hurts_nobody(monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_ranks_tell_their_view_nothing(config: Any, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mm_spine.runs.run import Run, check
-
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     view = Recorded()
-    assert type(Run(check(config), watched.output / "other", view=view).view) is View
+    Run(check(config), watched.output / "other", listener=view).listeners.phase("loading")
+    assert view.events == []
 
 
 def test_an_evaluation_alone_shows_its_questions(config: Any) -> None:
     view = Recorded()
-    evaluate_model(config, view=view)
+    evaluate_model(config, listener=view)
     assert [event[1:] for event in view.events if event[0] == "phase"] == [
         ("loading", None, 0),
         ("evaluating", 6, 0),

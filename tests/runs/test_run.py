@@ -20,7 +20,10 @@ from mm_spine import files, rollout_table
 from mm_spine.config import ConfigError
 from mm_spine.policy.errors import FrozenError, ModelError
 from mm_spine.policy.model import Policy
-from mm_spine.runs.run import Run, _same_config, load_config, run
+from mm_spine.runs.folder import check_same_config
+from mm_spine.runs.listeners.listener import Listener, Step
+from mm_spine.runs.plan import load_config
+from mm_spine.runs.run import Run, run
 from mm_spine.types import Answer
 
 STEP_KEYS = {
@@ -170,16 +173,15 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(lab: Lab) -> None:
     assert all(other[name] != content for name, content in traces(again).items())
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    """Let `act` happen right after the step of that number was written, before its checkpoint."""
-    usual = Run._record
+class Interrupting(Listener):
+    """Acts right after the step of that number was written, before its checkpoint."""
 
-    def recording(self: Run, record: Any, offset: int) -> None:
-        usual(self, record, offset)
-        if record.report.step == step:
-            act()
+    def __init__(self, number: int, act: Callable[[], None]) -> None:
+        self.number, self.act = number, act
 
-    monkeypatch.setattr(Run, "_record", recording)
+    def step(self, step: Step) -> None:
+        if step.report.step == self.number:
+            self.act()
 
 
 def terminate() -> None:
@@ -191,15 +193,11 @@ def crash() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(
-    lab: Lab, variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(lab: Lab, variant: str) -> None:
     whole = lab.run(variant, VARIANTS[variant])
     output, config = lab.folder / "stopped" / variant, lab.config(VARIANTS[variant])
     usual = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 1, terminate)
-        assert run(config, output) is None
+    assert run(config, output, listener=Interrupting(1, terminate)) is None
     assert signal.getsignal(signal.SIGTERM) is usual
     assert json.loads((output / "stopped.json").read_text()) == {"stopped_by": "SIGTERM", "steps": 2}
     assert len(steps_of(output)) == 2 and not (output / "summary.json").exists() and not (output / "adapted").exists()
@@ -212,14 +210,12 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(
     assert summary["seconds"]["total"] > summary["seconds"]["sample"] + summary["seconds"]["update"]
 
 
-def test_a_crashed_run_resumes_from_its_last_checkpoint(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crashed_run_resumes_from_its_last_checkpoint(lab: Lab) -> None:
     """Step 3 was written but not checkpointed, a checkpoint and a line are torn: all of that is done again."""
     config = lab.config(VARIANTS["spine"], {"checkpoint": {"every": 1}})
     output = lab.folder / "stopped" / "crashed"
-    with monkeypatch.context() as patch:
-        interrupt(patch, 2, crash)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, output)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, output, listener=Interrupting(2, crash))
     assert len(steps_of(output)) == 3
     checkpoints = output / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000001", "step_000002"]
@@ -233,12 +229,10 @@ def test_a_crashed_run_resumes_from_its_last_checkpoint(lab: Lab, monkeypatch: p
 
 
 @pytest.fixture
-def stopped(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(lab: Lab, tmp_path: Path) -> Path:
     """A run of three steps stopped after the first."""
     output = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        interrupt(patch, 0, terminate)
-        assert run(lab.config(), output) is None
+    assert run(lab.config(), output, listener=Interrupting(0, terminate)) is None
     return output
 
 
@@ -279,11 +273,11 @@ def test_what_only_rounds_otherwise_may_change_and_is_said_what_only_reports_wit
     silent = {"reporting.images": "false", "reporting.completions": 3, "checkpoint.every": 2, "engine.parity_limit": 1}
     old, new = load_config("digits"), load_config("digits", [f"{k}={v}" for k, v in (rounds | silent).items()])
     with caplog.at_level(logging.WARNING):
-        _same_config(old.model_dump(mode="json"), new.model_dump(mode="json"), Path("config.yaml"))
+        check_same_config(old.model_dump(mode="json"), new.model_dump(mode="json"), Path("config.yaml"))
     assert [re.findall(r"with ([\w.]+)=", message) for message in caplog.messages] == [[key] for key in sorted(rounds)]
     with pytest.raises(ConfigError, match=r"reporting\.rollouts was True, now False"):
         other = load_config("digits", ["reporting.rollouts=false", "sampling.kv_cache_gb=1"])
-        _same_config(old.model_dump(mode="json"), other.model_dump(mode="json"), Path("config.yaml"))
+        check_same_config(old.model_dump(mode="json"), other.model_dump(mode="json"), Path("config.yaml"))
 
 
 def test_there_must_be_something_to_resume(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,14 +299,13 @@ def test_a_folder_in_use_is_left_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch
     assert traces(finished) == before
 
 
-def test_a_second_signal_acts_at_once(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_acts_at_once(lab: Lab, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    interrupt(monkeypatch, 0, twice)
     with pytest.raises(KeyboardInterrupt):
-        run(lab.config(), tmp_path / "run")
+        run(lab.config(), tmp_path / "run", listener=Interrupting(0, twice))
 
 
 # Frozen
@@ -355,9 +348,8 @@ def test_a_tower_weight_changed_during_the_run_voids_it(
         with torch.no_grad():
             next(held[0].tower.parameters()).view(-1)[3] += 1e-6
 
-    interrupt(monkeypatch, 1, nudge)
     with pytest.raises(FrozenError, match="checksum changed"):
-        run(lab.config(), tmp_path / "run")
+        run(lab.config(), tmp_path / "run", listener=Interrupting(1, nudge))
     assert not (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / "adapted").exists()
 
 
@@ -366,8 +358,8 @@ def test_a_tower_weight_changed_during_the_run_voids_it(
 
 def test_every_file_and_key_is_there(lab: Lab) -> None:
     output = lab.run("base")
-    files = {"config.yaml", "environment.json", "steps.jsonl", "timings.jsonl", "rollouts", "adapted", "evaluation"}
-    assert files | {"summary.json"} <= {path.name for path in output.iterdir()}
+    names = {"config.yaml", "environment.json", "steps.jsonl", "timings.jsonl", "rollouts", "adapted", "evaluation"}
+    assert names | {"summary.json"} <= {path.name for path in output.iterdir()}
     assert {path.name for path in (output / "evaluation").iterdir()} >= {"before.jsonl", "after.jsonl", "steps.jsonl"}
     steps, summary = steps_of(output), summary_of(output)
     assert [step["step"] for step in steps] == [0, 1, 2]
@@ -483,14 +475,14 @@ def test_rows_that_lost_something_are_listed_at_the_end(lab: Lab) -> None:
 def single(lab: Lab) -> Iterator[tuple[Path, list[dict[str, torch.Tensor]]]]:
     """A run per question, and the weights each question started from."""
     starts: list[dict[str, torch.Tensor]] = []
-    usual = Run._adapt
+    usual = Run._adapt_to
 
     def adapting(self: Run, policy: Policy, *rest: Any, **options: Any) -> Any:
         starts.append(policy.weights())
         return usual(self, policy, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_adapt", adapting)
+        patch.setattr(Run, "_adapt_to", adapting)
         yield lab.run("single", {"scope": "question", "limit": 3, "optim": {"steps": 2, "lr": 0.01}}), starts
 
 

@@ -30,13 +30,16 @@ from mm_spine import files
 from mm_spine.config import ConfigError, ReportingConfig
 from mm_spine.config_layers import build
 from mm_spine.policy.model import Policy
-from mm_spine.runs.listeners import trackers
-from mm_spine.runs.listeners.live import Step, View
-from mm_spine.runs.listeners.trackers import Shown, Trackers, flat, markdown
-from mm_spine.runs.run import check, run
-from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
+from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming
+from mm_spine.runs.listeners.trackers import registry
+from mm_spine.runs.listeners.trackers import wandb as wandb_tracker
+from mm_spine.runs.listeners.trackers.tensorboard import markdown
+from mm_spine.runs.listeners.trackers.tracker import HEADINGS, TrackedResponse, TrackerListener, flat
+from mm_spine.runs.plan import check
+from mm_spine.runs.run import run
+from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
-PACKAGES = {name: row.package for name, row in trackers.TRACKERS.items()}
+PACKAGES = {name: row.package for name, row in registry.TRACKERS.items()}
 INSTALL = 'pip install -c constraints.txt "mm-spine[trackers]"'
 
 
@@ -180,7 +183,7 @@ def test_text_of_a_markdown_cell_is_shown_as_it_is(text: str) -> None:
     assert markdown("one\ntwo") == "one<br>two"
 
 
-class Stopping(View):
+class Stopping(Listener):
     """Has the run stopped after so many steps."""
 
     def __init__(self, steps: int) -> None:
@@ -195,7 +198,7 @@ def test_a_resumed_run_goes_on_at_its_step(config: Any, sealed: list[Any], tenso
     asked = with_trackers(config, "tensorboard")
     asked = asked.model_copy(update={"checkpoint": asked.checkpoint.model_copy(update={"every": 1})})
     output = tmp_path / "run"
-    assert run(asked, output, view=Stopping(2)) is None
+    assert run(asked, output, listener=Stopping(2)) is None
     assert set(scalars(output)["steps/loss"]) == {0, 1}
     shutil.rmtree(output / "checkpoints" / "step_000002")  # as after a crash: step 1 is told twice
     assert run(asked, output, resume=True) is not None
@@ -248,7 +251,7 @@ def test_wandb_holds_tables_with_their_images_in_the_folder(wandb: Path) -> None
     assert set(tables) == {0, 1, 2}
     staged = [json.loads(p.read_text()) for p in (wandb / "wandb" / "artifacts").rglob("*") if _is_json_table(p)]
     assert len(staged) == 3
-    assert all(table["columns"] == [*trackers.HEADINGS, "image 1"] and len(table["data"]) == 8 for table in staged)
+    assert all(table["columns"] == [*HEADINGS, "image 1"] and len(table["data"]) == 8 for table in staged)
     images = [p for p in (wandb / "wandb" / "artifacts").rglob("*") if p.is_file() and p.read_bytes()[:4] == b"\x89PNG"]
     assert len(images) == 3 * 8
 
@@ -280,10 +283,10 @@ def test_wandb_never_asks_for_credentials_nor_waits_for_a_server(
     asked: str | None, known: bool, there: bool, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(trackers, "answers", lambda url: there)
+    monkeypatch.setattr(wandb_tracker, "answers", lambda url: there)
     if asked:
         monkeypatch.setenv("WANDB_MODE", asked)
-    assert trackers.wandb_mode(SimpleNamespace(is_authenticated=known, api_url="http://127.0.0.1:1")) == mode
+    assert wandb_tracker.wandb_mode(SimpleNamespace(is_authenticated=known, api_url="http://127.0.0.1:1")) == mode
 
 
 def test_a_server_answers_where_something_listens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,17 +296,19 @@ def test_a_server_answers_where_something_listens(monkeypatch: pytest.MonkeyPatc
         return SimpleNamespace(close=lambda: None)
 
     monkeypatch.setattr(socket, "create_connection", connect)
-    monkeypatch.setattr(trackers, "getproxies", lambda: {"no": "localhost"})
-    found = {url: trackers.answers(url) for url in ("https://there.example", "http://there.example:8080", "http://x")}
+    monkeypatch.setattr(wandb_tracker, "getproxies", lambda: {"no": "localhost"})
+    found = {
+        url: wandb_tracker.answers(url) for url in ("https://there.example", "http://there.example:8080", "http://x")
+    }
     assert found == {"https://there.example": True, "http://there.example:8080": True, "http://x": False}
-    monkeypatch.setattr(trackers, "getproxies", lambda: {"https": "http://proxy:1"})
-    assert trackers.answers("http://x"), "a proxy may know the way"
+    monkeypatch.setattr(wandb_tracker, "getproxies", lambda: {"https": "http://proxy:1"})
+    assert wandb_tracker.answers("http://x"), "a proxy may know the way"
 
 
 def test_a_run_keeps_its_name_on_a_server(tmp_path: Path) -> None:
-    first = trackers.run_id(tmp_path)
-    assert first == trackers.run_id(tmp_path) and len(first) == 16
-    assert first != trackers.run_id(tmp_path / "other")
+    first = wandb_tracker.run_id(tmp_path)
+    assert first == wandb_tracker.run_id(tmp_path) and len(first) == 16
+    assert first != wandb_tracker.run_id(tmp_path / "other")
 
 
 # trackio
@@ -327,7 +332,7 @@ def test_trackio_holds_every_figure(trackio: Path) -> None:
 def test_trackio_holds_tables_with_images(trackio: Path) -> None:
     tables = {step: row["completions"]["_value"] for step, row in logged(trackio) if "completions" in row}
     assert set(tables) == {0, 1, 2}
-    assert list(tables[0][0]) == [*trackers.HEADINGS, "images"] and len(tables[0]) == 8
+    assert list(tables[0][0]) == [*HEADINGS, "images"] and len(tables[0]) == 8
     (image,) = tables[0][0]["images"]
     with Image.open(trackio / "trackio" / "media" / image["file_path"]) as opened:
         assert opened.format == "PNG"
@@ -335,7 +340,7 @@ def test_trackio_holds_tables_with_images(trackio: Path) -> None:
 
 def test_a_second_run_of_a_process_has_a_folder_of_its_own(trackio: Path, tmp_path: Path, sealed: list[Any]) -> None:
     config = build({"reporting": {"trackers": ["trackio"]}})
-    opened = trackers.start(tmp_path, config)
+    opened = registry.open_trackers(tmp_path, config)["trackio"]
     opened.figures({"x": 1.5}, 7)
     opened.close()
     assert logged(tmp_path) == [(7, {"x": 1.5})]
@@ -364,7 +369,7 @@ def test_a_missing_package_is_said_before_a_model_loads(
     def never_load(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded before the check")
 
-    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
+    monkeypatch.setattr(registry, "find_spec", lambda package: None)
     monkeypatch.setattr(Policy, "load", never_load)
     with pytest.raises(ConfigError) as error:
         run(with_trackers(config, name), tmp_path / "run")
@@ -393,8 +398,8 @@ class Heard:
     def scalars(self, figures: Mapping[str, float], step: int) -> None:
         self._note("scalars", dict(figures), step)
 
-    def completions(self, shown: Sequence[Shown], step: int) -> None:
-        self._note("completions", [len(row.images) for row in shown], step)
+    def responses(self, rows: Sequence[TrackedResponse], step: int) -> None:
+        self._note("responses", [len(row.images) for row in rows], step)
 
     def close(self) -> None:
         self._note("close")
@@ -406,16 +411,22 @@ def group() -> Group:
     return Group(question, (rollout,), ("1",), Vote("1", 1.0, {"1": 1}, 1.0, 1), torch.ones(1))
 
 
+def step_of(number: int) -> Step:
+    return Step(StepReport(number, loss=0.5), StepTiming(number, 1.0, 0.5, 7, 100, 64), 5, groups=[group()])
+
+
 def test_a_failing_tracker_is_dropped_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
     broken, whole = Heard(fails=1), Heard()
-    told = Trackers(ReportingConfig(), {"broken": broken, "whole": whole})
-    for step in range(3):
-        told.step({"step": step, "loss": 0.5}, {"step": step, "sample": 1.0}, [group()])
-    told.close()
+    listeners = Listeners()
+    for name, tracker in (("broken", broken), ("whole", whole)):
+        listeners.add(name, TrackerListener(tracker, ReportingConfig()))
+    for number in range(3):
+        listeners.step(step_of(number))
+    listeners.close()
     assert [event[0] for event in broken.events] == ["scalars"]
-    assert [event[0] for event in whole.events] == ["scalars", "completions"] * 3 + ["close"]
+    assert [event[0] for event in whole.events] == ["scalars", "responses"] * 3 + ["close"]
     warnings = [message for message in caplog.messages if "broken" in message]
-    assert warnings == ["broken has failed and is told nothing more; the run goes on: the disk is full"]
+    assert warnings == ["broken failed and is closed; the run goes on without it: the disk is full"]
 
 
 def test_a_tracker_that_does_not_open_costs_nothing(
@@ -424,11 +435,11 @@ def test_a_tracker_that_does_not_open_costs_nothing(
     def refuse(*how: Any) -> Any:
         raise RuntimeError("no such server")
 
-    row = trackers.TRACKERS["tensorboard"]._replace(open=refuse)
-    monkeypatch.setattr(trackers, "TRACKERS", {"tensorboard": row})
-    monkeypatch.setattr(trackers, "find_spec", lambda package: package)
+    row = registry.TRACKERS["tensorboard"]._replace(open=refuse)
+    monkeypatch.setattr(registry, "TRACKERS", {"tensorboard": row})
+    monkeypatch.setattr(registry, "find_spec", lambda package: package)
     assert run(with_trackers(config, "tensorboard"), tmp_path / "run") is not None
-    assert "tensorboard could not be opened; the run goes on without: no such server" in caplog.messages
+    assert "tensorboard could not be opened; the run goes on without it: no such server" in caplog.messages
     assert (tmp_path / "run" / "steps.jsonl").read_bytes() == (plain / "steps.jsonl").read_bytes()
 
 
@@ -441,9 +452,10 @@ def test_images_are_not_sent_unless_asked(
 ) -> None:
     local, remote = Heard(), Heard(sends=True)
     with caplog.at_level(logging.INFO):
-        told = Trackers(ReportingConfig(**reporting), {"local": local, "remote": remote})
-    told.step({"step": 4}, {"step": 4}, [group()])
-    assert local.events == [("completions", here, 4)] and remote.events == [("completions", away, 4)]
+        listeners = [TrackerListener(tracker, ReportingConfig(**reporting)) for tracker in (local, remote)]
+    for listener in listeners:
+        listener.step(step_of(4))
+    assert local.events[1:] == [("responses", here, 4)] and remote.events[1:] == [("responses", away, 4)]
     assert ("reporting.send_images=true" in caplog.text) == (reporting == {})
 
 
@@ -454,16 +466,9 @@ def test_only_finite_numbers_make_points() -> None:
 
 def test_a_tracker_may_be_added_or_left_out_when_a_run_goes_on(config: Any, sealed: list[Any], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    assert run(config, tmp_path / "run", view=Stopping(1)) is None
+    assert run(config, tmp_path / "run", listener=Stopping(1)) is None
     assert run(with_trackers(config, "tensorboard"), tmp_path / "run", resume=True) is not None
     assert set(scalars(tmp_path / "run")["steps/loss"]) == {1, 2}
-
-
-def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MM_A", "1")
-    with trackers.environment({"MM_A": "2", "MM_B": "3"}):
-        assert (os.environ["MM_A"], os.environ["MM_B"]) == ("2", "3")
-    assert os.environ["MM_A"] == "1" and "MM_B" not in os.environ
 
 
 def test_nothing_of_a_tracker_is_imported_unless_asked(plain: Path) -> None:

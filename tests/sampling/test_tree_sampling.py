@@ -30,7 +30,8 @@ from mm_spine.methods.table import find
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import Scores, score_responses
-from mm_spine.runs.run import Run, run
+from mm_spine.runs.listeners.listener import Listener, Step
+from mm_spine.runs.run import run
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
@@ -602,19 +603,13 @@ def test_a_run_records_parents_and_forks(whole: tuple[Path, Any]) -> None:
     assert all(branch.token_ids[:at] == root.token_ids[:at] for root, branch, at in forked)
 
 
-def test_a_run_with_trees_resumes_to_the_bit(
-    whole: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = Run._record
+def test_a_run_with_trees_resumes_to_the_bit(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    class Stopping(Listener):
+        def step(self, step: Step) -> None:
+            if step.report.step == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    def recording(self: Run, record: Any, offset: int) -> None:
-        usual(self, record, offset)
-        if record.report.step == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_record", recording)
-        assert run(whole[1], tmp_path / "stopped") is None
+    assert run(whole[1], tmp_path / "stopped", listener=Stopping()) is None
     assert run(whole[1], tmp_path / "stopped", resume=True) is not None
     for pattern in ("steps.jsonl", "rollouts/*.parquet", "adapted/*.safetensors"):
         paths = sorted(whole[0].glob(pattern))

@@ -29,7 +29,7 @@ from mm_spine.commands import doctor
 from mm_spine.config import ConfigError, DecodingConfig, LoraConfig, ModelConfig, RunStopped, TreeConfig, VLLMConfig
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
-from mm_spine.runs.listeners.live import Step, View
+from mm_spine.runs.listeners.listener import Listener, Step
 from mm_spine.runs.run import run
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
@@ -607,7 +607,7 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM::Worker")]
 
 
-class Deadly(View):
+class Deadly(Listener):
     """Interrupts the engine after the first step, as a Ctrl-C reaches it, and kills it after the third."""
 
     def step(self, step: Step) -> None:
@@ -625,7 +625,7 @@ def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: d
     config = small_config(settings, {"optim": {"steps": 4}, "checkpoint": {"every": 1}})
     out = tmp_path / "out"
     with pytest.raises(SamplerDied, match="VllmWorker-0 ended with code -9.*--resume"):
-        run(config, out, view=Deadly())
+        run(config, out, listener=Deadly())
     kept = newest_checkpoint(out / "checkpoints")
     assert kept is not None and kept.name == "step_000003"
     assert not (out / "summary.json").exists()

@@ -18,7 +18,7 @@ import yaml
 from mm_spine import cli
 from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.config_layers import parse_overrides
-from mm_spine.runs.run import load_config
+from mm_spine.runs.plan import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = sorted(path.stem.removeprefix("adapt_") for path in (ROOT / "scripts").glob("adapt_*.sh"))

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: in a terminal a progress line and a row for each step, elsewhere log lines."""
+"""What a run shows while it goes on: a progress line and a table of steps in a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rich.console import Console
@@ -18,121 +18,59 @@ from rich.text import Text
 
 from mm_spine.reporting.responses import ShownResponse
 from mm_spine.reporting.thumbnails import image_sizes
+from mm_spine.runs.listeners.listener import Listener, Listeners, Step
 from mm_spine.types import StepReport
 from mm_spine.words import one_line
 
 log = logging.getLogger(__name__)
 
 HEADING_EVERY = 20
+"""Rows between two headings of the table of steps."""
+
 BAR = 16
-"""Rows between two headings, and characters of the progress bar."""
+"""Characters of the progress bar."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step as it is shown: its report, of how many steps, its seconds by phase, the responses asked for."""
-
-    report: StepReport
-    of: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    completions: Sequence[ShownResponse] = ()
-
-
-class View:
-    """Hears a run's events, in order; as it stands it shows nothing. Nothing that it does reaches the run."""
-
-    def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
-        """The phase before has ended, and one of `total` units begins, of which `done` are done."""
-
-    def advance(self, units: float = 1.0) -> None:
-        """So much more of the phase is done."""
-
-    def part(self, name: str, total: int | None = None) -> None:
-        """What happens now within a step: it samples `total` responses at most, scores, updates."""
-
-    def sampled(self, count: int) -> None:
-        """`count` more responses of the part are finished."""
+class LogLines(Listener):
+    """Logs a line for each step, and one for each response to print."""
 
     def step(self, step: Step) -> None:
-        """A step has ended."""
-
-    def close(self) -> None:
-        """Nothing more comes."""
-
-
-class Plain(View):
-    """A log line for each step, and one for each response that was asked for."""
-
-    def step(self, step: Step) -> None:
-        """Log it."""
-        log.info(log_line(step.report, step.of))
-        for completion in step.completions:
-            log.info("  %s", told(completion))
+        """Log the step."""
+        log.info(log_line(step.report, step.total))
+        for response in step.responses:
+            log.info("  %s", response_line(response))
 
 
-def log_line(report: StepReport, of: int) -> str:
-    """A step in one line, for a log."""
+def add_live(listeners: Listeners, listener: Listener | None) -> None:
+    """Add the caller's listener, which gives way to log lines if it fails; without one, add the log lines."""
+    listeners.add("the live view", LogLines() if listener is None else listener, fallback=LogLines(), close=False)
+
+
+def log_line(report: StepReport, total: int) -> str:
+    """Format a step, one of `total`, as one line of a log."""
     return (
-        f"step {report.step + 1}/{of}  vote share {report.majority_share:.2f}  unparsed {report.unparsed:.2f}  "
+        f"step {report.step + 1}/{total}  vote share {report.majority_share:.2f}  unparsed {report.unparsed:.2f}  "
         f"length {report.length_mean:.1f}  entropy {report.entropy_mean:.3f}  forks {report.entropy_forks:.3f}  "
         f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {report.parity_max:.1e}"
     )
 
 
-def told(completion: ShownResponse) -> str:
-    """A response in one line: question, answer, reward, the sizes of its images, text."""
-    question, answer = one_line(completion.question.id), completion.answer
-    reward = "" if completion.reward is None else f"  reward {completion.reward:.2f}"
-    images = f"  [{', '.join(image_sizes(completion.question))}]" if completion.question.images else ""
-    shown = "no answer" if answer is None else f"answer {one_line(answer)}"
-    return f"{question}  {shown}{reward}{images}  {one_line(completion.text)[:300]}"
-
-
-class Guarded(View):
-    """A view that gives way to log lines when it fails: its failure is not the run's."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-
-    def _tell(self, event: Callable[[View], None]) -> None:
-        try:
-            event(self._view)
-        except Exception:
-            failed, self._view = self._view, Plain()
-            with suppress(Exception):
-                failed.close()
-            log.warning("the live view has failed; the run goes on with log lines", exc_info=True)
-            with suppress(Exception):
-                event(self._view)
-
-    def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
-        """Tell the view."""
-        self._tell(lambda view: view.phase(name, total, done))
-
-    def advance(self, units: float = 1.0) -> None:
-        """Tell the view."""
-        self._tell(lambda view: view.advance(units))
-
-    def part(self, name: str, total: int | None = None) -> None:
-        """Tell the view."""
-        self._tell(lambda view: view.part(name, total))
-
-    def sampled(self, count: int) -> None:
-        """Tell the view."""
-        self._tell(lambda view: view.sampled(count))
-
-    def step(self, step: Step) -> None:
-        """Tell the view."""
-        self._tell(lambda view: view.step(step))
-
-    def close(self) -> None:
-        """Tell the view."""
-        self._tell(lambda view: view.close())
+def response_line(response: ShownResponse) -> str:
+    """Format a response as one line: question, answer, reward, the sizes of its images, text."""
+    question = one_line(response.question.id)
+    answer = "no answer" if response.answer is None else f"answer {one_line(response.answer)}"
+    reward = "" if response.reward is None else f"  reward {response.reward:.2f}"
+    images = f"  [{', '.join(image_sizes(response.question))}]" if response.question.images else ""
+    return f"{question}  {answer}{reward}{images}  {one_line(response.text)[:300]}"
 
 
 @dataclass
 class Phase:
-    """A phase and the part of it that runs; times in seconds of one clock. `first` is what was done when it `began`."""
+    """A phase and the part of it that is going on.
+
+    `began` and `moved`, the time of the last progress, are seconds of one clock. `first` and `done` are units: those
+    done when the phase began, and those done now.
+    """
 
     name: str
     total: int | None
@@ -145,7 +83,7 @@ class Phase:
     sampled: int = 0
 
     def left(self, now: float) -> float | None:
-        """Seconds: units that remain times the mean of the past ones; None before the first."""
+        """Estimate the seconds left: the units left times the mean of the past ones. None before the first unit."""
         past = self.done - self.first
         if self.total is None or past <= 0:
             return None
@@ -153,7 +91,7 @@ class Phase:
         return max(0.0, mean * (self.total - self.done) - (now - self.moved))
 
     def counted(self) -> str:
-        """ "3/12", what of the part is sampled."""
+        """Format the units and the part: "3/12  sample 12/64"."""
         parts = [] if self.total is None else [f"{min(int(self.done + 1e-6), self.total)}/{self.total}"]
         if self.part:
             of = f"/{self.part_total}" if self.part_total else ""
@@ -162,7 +100,7 @@ class Phase:
 
 
 def progress_line(phase: Phase, now: float) -> Text:
-    """The phase in one line: name, bar, count, part, time left or passed."""
+    """Format the phase as one line: name, bar, count, part, time left or passed."""
     line = Text(f"{phase.name} ", no_wrap=True, overflow="ellipsis", end="")
     if phase.total:
         filled = min(BAR, int(BAR * phase.done / phase.total))
@@ -174,14 +112,14 @@ def progress_line(phase: Phase, now: float) -> Text:
 
 
 def clock_time(seconds: float) -> str:
-    """ "1:02:03", without the hours "2:03"."""
+    """Format seconds as "1:02:03", or "2:03" below an hour."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Column(NamedTuple):
-    """A column of the steps' table; where it does not fit, those of the highest `rank` go first."""
+    """A column of the table of steps. In a narrow terminal the columns of the highest `rank` are left out first."""
 
     name: str
     width: int
@@ -190,7 +128,7 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("step", 9, 0, lambda s: f"{s.report.step + 1}/{s.of}"),
+    Column("step", 9, 0, lambda s: f"{s.report.step + 1}/{s.total}"),
     Column("vote", 5, 1, lambda s: f"{s.report.majority_share:.2f}"),
     Column("unparsed", 8, 8, lambda s: f"{s.report.unparsed:.2f}"),
     Column("length", 7, 4, lambda s: f"{s.report.length_mean:.1f}"),
@@ -200,26 +138,26 @@ COLUMNS = (
     Column("grad", 8, 7, lambda s: f"{s.report.grad_norm:.3f}"),
     Column("parity", 7, 9, lambda s: f"{s.report.parity_max:.1e}"),
     Column("tok/s", 7, 10, lambda s: f"{tokens_per_second(s):.0f}"),
-    Column("s", 6, 6, lambda s: f"{sum(s.seconds.values()):.1f}"),
+    Column("s", 6, 6, lambda s: f"{s.timing.sample + s.timing.update:.1f}"),
 )
 
 
 def tokens_per_second(step: Step) -> float:
-    """Of the sampling."""
-    seconds = step.seconds.get("sample", 0.0)
+    """Return how many tokens were sampled in a second of sampling."""
+    seconds = step.timing.sample
     return step.report.tokens_sampled / seconds if seconds > 0 else 0.0
 
 
 def fitting(width: int) -> list[Column]:
-    """The columns that fit in `width` characters, one space between two of them."""
+    """Return the columns that fit in `width` characters, with one space between two of them."""
     kept = list(COLUMNS)
     while len(kept) > 1 and sum(column.width + 1 for column in kept) - 1 > width:
         kept.remove(max(kept, key=lambda column: column.rank))
     return kept
 
 
-class Terminal(View):
-    """The progress line at the bottom; above it, for good, a line per phase and a row per step."""
+class Terminal(Listener):
+    """Draws a progress line at the bottom. Above it stay a line for each past phase and a row for each step."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self._clock = console, clock
@@ -230,17 +168,19 @@ class Terminal(View):
             console=console, get_renderable=self._line, transient=True, refresh_per_second=4, redirect_stdout=stdout
         )
         self._live.start()
-        console.show_cursor(True)  # so that nothing is left hidden if the process is killed
+        # Live hides the cursor. It would stay hidden if the process were killed.
+        console.show_cursor(True)
 
     def _line(self) -> Text:
-        """Anyone who prints renders it, too: it must not raise in their place."""
+        # Every print to the console renders this line, also one from another part of the program, which must not fail
+        # because of it.
         try:
             return progress_line(self._phase, self._clock()) if self._phase else Text("", end="")
         except Exception:
             return Text("", end="")
 
     def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
-        """A line remains of the phase before."""
+        """Print a line about the previous phase and start the new one."""
         now = self._clock()
         self._leave(now)
         self._phase = Phase(name, total, done, began=now, done=done, moved=now)
@@ -252,69 +192,75 @@ class Terminal(View):
         self._phase = None
 
     def advance(self, units: float = 1.0) -> None:
-        """The bar grows."""
+        """Let the bar grow."""
         if self._phase is not None:
             self._phase.done, self._phase.moved = self._phase.done + units, self._clock()
             self._phase.part = ""
 
     def part(self, name: str, total: int | None = None) -> None:
-        """Named behind the count."""
+        """Name the part behind the count of units."""
         if self._phase is not None:
             self._phase.part, self._phase.part_total, self._phase.sampled = name, total, 0
 
     def sampled(self, count: int) -> None:
-        """Counted behind the part's name."""
+        """Count the responses behind the part's name."""
         if self._phase is not None:
             self._phase.sampled += count
 
     def step(self, step: Step) -> None:
-        """A row, under a heading every `HEADING_EVERY` rows, and the responses asked for."""
+        """Print a row, under a heading every `HEADING_EVERY` rows, and the responses to print."""
         columns = fitting(self.console.width)
         if self._steps % HEADING_EVERY == 0:
             self._print(Text(" ".join(f"{c.name:>{c.width}}" for c in columns), "bold"))
         self._steps += 1
         self._print(Text(" ".join(f"{c.show(step):>{c.width}}" for c in columns)))
-        for completion in step.completions:
-            self._print(Text(f"  {told(completion)}", "bright_black"))
+        for response in step.responses:
+            self._print(Text(f"  {response_line(response)}", "bright_black"))
 
     def _print(self, text: Text) -> None:
         self.console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was, the lines above it aside."""
+        """Erase the progress line; the lines above it stay."""
         self._leave(self._clock())
         self._live.stop()
 
 
 def is_live(stream: object, environment: Mapping[str, str]) -> bool:
-    """Whether lines may be redrawn on `stream`: a terminal that can, in UTF-8, whose user asks for no plain text."""
-    asked = any(environment.get(name, "").lower() not in ("", "0", "false") for name in ("CI", "NO_COLOR"))
+    """Return whether lines may be redrawn on `stream`.
+
+    It must be a terminal in UTF-8 that can redraw, and neither CI nor NO_COLOR may ask for plain text.
+    """
+    plain = any(environment.get(name, "").lower() not in ("", "0", "false") for name in ("CI", "NO_COLOR"))
     dumb = environment.get("TERM", "").lower() in ("", "dumb", "unknown")
     utf8 = str(getattr(stream, "encoding", "")).lower().startswith("utf")
     isatty = getattr(stream, "isatty", None)
-    return bool(isatty and isatty()) and utf8 and not asked and not dumb
+    return bool(isatty and isatty()) and utf8 and not plain and not dumb
 
 
 @contextmanager
-def watching() -> Iterator[View]:
-    """The view for this process while the block runs: of several ranks, the first one shows. Log lines go above it."""
+def watching() -> Iterator[Listener]:
+    """Yield the listener that shows a run of this process, and close it when the block ends.
+
+    Of several ranks only the first shows anything. In a terminal, log lines go above the progress line.
+    """
     if int(os.environ.get("RANK", "0")) > 0:
-        yield View()
+        yield Listener()
     elif not is_live(sys.stderr, os.environ):
-        yield Plain()
+        yield LogLines()
     else:
         stream = sys.stderr
-        view = Terminal(Console(file=stream))
+        terminal = Terminal(Console(file=stream))
         try:
-            with _logging_to(FileProxy(view.console, stream), instead_of=stream):
-                yield view
+            with _logging_to(FileProxy(terminal.console, stream), instead_of=stream):
+                yield terminal
         finally:
-            view.close()
+            terminal.close()
 
 
 @contextmanager
 def _logging_to(proxy: FileProxy, instead_of: object) -> Iterator[None]:
-    """Have the root logger's lines printed by the console, which puts them above the progress line."""
+    """Have the console print the root logger's lines, which puts them above the progress line."""
     handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
     mine = [handler for handler in handlers if handler.stream is instead_of]
     for handler in mine:

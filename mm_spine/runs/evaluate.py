@@ -1,0 +1,154 @@
+"""Evaluation of a policy within a run, and of a model without one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mm_spine import distributed, evaluation, files
+from mm_spine.config import ConfigError, RunConfig
+from mm_spine.integrations import lmms_hook
+from mm_spine.policy.folder import resolve_model
+from mm_spine.policy.model import Policy, checksum
+from mm_spine.runs.folder import RunFolder
+from mm_spine.runs.listeners.listener import Listener, Listeners, listen_to_sampler
+from mm_spine.runs.listeners.live import add_live
+from mm_spine.runs.plan import Plan, Splits, check
+from mm_spine.runs.summary import Totals
+from mm_spine.sampling.registry import check_sampler, make_sampler
+from mm_spine.types import LabelledSet
+
+log = logging.getLogger(__name__)
+
+
+class Evaluations:
+    """The evaluations of one run: each is timed, followed by the listeners and written to the run's folder."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, listeners: Listeners, totals: Totals, resume: bool) -> None:
+        self.plan, self.config = plan, plan.config
+        self.folder, self.listeners, self.totals = folder, listeners, totals
+        self.resume = resume
+
+    def before(self, policy: Policy, splits: Splits) -> list[evaluation.Item]:
+        """Evaluate the starting model, or take the items from the interrupted run or from `evaluation.before`."""
+        source = self.config.evaluation.before
+        if self.resume and self.folder.evaluation_file("before").is_file():
+            return self.folder.read_items("before")
+        if source is not None:
+            items = RunFolder(source).read_items("before")
+        else:
+            log.info("evaluating the starting model")
+            items = self._of_splits(policy, splits, "before")
+        self.folder.write_items("before", items)
+        return items
+
+    def after(self, policy: Policy, splits: Splits, before: list[evaluation.Item]) -> list[evaluation.Item]:
+        """Evaluate the adapted model. A method that does not train keeps the model, so its items are those before."""
+        items = before
+        if self.plan.method.trains:
+            log.info("evaluating the adapted model")
+            items = self._of_splits(policy, splits, "after")
+        self.folder.write_items("after", items)
+        return items
+
+    def of_question(self, policy: Policy, labelled: LabelledSet) -> list[evaluation.Item]:
+        """Evaluate the weights adapted to one question on this question. Writes no file."""
+        with self.totals.evaluating():
+            return evaluate_splits(policy, self.config, {"adapted": labelled}, self.listeners)
+
+    def with_lmms(self, policy: Policy, when: str) -> dict[str, Any]:
+        """Return lmms-eval's figures of the policy as it is now; none if the run does not ask for them."""
+        path, tasks = self.folder.lmms_eval_file(when), self.config.evaluation.lmms_eval
+        if not tasks:
+            return {}
+        if self.resume and when == "before" and path.is_file():
+            return lmms_hook.figures(files.read_json(path))
+        log.info("lmms-eval (%s): %s", when, ", ".join(tasks))
+        with self.totals.evaluating():
+            found = lmms_hook.evaluate(policy, self.config, strict=when == "before")
+        files.write_json(path, found)
+        return lmms_hook.figures(found)
+
+    def grade_votes(self, labelled: LabelledSet) -> None:
+        """Write evaluation/steps.jsonl: how often the votes and rewards of each step were right.
+
+        It reads the labels and the saved rollouts, so it must wait until the training is over.
+        """
+        rollouts = self.folder.rollouts
+        if self.folder.writes and rollouts.is_dir() and labelled.key:
+            rows = evaluation.step_accuracy(rollouts, labelled.questions, labelled.key, self.plan.benchmark.habit)
+            files.write_json_lines(self.folder.evaluation_file("steps"), rows)
+
+    def _of_splits(self, policy: Policy, splits: Splits, when: str) -> list[evaluation.Item]:
+        evaluated = splits.evaluated(self.config.evaluation.limit)
+        with self.totals.evaluating():
+            return evaluate_splits(policy, self.config, evaluated, self.listeners, f"evaluating {when}")
+
+
+def evaluate_splits(
+    policy: Policy,
+    config: RunConfig,
+    splits: Mapping[str, LabelledSet],
+    listeners: Listeners,
+    phase: str | None = None,
+) -> list[evaluation.Item]:
+    """Evaluate the policy on each of `splits`, a share of the questions on every rank; return all ranks' items.
+
+    With the name of a `phase`, the listeners follow its progress, one unit a question.
+    """
+    samples = config.evaluation.samples
+    sampler = make_sampler(policy, config, config.evaluation)
+    shares = {split: distributed.mine(labelled.questions) for split, labelled in splits.items()}
+    if phase is not None:
+        listeners.phase(phase, sum(map(len, shares.values())))
+        # A question has one greedy response and `samples` sampled ones.
+        listen_to_sampler(sampler, lambda count: listeners.advance(count / (1 + samples)))
+    items: list[evaluation.Item] = []
+    for split, share in shares.items():
+        part = evaluation.evaluate(share, splits[split].key, sampler, samples=samples, split=split)
+        items += distributed.gather(part)
+    return items
+
+
+def evaluate_model(config: RunConfig, output: Path | None = None, listener: Listener | None = None) -> dict[str, Any]:
+    """Evaluate `config.model` on `config.split`, on one process. Returns its metrics.
+
+    The verdicts go to `output` if given. `listener` follows the progress; without one, log lines do.
+    """
+    plan, listeners = check(config), Listeners()
+    add_live(listeners, listener)
+    check_sampler(config.sampling.backend, load=True)
+    listeners.phase("loading")
+    split = config.split or plan.benchmark.adapt_split
+    labelled = plan.load(split)
+    policy = Policy.load(resolve_model(plan.model), config.model, config.seed, config.cache)
+    items = evaluate_splits(policy, config, {split: labelled}, listeners, "evaluating")
+    if output is not None:
+        files.write_json_lines(output, [evaluation.to_json(item) for item in items])
+    by_tag = evaluation.breakdown(items, labelled.tags, plan.benchmark.breakdowns)
+    return {**evaluation.metrics(items), "skipped": policy.skipped, "bad_rows": labelled.problems, "breakdown": by_tag}
+
+
+def fingerprint(plan: Plan, policy: Policy, splits: Splits) -> str:
+    """Return a hash of the starting weights, the questions and the evaluation settings.
+
+    Runs with equal fingerprints have the same evaluation "before", and may share it.
+    """
+    settings = plan.config.evaluation
+    # lmms-eval writes figures of its own, and `before` is only where the items come from.
+    left_out = {name for name in type(settings).model_fields if name.startswith("lmms_eval")} | {"before"}
+    kept = settings.model_dump(mode="json", include=type(settings).model_fields.keys() - left_out)
+    # With LoRA the weights of the adapter are new in each run; the base model identifies the start.
+    weights = checksum(policy.model.state_dict().items()) if policy.peft is None else plan.model
+    ids = [question.id for question in splits.questions]
+    return hashlib.sha256(json.dumps([weights, ids, kept, plan.config.seed]).encode()).hexdigest()
+
+
+def check_shared_before(source: Path | None, fingerprint: str) -> None:
+    """Raise ConfigError if the run in `source`, whose "before" is to be used, started from something else."""
+    if source is not None and files.read_json(source / "summary.json")["fingerprint"] != fingerprint:
+        raise ConfigError(f"evaluation.before={source}: that run started from another model, data or evaluation")

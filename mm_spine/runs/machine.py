@@ -1,0 +1,48 @@
+"""Facts about the machine: what environment.json holds, and the peak memory."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mm_spine import distributed
+from mm_spine.compat import version_of
+
+PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "qwen-vl-utils", "peft", "numpy", "mm-spine")
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Return the content of environment.json: versions, hardware, seed and commit, to repeat the run with."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version_of(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": distributed.launched_processes(),
+        "seed": seed,
+        "commit": commit(),
+    }
+
+
+def peak_memory() -> int:
+    """Return the peak memory so far in bytes: of the GPU if there is one, otherwise of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    # Linux gives kibibytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this code runs from, None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
