@@ -1,4 +1,4 @@
-"""The curves of a run over its steps, as data: what the figures draw, the page reads out and `compare` overlays."""
+"""The curves of runs over their steps, as data for the figures, the page and the comparison."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Literal
 from mm_spine.reporting.saved_run import Json, SavedRun, number, values_by_step
 
 MAX_POINTS = 2000
-"""Of a curve in a figure: a longer one is thinned evenly, and says so."""
+"""Points of one curve; of a longer one, every k-th point is drawn, and a note says so."""
 
 Scale = Literal["linear", "share", "log"]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a figure; `y` in the unit of its chart. Lines of one `place` look alike in every figure."""
+    """One line of a chart: `y` in the chart's unit over the steps `x`. `place` selects colour, dash and marker."""
 
     label: str
     x: tuple[float, ...]
@@ -26,7 +26,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure over steps. `band` is drawn as a shaded area between its two series; `note` goes below."""
+    """One figure over steps.
+
+    Attributes:
+        scale: "share" is shown in percent; "log" has a logarithmic axis.
+        band: two series; the area between them is shaded.
+        note: text below the figure.
+    """
 
     name: str
     title: str
@@ -38,13 +44,21 @@ class Chart:
 
     @property
     def heading(self) -> str:
-        """The title with its unit; a share's axis says percent itself."""
+        """The title with its unit."""
+        # The axis of a share has percent signs already.
         return self.title if self.scale == "share" or not self.unit else f"{self.title}, {self.unit}"
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """Which fields of which file make a chart. `factor` brings them to `unit`."""
+    """What a chart is made of.
+
+    Attributes:
+        fields: (key in the file, label) of each line.
+        source: the file, by its field in `SavedRun`.
+        factor: the file's values times `factor` are in `unit`.
+        band: keys of the lower and the upper bound of the shaded area.
+    """
 
     name: str
     title: str
@@ -65,8 +79,9 @@ QUANTITIES: tuple[Quantity, ...] = (
         (("label_accuracy", "vote right"), ("reward_accuracy", "reward right"), ("ground_truth_ratio", "pass@1")),
         source="accuracy",
         scale="share",
-        note="Graded after the run from its saved rollouts; the training saw none of it. reward right: the share of "
-        "rollouts that agree with the vote and are right, or do neither. pass@1: the share that is right.",
+        note="Graded after the run from its saved rollouts; training did not see these values. reward right: share of "
+        "the rollouts that agree with the vote and are right, or do not agree and are wrong. pass@1: share that is "
+        "right.",
     ),
     Quantity(
         "majority_share",
@@ -74,7 +89,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         "share",
         (("majority_share", "winner"), ("margin", "margin"), ("unanimous", "unanimous")),
         scale="share",
-        note="Share of the votes that the winner has, its lead over the second, and questions with one answer only.",
+        note="winner: share of the votes for the winning answer. margin: its lead over the second. unanimous: share of "
+        "the questions with one answer only.",
     ),
     Quantity(
         "entropy",
@@ -82,7 +98,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         "nats",
         (("entropy_forks", "selected"), ("entropy_mean", "all tokens")),
         band=("band_low", "band_high"),
-        note="Means. selected: the tokens that the policy term trains, which are the forks, all or others, by method.",
+        note="Means. selected: the tokens that the policy term trains. The method "
+        "decides which these are: forking tokens, all tokens, or others.",
     ),
     Quantity("length", "Response length", "tokens", (("length_mean", "mean length"),)),
     Quantity("unparsed", "Responses without an answer", "share", (("unparsed", "unparsed"),), scale="share"),
@@ -92,8 +109,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         "share",
         (("selected_share", "selected"), ("share_below", "below the band"), ("share_above", "above the band")),
         scale="share",
-        note="selected: of the response tokens, those that the method's rule chooses. below, above: of the forks, "
-        "those outside of the band.",
+        note="selected: share of the response tokens that the method's rule selects. below, above: share of the "
+        "forking tokens whose entropy is outside of the band.",
     ),
     Quantity(
         "parity",
@@ -101,7 +118,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         "nats",
         (("parity_mean", "mean gap"), ("parity_max", "largest gap")),
         scale="log",
-        note="Gap between the log-probs that the sampler and the trainer give to the tokens drawn; 0 is not drawn.",
+        note="Gap between the log-probs that the sampler and the trainer give to the sampled tokens. A gap of 0 is "
+        "not drawn.",
     ),
     Quantity(
         "loss",
@@ -124,11 +142,12 @@ QUANTITIES: tuple[Quantity, ...] = (
         (("peak_memory_bytes", "peak memory"),),
         source="timings",
         factor=1e-9,
-        note="The highest so far.",
+        note="The highest value up to each step.",
     ),
 )
 
 TIMING = {"seconds", "memory"}
+"""Charts that stand in the section on timings."""
 
 OVERLAID: tuple[tuple[str, str, str], ...] = (
     ("accuracy", "label_accuracy", "The vote is right"),
@@ -141,11 +160,11 @@ OVERLAID: tuple[tuple[str, str, str], ...] = (
     ("selected_share", "selected_share", "Selected tokens"),
     ("parity", "parity_mean", "Sampler against trainer"),
 )
-"""What `compare` overlays: quantity, field, title; a figure each, a line per run."""
+"""Charts of a comparison, with a line per run: (quantity, key in the file, title)."""
 
 
 def charts(saved: SavedRun) -> Iterator[Chart]:
-    """A chart per quantity of which the run has a value; the shares of ways to answer, where a benchmark names them."""
+    """Yield a chart for each quantity that the run has values of, and one of the ways to answer if they are counted."""
     for quantity in QUANTITIES:
         rows = _rows(saved, quantity)
         drawn = [_series(rows, key, label, quantity, i) for i, (key, label) in enumerate(quantity.fields)]
@@ -156,7 +175,7 @@ def charts(saved: SavedRun) -> Iterator[Chart]:
 
 
 def overlaid(runs: Sequence[tuple[str, SavedRun]]) -> Iterator[Chart]:
-    """A chart per row of `OVERLAID`, with a line for each named run that has the field."""
+    """Yield a chart for each row of `OVERLAID` that any of the named runs has values of."""
     by_name = {quantity.name: quantity for quantity in QUANTITIES}
     for name, key, title in OVERLAID:
         quantity = by_name[name]
@@ -197,7 +216,7 @@ def _series(rows: Sequence[Json], key: str, label: str, quantity: Quantity, plac
 
 
 def _band(rows: Sequence[Json], quantity: Quantity) -> tuple[Series, Series] | None:
-    """Both bounds at the steps that have both."""
+    """Return the lower and the upper bound, at the steps that have both."""
     if quantity.band is None:
         return None
     low, high = quantity.band

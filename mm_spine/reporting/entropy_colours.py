@@ -1,4 +1,8 @@
-"""Entropy as shade: one hue, so that people who do not see red and green apart lose nothing, and never colour alone."""
+"""Show the entropy of tokens as shades of one hue.
+
+One hue can be read by people who do not tell red from green. Forking tokens are also bold and underlined, so that
+nothing is said by colour only.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,23 @@ from rich.style import Style
 from rich.text import Text
 
 FULL = math.log(8)
-"""Nats at which a shade is full: as uncertain as eight equally likely tokens."""
+"""Entropy in nats of the strongest shade: that of eight equally likely tokens."""
 
 MARKS = ((0.0, "certain"), *((math.log(n), f"{n} choices") for n in (2, 4, 8)))
-"""What a legend shows: entropies in nats, and how many equally likely tokens would be as uncertain."""
+"""The legend: entropies in nats, and the number of equally likely tokens that have this entropy."""
 
-_LOW, _HIGH = (23, 37, 84), (59, 130, 246)  # from navy to blue, white text readable on both
-_BARELY = 0.02  # shades below it leave a token as it is
+# Red, green and blue of the weakest and the strongest shade: white text can be read on both.
+_NAVY, _BLUE = (23, 37, 84), (59, 130, 246)
+# A weaker shade is not drawn.
+_WEAKEST = 0.02
 
 
 class Token(NamedTuple):
-    """A token as people see it, or the few that make one character together: then `entropy` is their largest.
+    """A token for people to read, or the few tokens that make one character together.
 
-    `entropy` is in nats, of the distribution that it was drawn from; `fork`: among those that the method trains.
+    Attributes:
+        entropy: of the distribution that the token was drawn from, in nats; the largest of several tokens.
+        fork: the token is a forking token, which the method trains.
     """
 
     text: str
@@ -31,26 +39,26 @@ class Token(NamedTuple):
 
 
 def shade(entropy: float) -> float:
-    """Nats -> [0, 1], linear up to `FULL`; what is not a number has none."""
+    """Return the strength of a shade in [0, 1] for an entropy in nats, linear up to `FULL`; 0 for NaN and infinity."""
     return min(max(entropy / FULL, 0.0), 1.0) if math.isfinite(entropy) else 0.0
 
 
 def choices(entropy: float) -> float:
-    """How many equally likely tokens would have this entropy (nats): its exponential."""
+    """Return the number of equally likely tokens that have this entropy (nats): its exponential."""
     return math.exp(entropy)
 
 
 def coloured(tokens: Sequence[Token], plain: bool = False) -> Text:
-    """The tokens for a terminal, forks bold and underlined; `plain`: no styles, forks stand in «»."""
+    """Return the tokens as text for a terminal; with `plain`, without styles and with forking tokens in «»."""
     if plain:
         return Text("".join(f"«{token.text}»" if token.fork else token.text for token in tokens))
     return Text.assemble(*((token.text, _style(token)) for token in tokens))
 
 
 def legend(plain: bool = False) -> Text:
-    """One line that says what `coloured` means."""
+    """Return one line that explains the output of `coloured`."""
     if plain:
-        return Text("«forking tokens»: the uncertain ones, where the response is decided")
+        return Text("«forking tokens»: those of high entropy, which the method trains")
     forks = Text("forking tokens", Style(bold=True, underline=True))
     marks = [part for nats, words in MARKS for part in ((f" {nats:.2f} ", _background(shade(nats))), f" {words}  ")]
     return Text.assemble("entropy in nats: ", *marks, forks)
@@ -61,7 +69,7 @@ def _style(token: Token) -> Style:
 
 
 def _background(level: float) -> Style:
-    if level < _BARELY:
+    if level < _WEAKEST:
         return Style()
-    red, green, blue = (round(low + level * (high - low)) for low, high in zip(_LOW, _HIGH, strict=True))
+    red, green, blue = (round(low + level * (high - low)) for low, high in zip(_NAVY, _BLUE, strict=True))
     return Style(color="rgb(255,255,255)", bgcolor=f"rgb({red},{green},{blue})")

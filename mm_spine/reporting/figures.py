@@ -1,7 +1,7 @@
-"""The figures of a report, drawn by matplotlib: PNGs on white, and SVG whose colours follow the page's theme.
+"""Draw the figures of a report with matplotlib: as PNG on white, and as SVG whose colours follow the page's theme.
 
-Lines differ by colour, dash and marker, so that no reading depends on telling red from green. The colours are those
-of Okabe and Ito (2008), darkened to a contrast of 3 : 1 on white.
+Lines differ by colour, dash and marker, so that they can be told apart without colours. The colours are those of Okabe
+and Ito (2008), darkened to a contrast of 3 : 1 on white.
 """
 
 from __future__ import annotations
@@ -30,23 +30,29 @@ from mm_spine.reporting.token_entropy import BIN, EntropyCounts
 INK, MUTED, GRID, BAND = "#1b2028", "#59626e", "#dfe3e8", "#9fc8e2"
 COLOURS = ("#0072b2", "#c2500a", "#117a55", "#8a4fa8", "#7d6608", "#4d5560")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band"} | {c: f"s{i}" for i, c in enumerate(COLOURS, 1)}
-"""Colour -> the page's CSS variable for it, by theme."""
+"""Colour -> the CSS variable that stands for it on the page."""
 
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 WIDTH, HEIGHT = 3.7, 2.25
+"""Inches of a panel in a figure of several charts."""
+
 WIDE = 4.4
+"""Inches of the width of a figure on a page."""
+
 LEGEND_LINE = 0.19
-"""Inches that a line of the legend adds to a figure's height."""
+"""Inches that each line of the legend adds to a figure's height."""
 
 TITLE = 0.32
-"""Inches that a PNG has above its figure for the title."""
+"""Inches above the figure, in a PNG, for its title."""
 
-SIZE = 9.5
+FONT_SIZE = 9.5
+"""Points."""
+
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
-    "font.size": SIZE,
+    "font.size": FONT_SIZE,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.spines.top": False,
@@ -60,7 +66,8 @@ STYLE: dict[str, Any] = {
     "ytick.color": MUTED,
     "hatch.linewidth": 0.6,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar in a run's name is a dollar
+    # A dollar sign in a run's name must not start a formula.
+    "text.parse_math": False,
     "axes.formatter.useoffset": False,
     "axes.formatter.limits": (-3, 5),
 }
@@ -68,13 +75,13 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """matplotlib's settings for a figure, while it is drawn and while it is saved; the caller's own come back."""
+    """Set matplotlib's settings while figures are drawn and saved; restore the caller's afterwards."""
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literal types
         yield
 
 
 def draw_chart(chart: Chart) -> Figure:
-    """One chart over steps, its legend above the axes. To be called, and saved, within `style()`."""
+    """Draw one chart over steps, with its legend above the axes. Call it, and save the figure, within `style()`."""
     labels = [line.label for line in chart.series] + (["band"] if chart.band else [])
     lines = _legend_lines(labels)
     height = HEIGHT + 0.05 + LEGEND_LINE * len(lines)
@@ -86,7 +93,7 @@ def draw_chart(chart: Chart) -> Figure:
 
 
 def plot(axes: Axes, chart: Chart) -> None:
-    """The lines and the band of a chart, and its axes."""
+    """Draw the lines and the band of a chart on `axes`."""
     if chart.band:
         low, high = chart.band
         axes.fill_between(low.x, low.y, high.y, color=BAND, alpha=0.45, linewidth=0, label="band")
@@ -136,7 +143,7 @@ def _vertical(axes: Axes, chart: Chart) -> None:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with powers of ten in plain figures."""
+    """Make the y axis logarithmic; label it with plain numbers from 1 on, with powers of ten below."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.0e}"))
@@ -146,18 +153,18 @@ def _logarithmic(axes: Axes) -> None:
 def _legend(axes: Axes, columns: int) -> None:
     axes.legend(
         loc="lower left", bbox_to_anchor=(-0.17, 1.02), ncols=columns, frameon=False, borderaxespad=0.1,
-        fontsize=SIZE - 1, handlelength=2.6, columnspacing=1.1, handletextpad=0.5, borderpad=0.2,
+        fontsize=FONT_SIZE - 1, handlelength=2.6, columnspacing=1.1, handletextpad=0.5, borderpad=0.2,
     )  # fmt: skip
 
 
 def _legend_lines(labels: Sequence[str]) -> list[list[str]]:
-    """Labels in lines that fit the width: as many columns as the longest label allows."""
+    """Split the labels into lines of as many columns as the longest label allows."""
     columns = max(1, min(len(labels), int(42 / (6 + max(map(len, labels))))))
     return [list(labels[i : i + columns]) for i in range(0, len(labels), columns)]
 
 
 def draw_scores(split: SplitResult) -> Figure:
-    """Before and after with 95 % intervals, and the starting model's own vote as a line through all rows."""
+    """Draw scores before and after with 95 % intervals, and the starting model's own vote as a line across all rows."""
     figure = Figure(figsize=(WIDE, 2.1))
     axes = figure.add_axes((0.155, 0.13, 0.80, 0.73))
     measures = list(split.measures.values())
@@ -192,17 +199,19 @@ def _interval(
         "linestyle": "none",
     }
     axes.plot((value.value,), (y,), markeredgewidth=1.6, label=label, clip_on=False, **look)
-    if fill == "none":  # the interval must not cross a hollow marker
+    # The line of the interval must not cross a hollow marker.
+    if fill == "none":
         axes.plot((value.value,), (y,), marker=marker, markersize=3.5, color=GRID, linestyle="none", clip_on=False)
 
 
 def draw_entropy(entropy: EntropyCounts) -> Figure:
-    """Tokens by entropy on a logarithmic scale, the selected ones hatched, and the threshold of the selection."""
+    """Draw the number of tokens by entropy on a logarithmic scale: selected, others, and the threshold between them."""
     figure = Figure(figsize=(WIDE, 2.9))
     axes = figure.add_axes((0.135, 0.14, 0.84, 0.7))
     edges, selected, others = _rebinned(entropy)
     axes.stairs(others, edges, fill=True, color=MUTED, alpha=0.35, label="other tokens")
-    axes.stairs(others, edges, color=MUTED, linewidth=0.8)  # the area alone is too pale to be made out
+    # The area without an outline is too pale to be seen.
+    axes.stairs(others, edges, color=MUTED, linewidth=0.8)
     if selected.any():
         axes.stairs(selected, edges, color=COLOURS[0], linewidth=1.5, hatch="////", label="selected to train")
     if entropy.threshold:
@@ -219,7 +228,7 @@ def draw_entropy(entropy: EntropyCounts) -> Figure:
 
 
 def _rebinned(entropy: EntropyCounts, bins: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edges (nats) and counts of about `bins` bins up to where the last 1 in 10,000 tokens lie; those join the last."""
+    """Return edges (nats) and counts of about `bins` bins; the 1 in 10,000 tokens of highest entropy join the last."""
     both = np.cumsum(entropy.selected_B + entropy.others_B)
     reach = int(np.searchsorted(both, 0.9999 * both[-1])) + 1
     width = max(1, -(-reach // bins))
@@ -230,14 +239,14 @@ def _rebinned(entropy: EntropyCounts, bins: int = 50) -> tuple[np.ndarray, np.nd
 
 
 def draw_panels(charts: Sequence[Chart]) -> Figure:
-    """All charts in one figure, with one legend: what `compare --output x.png` writes."""
+    """Draw all charts in one figure with one legend, for `compare --output x.png`."""
     columns = min(3, len(charts))
     rows = -(-len(charts) // columns)
     figure = Figure(figsize=(WIDTH * columns, (HEIGHT + 0.35) * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, chart in zip(grid.flat, charts, strict=False):
         plot(axes, chart)
-        axes.set_title(chart.heading, fontsize=SIZE + 1, loc="left")
+        axes.set_title(chart.heading, fontsize=FONT_SIZE + 1, loc="left")
     for axes in grid.flat[len(charts) :]:
         axes.axis("off")
     handles = {
@@ -248,7 +257,7 @@ def draw_panels(charts: Sequence[Chart]) -> Figure:
 
 
 def axes_frame(figure: Figure) -> dict[str, float]:
-    """Where the page finds a step: the axes' edges as shares of the figure, from its top left, and their limits."""
+    """Return what page.js needs to find a step: edges of the axes as shares of the figure, limits of the x axis."""
     axes = figure.axes[0]
     box, (low, high) = axes.get_position(), axes.get_xlim()
     edges = {"left": box.x0, "right": box.x1, "top": 1 - box.y1, "bottom": 1 - box.y0, "from": low, "to": high}
@@ -256,11 +265,11 @@ def axes_frame(figure: Figure) -> dict[str, float]:
 
 
 def png(figure: Figure, title: str = "") -> bytes:
-    """The figure as PNG on white, 150 dots per inch, below its title."""
+    """Return the figure, below its title, as PNG on white with 150 dots per inch."""
     width, height = figure.get_size_inches()
     if title:
-        figure.text(0.02, 1.0 + 0.07 / height, title, ha="left", va="bottom", fontsize=SIZE + 1)
-    # A box that is given, not "tight", which draws everything once more to find its own.
+        figure.text(0.02, 1.0 + 0.07 / height, title, ha="left", va="bottom", fontsize=FONT_SIZE + 1)
+    # The box is given because bbox_inches="tight" would draw the figure once more to find it.
     box = Bbox.from_bounds(0, 0, width, height + (TITLE if title else 0))
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150, facecolor="white", bbox_inches=box, metadata={"Software": None})
@@ -268,8 +277,10 @@ def png(figure: Figure, title: str = "") -> bytes:
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an <svg> for a page: colours by CSS variable, ids of its own, text as text, no size but its own
-    proportions. `label` is what a screen reader says."""
+    """Return the figure as an <svg> element with colours by CSS variable and without a fixed size.
+
+    All ids begin with `name`, so that figures of one page do not share ids. A screen reader says `label`.
+    """
     drawn = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
@@ -286,14 +297,14 @@ def svg(figure: Figure, name: str, label: str) -> str:
 
 
 def describe_chart(chart: Chart) -> str:
-    """A chart in words: its lines' first and last values."""
+    """Describe a chart in words: the first and the last value of each line."""
     show = percent if chart.scale == "share" else lambda value: f"{value:.3g} {chart.unit}"
     lines = (f"{line.label} from {show(line.y[0])} to {show(line.y[-1])}" for line in chart.series)
     return f"{chart.title}: " + "; ".join(lines)
 
 
 def describe_entropy(entropy: EntropyCounts) -> str:
-    """The histogram in words."""
+    """Describe the histogram in words."""
     parts = []
     for name, counts_B in (("selected", entropy.selected_B), ("other", entropy.others_B)):
         if total := int(counts_B.sum()):

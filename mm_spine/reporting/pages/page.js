@@ -1,12 +1,12 @@
 "use strict";
 (function () {
-  const SVG = "http://www.w3.org/2000/svg"; // a name, not an address
+  const SVG = "http://www.w3.org/2000/svg"; // the name of a namespace, nothing is loaded from it
   const tip = document.getElementById("tip");
   const read = (element) => JSON.parse(element.textContent);
   const short = (value, unit) =>
     unit === "%" ? (100 * value).toFixed(1) + " %" : Number(value.toPrecision(3)).toLocaleString("en") + " " + unit;
 
-  // Curves: the values at the step nearest to the pointer.
+  // Curves: show the values at the step that is nearest to the pointer.
   function nearest(xs, x) {
     let low = 0, high = xs.length - 1;
     while (high - low > 1) {
@@ -16,7 +16,7 @@
     return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
   }
 
-  // The arrow keys, for curves and tokens alike.
+  // Arrow keys move along curves and along the tokens of a response.
   const TURNS = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
   const moved = (from, turn, count) => Math.min(count - 1, Math.max(0, from + turn));
 
@@ -66,8 +66,8 @@
     });
   });
 
-  // Responses: coloured when their question is opened, so that a page of many opens at once.
-  // What turns the direction of a line, or cannot be seen, is written out.
+  // Responses are built when their question is opened, so that a page with many of them loads fast.
+  // Characters that cannot be seen, or that change the direction of text, are replaced by their number.
   const plain = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
     (sign) => "‹U+" + sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "›");
   function token(roll, top, i) {
@@ -118,14 +118,15 @@
   document.querySelectorAll("details.question").forEach(function (details) {
     details.addEventListener("toggle", function () {
       const first = details.querySelector("img.first"), place = details.querySelector(".rollouts");
-      if (details.open && first && !first.src) first.src = details.querySelector(".thumb img").src; // held once
+      if (details.open && first && !first.src) first.src = details.querySelector(".thumb img").src; // the page holds each image once
       if (!details.open || !place || place.childElementCount) return;
       const top = Number(document.documentElement.dataset.top);
       read(details.querySelector("script")).forEach((roll) => place.appendChild(rollout(roll, top)));
     });
   });
 
-  let on = null, keyed = false; // a page that scrolls under a pointer at rest must not take what the keys have marked
+  // keyed: the token was marked by a key. A page that scrolls under a resting pointer must not mark another one.
+  let on = null, keyed = false;
   function point(event) {
     if (keyed && event.type === "pointerover") return;
     keyed = false;
