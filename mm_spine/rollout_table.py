@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +62,6 @@ def read_rollout_table(path: Path, columns: Sequence[str] | None = None) -> pa.T
         raise ValueError(f"{path}: not a readable rollout table ({error})") from error
 
 
-def read_rollouts(path: Path) -> dict[str, tuple[Rollout, ...]]:
-    """The rollouts of one step by question id, in the order written; entropies keep float16 precision."""
-    table = read_rollout_table(path)
-    groups: dict[str, list[Rollout]] = {}
-    for row in range(table.num_rows):
-        rollout = _rollout({name: table[name][row] for name in table.column_names})
-        groups.setdefault(rollout.question_id, []).append(rollout)
-    return {question_id: tuple(rollouts) for question_id, rollouts in groups.items()}
-
-
-def read_selected(path: Path) -> dict[str, tuple[np.ndarray | None, ...]]:
-    """The (T,) token masks of one step by question id, in the order of `read_rollouts`."""
-    table = read_rollout_table(path, ("question_id", "selected"))
-    groups: dict[str, list[np.ndarray | None]] = {}
-    for question_id, mask in zip(table["question_id"].to_pylist(), table["selected"], strict=True):
-        groups.setdefault(question_id, []).append(_array(mask))
-    return {question_id: tuple(masks) for question_id, masks in groups.items()}
-
-
 def _group_columns(groups: Sequence[Group]) -> dict[str, pa.Array]:
     """The columns that the group says of its rollouts: answer, vote, reward, advantage."""
     values: dict[str, list[Any]] = {"answer": [], "vote": [], "reward": [], "advantage": []}
@@ -126,15 +107,3 @@ def _lists(name: str, column: Sequence[ArrayLike | None], rollouts: Sequence[Rol
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
     flat = np.concatenate(arrays) if arrays else np.empty(0, kind.to_pandas_dtype())
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind), mask=pa.array(missing, pa.bool_()))
-
-
-def _rollout(row: Mapping[str, pa.Scalar]) -> Rollout:
-    tokens = _array(row["token_ids"])
-    logp = _array(row["logp"])
-    assert tokens is not None and logp is not None
-    plain = {name: row[name].as_py() for name in ("question_id", "index", "text", "finish_reason", "parent", "fork_at")}
-    return Rollout(**plain, token_ids=tuple(tokens.tolist()), logp=logp, entropy=_array(row["entropy"]))
-
-
-def _array(scalar: pa.ListScalar) -> np.ndarray | None:
-    return scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None

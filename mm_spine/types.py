@@ -7,24 +7,27 @@ pi = softmax(mask(logits) / temperature), vision specials masked (`policy.distri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from PIL.Image import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    # Importing torch takes seconds, and much that needs a noun needs no tensor.
+    from torch import Tensor
 
 
 class ImageFile(Protocol):
-    """An image that is not in memory: a member of an archive, a cell of a table. `zipfile.Path` is one."""
+    """An image that is not in memory: a member of an archive, a cell of a table. A `zipfile.Path` is an ImageFile."""
 
     def read_bytes(self) -> bytes: ...
 
 
 ImageLike = Image | Path | str | bytes | ImageFile
-"""A decoded image, a file, or the bytes of a file. Files are opened when the question is asked, not before."""
+"""A decoded image, a file, or the bytes of a file. A file is opened only when its question is encoded."""
 
 AnswerKey = Mapping[str, tuple[str, ...]]
 """Question id -> gold answers. Only `mm_spine.evaluation` receives one."""
@@ -32,7 +35,7 @@ AnswerKey = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """What a comparable answer to a question looks like; it never says what the right one is."""
+    """What a comparable answer to a question looks like. It never says which answer is right."""
 
     kind: str
     choices: tuple[str, ...] = ()
@@ -54,14 +57,14 @@ class Question:
 
 
 class Answer(NamedTuple):
-    """A parsed answer. `key` is canonical where the kind has one: equal keys, equal answers."""
+    """A parsed answer. `key` is its canonical form, None where the kind has no keys: equal keys mean equal answers."""
 
     text: str
     key: str | None
 
 
 class Verdict(NamedTuple):
-    """One graded response: `score` in [0, 1], `correct` a boolean, `why` one sentence."""
+    """One graded response: `score` in [0, 1], whether it is `correct`, and one sentence that says `why`."""
 
     score: float
     correct: bool
@@ -72,9 +75,9 @@ class Verdict(NamedTuple):
 class Rollout:
     """One sampled response of T tokens, the end token included when it was drawn.
 
-    `logp` (T, nats) is of the tokens drawn; `entropy` (T, nats) is exact or None. A branch of a tree
-    names its `parent` rollout's index and `fork_at`, the first token that is its own. `weight` is the
-    multiplicity of a leaf that stands for several identical rollouts.
+    `logp` (T,) are the log-probs of the drawn tokens, nats. `entropy` (T,) are exact token entropies, nats, None where
+    the sampler gives none. A branch of a tree names its `parent` rollout's index and `fork_at`, the first token of its
+    own. `weight` counts the identical rollouts that a leaf stands for.
     """
 
     question_id: str
@@ -90,13 +93,17 @@ class Rollout:
 
     @property
     def own_tokens(self) -> int:
-        """How many tokens were drawn for it: those before its fork are its parent's."""
+        """How many tokens were drawn for this rollout. Those before its fork were drawn for its parent."""
         return len(self.token_ids) - (self.fork_at or 0)
 
 
 @dataclass(frozen=True)
 class Vote:
-    """The outcome over all N rollouts. `answer` is None when nothing parsed; shares are of N."""
+    """The outcome over all N rollouts.
+
+    `answer` names the winning class, None when nothing parsed. `counts` maps class names to votes. `share` (of the
+    winner) and `margin` (over the second) are shares of N.
+    """
 
     answer: str | None
     share: float
@@ -107,10 +114,11 @@ class Vote:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The rollouts of one question, with what the label-free credit says of them.
+    """The N rollouts of one question, their vote and their label-free credit.
 
-    `answers[i]` is the vote class of rollout i, None when it was not parsed;
-    `rewards` and `advantages` have shape (N,).
+    `answers[i]` is the vote class of rollout i and `parsed[i]` the answer parsed from it, both None when nothing was
+    parsed. `vote` may be over more rollouts than are kept here. `rewards` and `advantages` have shape (N,), None until
+    credit is assigned.
     """
 
     question: Question
@@ -119,10 +127,11 @@ class Group:
     vote: Vote
     rewards: Tensor | None = None
     advantages: Tensor | None = None
+    parsed: tuple[Answer | None, ...] = field(kw_only=True)
 
 
 class TokenStats(NamedTuple):
-    """What the trainer's forward says of a micro-batch: nats, gradient at selected positions, 0 elsewhere."""
+    """Log-probs and entropies of a micro-batch by the trainer: nats, with gradient; 0 where no token is selected."""
 
     logp_NT: Tensor
     entropy_NT: Tensor
@@ -133,9 +142,9 @@ class TokenStats(NamedTuple):
 class StepReport:
     """One line of steps.jsonl. Shares are in [0, 1], entropies and bounds in nats, lengths in tokens.
 
-    `majority_share`, `margin`, `unparsed` and `unanimous` are of the `rollouts_sampled`, which an early stop makes
-    fewer. `tokens_sampled` counts what branches share once; `tokens_saved` is that sharing and an estimate of what
-    early stops left undrawn.
+    `majority_share`, `margin`, `unparsed` and `unanimous` are over the `rollouts_sampled`; votes that stop early make
+    those fewer. `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what branches share and
+    an estimate of the tokens that early stops did not draw.
     """
 
     step: int
@@ -171,9 +180,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """What a benchmark module loads: questions for everyone, the key for `evaluation` alone.
+    """What a benchmark module loads: questions for everyone, the key only for `evaluation`.
 
-    `tags` say what results are broken down by; `problems` holds one sentence for each row that lost something.
+    `tags` maps a question id to the tags that results are broken down by. `problems` has one sentence for each row
+    that could not be used in full.
     """
 
     questions: tuple[Question, ...]
@@ -182,7 +192,5 @@ class LabelledSet:
     problems: tuple[str, ...] = ()
 
 
-Reward = Callable[[Group], Tensor]
+Reward = Callable[[Group], "Tensor"]
 """(group without rewards) -> rewards, shape (N,)."""
-
-Responses = Sequence[Rollout]

@@ -1,7 +1,8 @@
 """Votes over the meaning of answers: classes of equal answers, the winner, and when it can no longer change.
 
-Label-free by construction: answers and their spec come in, never a gold. Nothing here depends on the order
-of the rollouts.
+`vote` counts, `rank` decides who leads and how a tie is broken, `decided` and `confident` say when to stop.
+Label-free by construction: answers and their spec come in, never a gold answer. Nothing here depends on the order of
+the rollouts.
 """
 
 from __future__ import annotations
@@ -20,40 +21,46 @@ from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, Vote
 
 
 def classify(answers: Sequence[Answer | None], spec: AnswerSpec) -> list[str | None]:
-    """The class name of each of N answers, None where nothing was parsed.
+    """Return the class name of each of N answers, None where nothing was parsed.
 
-    A class is one canonical key where the kind has keys, else a connected component of pairwise `same`
-    (equality by machine is not transitive). Its name is the shortest member, then the smallest by code point.
-    Further answers can only join classes, never part them.
+    A class is one canonical key where the kind has keys, else a connected component of pairwise `same`, because
+    equality as computed need not be transitive. A class is named after its shortest member, the smallest by code point
+    among those. Further answers can only join classes, never split them.
     """
     names = _components(sorted({a for a in answers if a is not None}, key=_total_order), spec)
     return [None if answer is None else names[answer] for answer in answers]
 
 
 def vote(answers: Sequence[Answer | None], spec: AnswerSpec) -> tuple[Vote, tuple[str | None, ...]]:
-    """The vote of N rollouts, and the class of each.
+    """Return the vote of N rollouts, and the class of each.
 
-    The largest class wins; on a tie the smallest name by code point, with margin 0. What was not parsed
-    counts in N but never wins. ValueError: no rollouts.
+    The largest class wins. On a tie the margin is 0 and the smallest name by code point wins (see `rank`). Unparsed
+    responses count in N but never win. Raises ValueError without rollouts.
     """
     if not answers:
         raise ValueError("a vote needs at least one rollout")
     classes = tuple(classify(answers, spec))
-    counts = dict(_ranked(Counter(name for name in classes if name is not None)))
+    counts = dict(rank(Counter(name for name in classes if name is not None)))
     leader, second = ([*counts.values(), 0, 0])[:2]
     n = len(answers)
     winner = next(iter(counts), None)
     return Vote(winner, leader / n, counts, (leader - second) / n, sum(counts.values())), classes
 
 
+def rank(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Order classes by votes. The tie rule: of classes with equal votes, the smallest name by code point is first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
 def representative(
     answers: Sequence[Answer | None], classes: Sequence[str | None], winner: str | None
 ) -> Answer | None:
-    """The answer that a vote is graded by: the shortest of the winning class, then the smallest, in any order.
+    """Return the answer that a vote is graded by: the shortest of the winning class, then the smallest by code point.
 
-    A class's name need not read back as an answer. It stands in only where no member is left, as when the vote was
-    over more rollouts than these; None where nothing won.
+    None where nothing won.
     """
+    # A class's name need not parse back into an answer. It stands in only where no member is left, as when the vote
+    # was over more rollouts than are given here.
     if winner is None:
         return None
     members = (answer for answer, name in zip(answers, classes, strict=True) if answer is not None and name == winner)
@@ -63,17 +70,17 @@ def representative(
 def decided(counts: Mapping[str, int], remaining: int, keyed: bool) -> bool:
     """Whether no outcome of the `remaining` samples can change the winner of `counts` (class name -> votes).
 
-    Keyed kinds: every rival ends below the leader, or level with it and after it by name; a class not yet
-    seen may have any name. Kinds without keys: a new answer may join any other classes into one, so the
-    leader needs more than all of them and the remaining samples together. The class that wins in the end then holds
-    every vote that leads now, under a shorter name perhaps, and more only where a new answer equals both it and a
-    rival. ValueError: negative `remaining`.
+    Kinds with keys: every rival ends below the leader, or level with it and after it by name. A class not yet seen may
+    have any name, so that the leader also needs more votes than remain. Kinds without keys: a new answer may join any
+    other classes into one, so that the leader needs more votes than all rivals and the remaining samples together. The
+    class that wins in the end then contains all votes of the present leader, perhaps under a shorter name.
+    Raises ValueError for a negative `remaining`.
     """
     if remaining < 0:
         raise ValueError(f"remaining samples cannot be negative: {remaining}")
     if remaining == 0:
         return True
-    ranked = _ranked(counts)
+    ranked = rank(counts)
     if not ranked:
         return False
     (winner, leader), *rivals = ranked
@@ -86,31 +93,30 @@ def decided(counts: Mapping[str, int], remaining: int, keyed: bool) -> bool:
 def confident(counts: Mapping[str, int], level: float) -> bool:
     """Whether the posterior that the leader of `counts` is the mode of the answers exceeds `level`.
 
-    The idea of stopping votes by a posterior is Adaptive-Consistency's (Aggarwal et al. 2023, arXiv 2305.11860); the
-    posterior here is `mode_posterior`, which takes rollouts as independent; the branches of a tree are not quite. What
-    was not parsed is evidence of nothing. Nothing parsed: False.
+    Stopping votes by a posterior is the idea of Adaptive-Consistency (Aggarwal et al. 2023, arXiv 2305.11860). The
+    posterior is `mode_posterior`. It takes rollouts as independent, which the branches of a tree are not quite.
+    Unparsed responses are no evidence. False where nothing parsed.
     """
     return mode_posterior(counts) > level
 
 
 def mode_posterior(counts: Mapping[str, int]) -> float:
-    """The probability that the largest class of `counts` (class name -> votes) is the most frequent answer.
+    """Return the probability that the largest class of `counts` (class name -> votes) is the most frequent answer.
 
-    Prior: a uniform Dirichlet(1, ..., 1) over the classes seen and one that is not, so that the posterior is
-    Dirichlet(1 + votes, ..., 1). 0 where there are no votes.
+    The prior is a uniform Dirichlet(1, ..., 1) over the classes seen and one unseen class, so that the posterior is
+    Dirichlet(1 + votes, ..., 1). Returns 0 where there are no votes.
     """
     votes = sorted(counts.values(), reverse=True)
     return first_is_largest([*(1.0 + n for n in votes), 1.0]) if votes else 0.0
 
 
 def first_is_largest(shapes: Sequence[float]) -> float:
-    """P(X_0 > X_j for all j > 0) of X ~ Dirichlet(`shapes`), K shapes of 1 or more, by quadrature to 1e-9.
-
-    A Dirichlet is independent Gammas over their sum, so that it is the integral of Gamma(x; shapes[0])'s density
-    times the product of the others' distribution functions.
-    """
+    """Return P(X_0 > X_j for all j > 0) of X ~ Dirichlet(`shapes`), K shapes of 1 or more, by quadrature to 1e-9."""
+    # A Dirichlet variable is a vector of independent Gamma variables over their sum. The probability is the integral of
+    # the density of Gamma(shapes[0]) times the product of the others' distribution functions.
     lead, others = shapes[0], np.asarray(shapes[1:])[:, None]
-    width = 12 * lead**0.5 + 40  # below 1e-15 of the density lies further out
+    # Less than 1e-15 of the density lies further out.
+    width = 12 * lead**0.5 + 40
     low, high = max(0.0, lead - width), lead + width
     nodes, weights = _gauss_legendre()
     x = low + (high - low) * (nodes + 1) / 2
@@ -124,25 +130,28 @@ def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_group(question: Question, rollouts: Sequence[Rollout]) -> Group:
-    """Parse every rollout and vote; one of `weight` k has k votes. ValueError: another question's."""
+    """Parse every rollout and vote; a rollout of `weight` k has k votes.
+
+    Raises ValueError for a rollout of another question.
+    """
     return group_of(question, rollouts, parse_all([rollout.text for rollout in rollouts], question.spec))
 
 
 def group_of(question: Question, rollouts: Sequence[Rollout], answers: Sequence[Answer | None]) -> Group:
-    """`make_group` where the answers of the rollouts are parsed already."""
+    """Vote on rollouts whose answers are parsed already. See `make_group`."""
     for rollout in rollouts:
         if rollout.question_id != question.id:
             raise ValueError(f"question {question.id!r}: rollout {rollout.index} belongs to {rollout.question_id!r}")
     cast = [answer for answer, rollout in zip(answers, rollouts, strict=True) for _ in range(rollout.weight)]
     outcome, classes = vote(cast, question.spec)
     first = accumulate((rollout.weight for rollout in rollouts[:-1]), initial=0)
-    return Group(question, tuple(rollouts), tuple(classes[i] for i in first), outcome)
+    return Group(question, tuple(rollouts), tuple(classes[i] for i in first), outcome, parsed=tuple(answers))
 
 
 def subsample(group: Group, keep: int) -> Group:
-    """Vote with many, train with few: the first `keep` rollouts by index, under the vote of all.
+    """Keep the first `keep` rollouts by index, under the vote of all: vote with many, train with few.
 
-    ValueError: `keep` below 1, or rewards already given, for those belong to the rollouts kept.
+    Raises ValueError for `keep` below 1, or where rewards are computed already: they are over the kept rollouts.
     """
     if keep < 1:
         raise ValueError(f"question {group.question.id!r}: keep at least one rollout, not {keep}")
@@ -150,7 +159,10 @@ def subsample(group: Group, keep: int) -> Group:
         raise ValueError(f"question {group.question.id!r}: subsample before rewards and advantages are computed")
     order = sorted(range(len(group.rollouts)), key=lambda i: group.rollouts[i].index)[:keep]
     return replace(
-        group, rollouts=tuple(group.rollouts[i] for i in order), answers=tuple(group.answers[i] for i in order)
+        group,
+        rollouts=tuple(group.rollouts[i] for i in order),
+        answers=tuple(group.answers[i] for i in order),
+        parsed=tuple(group.parsed[i] for i in order),
     )
 
 
@@ -162,15 +174,10 @@ def _total_order(answer: Answer) -> tuple[int, str, str]:
     return *_name_order(answer), answer.key or ""
 
 
-def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
 def _components(members: Sequence[Answer], spec: AnswerSpec) -> dict[Answer, str]:
-    """Answer -> name of its component. `members` come in name order, so the first of a component names it,
-    and each pair is compared at most once, always the same way round.
-
-    Every text of a key is compared with answers that have none: to a checker 0.25 may equal what 1/4 does not."""
+    """Map each answer to the name of its component. `members` are in name order: the first of a component names it."""
+    # Each pair is compared at most once, always the same way round. Every text of a key is compared with the answers
+    # without a key: a checker may find 0.25 equal to an answer that it does not find equal to 1/4.
     first: dict[str, Answer] = {}
     root = {a: first.setdefault(a.text if a.key is None else a.key, a) for a in members}
     for a, b in combinations(members, 2):

@@ -66,7 +66,7 @@ def rollout(name: str, index: int, ids: Sequence[int] = IDS, entropy: Sequence[f
 
 def group(name: str, rollouts: Sequence[Rollout], answers: Sequence[str | None], winner: str | None = "1") -> Group:
     vote = Vote(winner, 0.5, {}, 0.0, len(rollouts))
-    return Group(Question(name, (), "?", SPEC), tuple(rollouts), tuple(answers), vote)
+    return Group(Question(name, (), "?", SPEC), tuple(rollouts), tuple(answers), vote, parsed=(None,) * len(rollouts))
 
 
 def write_step(folder: Path, step: int, groups: Sequence[Group], selected: Any = None) -> None:

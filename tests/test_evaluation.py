@@ -146,8 +146,6 @@ def test_label_free_figures_need_no_key(items: list[Item]) -> None:
     scores = [name for name in block if name.startswith(("greedy", "pass", "maj"))]
     assert len(scores) == 7 and all(block[name] is None for name in scores)
     assert block["n_labelled"] == 0
-    with pytest.raises(ValueError, match="no question has a gold answer"):
-        evaluation.paired_difference(blind, blind, "greedy")
 
 
 def test_scores_are_over_the_labelled_questions_only() -> None:
@@ -259,32 +257,6 @@ def test_the_breakdown_by_tag_by_hand() -> None:
     assert table["site"] == {"lung": {"n": 1, "greedy": 0.5, "pass_at_1": 0.5, "maj_at_n": 0.5, "pass_at_n": 0.5}}
 
 
-def test_the_paired_difference_against_numpy() -> None:
-    rng = np.random.default_rng(5)
-    old = rng.random(80)
-    new = old + rng.normal(0.1, 0.05, 80)
-    before = [scored(str(i), value) for i, value in enumerate(old)]
-    after = [scored(str(i), value) for i, value in enumerate(new)]
-    difference, (low, high) = evaluation.paired_difference(before, after[::-1], "pass_at_1")
-    assert difference == pytest.approx((new - old).mean())
-    draws = np.random.default_rng(9).integers(80, size=(20000, 80))
-    direct = np.quantile((new - old)[draws].mean(1), (0.025, 0.975))
-    np.testing.assert_allclose((low, high), direct, atol=0.0015)
-    unpaired = 1.96 * np.sqrt((old.var() + new.var()) / 80)
-    assert high - low < unpaired / 3
-    swapped = evaluation.paired_difference(after, before, "greedy")
-    assert swapped[0] == pytest.approx(-difference)
-
-
-def test_the_paired_difference_takes_any_measure_and_keeps_splits_apart() -> None:
-    before = [scored("a", 0.0), scored("a", 1.0, "held_out")]
-    after = [scored("a", 1.0), scored("a", 1.0, "held_out")]
-    assert evaluation.paired_difference(before, after, "maj_at_n")[0] == 0.5
-    assert evaluation.paired_difference(before, after, lambda item: float(item.lengths[0])) == (0.0, (0.0, 0.0))
-    with pytest.raises(ValueError, match=r"first 'a' \(held_out\)"):
-        evaluation.paired_difference(before, after[:1], "greedy")
-
-
 def test_the_oracle_rewards_the_truth_and_says_so() -> None:
     (question,) = ask("b")
     group = make_group(question, [rollout("b", i, text) for i, text in enumerate((*SCRIPT["b"][1], LOST))])
@@ -341,7 +313,7 @@ def test_the_vote_is_never_parsed_as_a_bare_label(tmp_path: Path, monkeypatch: p
 def test_a_vote_that_no_kept_rollout_gave_is_still_graded(tmp_path: Path) -> None:
     (question,) = ask("a")
     group = make_group(question, [rollout("a", i, text) for i, text in enumerate((box(7), box(7), box(1)))])
-    kept = replace(group, rollouts=group.rollouts[2:], answers=group.answers[2:])
+    kept = replace(group, rollouts=group.rollouts[2:], answers=group.answers[2:], parsed=group.parsed[2:])
     assert subsample(group, 1).vote == group.vote  # the vote is of all, whatever is kept
     write_rollouts(tmp_path / "step_1.parquet", [kept], 1)
     (row,) = evaluation.step_accuracy(tmp_path, [question], KEY)

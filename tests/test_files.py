@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mm_spine import files, rollout_table
-from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
+from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
 # design.md, "Outputs of a run": names, order and dtypes of a rollout table.
 COLUMNS = {
@@ -45,6 +45,7 @@ def group(question_id: str, rollouts: tuple[Rollout, ...], credited: bool = True
         question=Question(question_id, (), "?", AnswerSpec("integer")),
         rollouts=rollouts,
         answers=("4", *(None for _ in rollouts[1:])),
+        parsed=(Answer("4", "4"), *(None for _ in rollouts[1:])),
         vote=Vote("4", 1 / n, {"4": 1}, 1 / n, 1),
         rewards=torch.arange(n).float() if credited else None,
         advantages=-torch.arange(n).float() / 4 if credited else None,
@@ -77,30 +78,22 @@ def test_rollouts_survive_the_round_trip(tmp_path: Path, groups: list[Group]) ->
     assert [r["advantage"] for r in rows] == [0.0, -0.25, None, None]
     assert [r["selected"] for r in rows] == [[True, False], [False, False, True, True], [True], []]
 
-    back = rollout_table.read_rollouts(path)
-    assert list(back) == ["a", "b"]
-    for saved in groups:
-        for old, new in zip(saved.rollouts, back[saved.question.id], strict=True):
-            assert (new.index, new.token_ids, new.text, new.parent, new.fork_at, new.finish_reason) == (
-                old.index, old.token_ids, old.text, old.parent, old.fork_at, old.finish_reason,
-            )  # fmt: skip
-            assert new.logp.dtype == np.float32
-            np.testing.assert_array_equal(new.logp, old.logp)
-            if old.entropy is None:
-                assert new.entropy is None
-            else:
-                assert new.entropy is not None and new.entropy.dtype == np.float16
-                np.testing.assert_array_equal(new.entropy, old.entropy.astype(np.float16))
-    assert rollout_table.read_selected(path)["a"][1].tolist() == [False, False, True, True]
+    back = rollout_table.read_rollout_table(path).to_pylist()
+    saved = [rollout for group in groups for rollout in group.rollouts]
+    for old, new in zip(saved, back, strict=True):
+        for name in ("text", "parent", "fork_at", "finish_reason"):
+            assert new[name] == getattr(old, name)
+        assert tuple(new["token_ids"]) == old.token_ids
+        assert new["logp"] == old.logp.tolist()
+        assert new["entropy"] == (None if old.entropy is None else old.entropy.astype(np.float16).tolist())
 
 
 def test_rollouts_without_masks_and_without_groups(tmp_path: Path, groups: list[Group]) -> None:
     path = tmp_path / "step_1.parquet"
     rollout_table.write_rollouts(path, groups, 1)
     assert pq.read_table(path)["selected"].to_pylist() == [None] * 4
-    assert rollout_table.read_selected(path) == {"a": (None, None), "b": (None, None)}
     rollout_table.write_rollouts(path, [], 1)
-    assert rollout_table.read_rollouts(path) == {}
+    assert rollout_table.read_rollout_table(path).num_rows == 0
     assert pq.read_schema(path).names == list(COLUMNS)
 
 
@@ -117,7 +110,7 @@ def test_an_unreadable_table_is_named(tmp_path: Path) -> None:
     path = tmp_path / "step_2.parquet"
     path.write_bytes(b"PAR1 torn")
     with pytest.raises(ValueError, match="step_2.parquet: not a readable rollout table"):
-        rollout_table.read_rollouts(path)
+        rollout_table.read_rollout_table(path)
     pq.write_table(pa.table({"step": [1]}), path)
     with pytest.raises(ValueError, match="step_2.parquet"):
         rollout_table.read_rollout_table(path, ("text",))

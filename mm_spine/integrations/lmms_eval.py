@@ -32,7 +32,7 @@ from mm_spine.integrations import lmms_tasks
 from mm_spine.methods.table import configure
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
-from mm_spine.processors.answers import known_kinds, parse
+from mm_spine.processors.answers import known_kinds
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import check_sampler, make_sampler
@@ -283,9 +283,8 @@ class MMSpine(lmms):
 def voted(question: Question, rollouts: Sequence[Rollout]) -> str:
     """Return the first response whose answer represents the winning class, or the first of all if none was parsed."""
     group = make_group(question, rollouts)
-    answers = [parse(rollout.text, question.spec) for rollout in rollouts]
-    winner = representative(answers, group.answers, group.vote.answer)
-    return rollouts[0 if winner is None else answers.index(winner)].text
+    winner = representative(group.parsed, group.answers, group.vote.answer)
+    return rollouts[0 if winner is None else group.parsed.index(winner)].text
 
 
 def cut(text: str, until: Sequence[str]) -> str:

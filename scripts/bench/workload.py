@@ -223,7 +223,7 @@ def _group(question: Question, sizes: Sizes) -> Group:
     logp = -np.abs(rng.normal(size=(n, length))).astype(np.float32)
     made = (Rollout(question.id, i, tuple(t), "", logp[i], logp[i], "stop") for i, t in enumerate(drawn))
     rewards = torch.zeros(n).index_fill(0, torch.from_numpy(rng.permutation(n)[: max(n // 2, 1)]), 1.0)
-    return Group(question, tuple(made), (None,) * n, Vote(None, 0.0, {}, 0.0, 0), rewards)
+    return Group(question, tuple(made), (None,) * n, Vote(None, 0.0, {}, 0.0, 0), rewards, parsed=(None,) * n)
 
 
 def doubled(work: Work) -> Work:
@@ -242,7 +242,8 @@ def _taken(group: Group, places: Sequence[int]) -> Group:
     kept = tuple(group.rollouts[i] for i in places)
     assert group.rewards is not None and group.advantages is not None
     at = torch.tensor(places)
-    return replace(group, rollouts=kept, answers=(None,) * len(kept), rewards=group.rewards[at],
+    nothing = (None,) * len(kept)
+    return replace(group, rollouts=kept, answers=nothing, parsed=nothing, rewards=group.rewards[at],
                  advantages=group.advantages[at])  # fmt: skip
 
 

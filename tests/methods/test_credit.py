@@ -28,7 +28,8 @@ def group(answers: list[str | None], winner: str | None, entropies: list[list[fl
     counts = Counter(answer for answer in answers if answer is not None)
     vote = Vote(winner, 0.0, counts, 0.0, sum(counts.values()))
     question = Question("q1", (), "?", AnswerSpec("number"))
-    return Group(question, tuple(rollout(i, e) for i, e in enumerate(entropies)), tuple(answers), vote)
+    rollouts = tuple(rollout(i, e) for i, e in enumerate(entropies))
+    return Group(question, rollouts, tuple(answers), vote, parsed=(None,) * len(answers))
 
 
 class TestRewards:

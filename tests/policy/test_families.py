@@ -108,7 +108,8 @@ def group_of(question: Question, lengths: Sequence[int], every: int, seed: int) 
         for i, tokens in enumerate(drawn)
     )
     masks = [torch.arange(len(tokens)) % every == 0 for tokens in drawn]
-    group = Group(question, rollouts, (None,) * len(drawn), Vote(None, 0, {}, 0, 0), None, torch.ones(len(drawn)))
+    nothing, advantages = (None,) * len(drawn), torch.ones(len(drawn))
+    group = Group(question, rollouts, nothing, Vote(None, 0, {}, 0, 0), None, advantages, parsed=nothing)
     return group, [Tokens(mask, torch.zeros_like(mask), None) for mask in masks]
 
 

@@ -212,7 +212,8 @@ def make_step(seed: int = 0) -> Step:
         )
         vote = Vote(None, 0.0, {}, 0.0, 0)
         advantages = torch.tensor([values[t][1] for t in drawn], dtype=torch.float32)
-        groups.append(Group(question, rollouts, (None,) * len(drawn), vote, advantages, advantages))
+        nothing = (None,) * len(drawn)
+        groups.append(Group(question, rollouts, nothing, vote, advantages, advantages, parsed=nothing))
         tokens.append([values[t][2] for t in drawn])
     return Step(groups, tokens)
 

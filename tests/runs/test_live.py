@@ -30,7 +30,7 @@ from mm_spine.runs.listeners.live import LogLines, Phase, Terminal, add_live, pr
 from mm_spine.runs.plan import check
 from mm_spine.runs.run import Run, run
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
+from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Vote
 from mm_spine.words import one_line
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -67,7 +67,8 @@ def group(name: str, texts: tuple[str, ...]) -> Group:
         Rollout(name, i, (1,), text, np.zeros(1, np.float32), None, "stop") for i, text in enumerate(texts)
     )
     vote = Vote("1", 1.0, {"1": len(texts)}, 1.0, len(texts))
-    return Group(question(name), rollouts, ("1",) * len(texts), vote, rewards=torch.ones(len(texts)))
+    parsed = (Answer("1", "1"),) * len(texts)
+    return Group(question(name), rollouts, ("1",) * len(texts), vote, torch.ones(len(texts)), parsed=parsed)
 
 
 def a_step(step: int = 0, **more: Any) -> Step:

@@ -37,7 +37,7 @@ from mm_spine.runs.listeners.trackers.tensorboard import markdown
 from mm_spine.runs.listeners.trackers.tracker import HEADINGS, TrackedResponse, TrackerListener, flat
 from mm_spine.runs.plan import check
 from mm_spine.runs.run import run
-from mm_spine.types import AnswerSpec, Group, Question, Rollout, StepReport, Vote
+from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
 PACKAGES = {name: row.package for name, row in registry.TRACKERS.items()}
 INSTALL = 'pip install -c constraints.txt "mm-spine[trackers]"'
@@ -408,7 +408,8 @@ class Heard:
 def group() -> Group:
     question = Question("q", (tiny_image(0), tiny_image(1)), "?", AnswerSpec("integer"))
     rollout = Rollout("q", 0, (1,), "1", np.zeros(1, np.float32), None, "stop")
-    return Group(question, (rollout,), ("1",), Vote("1", 1.0, {"1": 1}, 1.0, 1), torch.ones(1))
+    vote, parsed = Vote("1", 1.0, {"1": 1}, 1.0, 1), (Answer("1", "1"),)
+    return Group(question, (rollout,), ("1",), vote, torch.ones(1), parsed=parsed)
 
 
 def step_of(number: int) -> Step:

@@ -456,7 +456,8 @@ def group_of(question: Question, rollouts: Sequence[Rollout]) -> Group:
     """Every third rollout gave the vote's answer."""
     answers = tuple("1" if i % 3 == 0 else str(i) for i in range(len(rollouts)))
     share = answers.count("1") / len(answers)
-    return Group(question, tuple(rollouts), answers, Vote("1", share, {}, 0.0, len(answers)))
+    vote = Vote("1", share, {}, 0.0, len(answers))
+    return Group(question, tuple(rollouts), answers, vote, parsed=(None,) * len(answers))
 
 
 def hinge(values: Tensor) -> Tensor:
@@ -596,11 +597,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def test_a_run_records_parents_and_forks(whole: tuple[Path, Any]) -> None:
-    tables = [rollout_table.read_rollouts(path) for path in sorted(whole[0].glob("rollouts/*.parquet"))]
+    tables = [rollout_table.read_rollout_table(path) for path in sorted(whole[0].glob("rollouts/*.parquet"))]
     assert len(tables) == 3
-    forked = [found for table in tables for group in table.values() for found in branches(group)]
-    assert len(forked) > 12
-    assert all(branch.token_ids[:at] == root.token_ids[:at] for root, branch, at in forked)
+    forked = 0
+    for table in tables:
+        rows = {(row["question_id"], row["index"]): row for row in table.to_pylist()}
+        for row in rows.values():
+            if row["parent"] is not None:
+                root, at = rows[row["question_id"], row["parent"]], row["fork_at"]
+                assert row["token_ids"][:at] == root["token_ids"][:at]
+                forked += 1
+    assert forked > 12
 
 
 def test_a_run_with_trees_resumes_to_the_bit(whole: tuple[Path, Any], tmp_path: Path) -> None:

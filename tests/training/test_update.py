@@ -48,7 +48,7 @@ def group(rollouts: Sequence[Rollout], answers: Sequence[str | None], question: 
     """A group whose vote is the first answer."""
     share = sum(a == answers[0] for a in answers) / len(answers)
     vote = Vote(answers[0], share, {}, 0.0, sum(a is not None for a in answers))
-    return Group(QUESTIONS[question], tuple(rollouts), tuple(answers), vote)
+    return Group(QUESTIONS[question], tuple(rollouts), tuple(answers), vote, parsed=(None,) * len(rollouts))
 
 
 def mixed() -> list[Group]:
