@@ -11,14 +11,12 @@ from typing import Any, TypedDict
 
 from mm_spine import distributed, evaluation
 from mm_spine.adapt import Adapted
+from mm_spine.evaluation import Metrics, TagScores
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.kernels import backend_name
 from mm_spine.policy.model import Policy
 from mm_spine.runs.machine import peak_memory
 from mm_spine.runs.plan import Plan, Splits
-
-Metrics = dict[str, Any]
-"""A block of `evaluation.metrics`."""
 
 
 class Summary(TypedDict):
@@ -177,9 +175,7 @@ def metrics_by_split(items: Sequence[evaluation.Item]) -> dict[str, Metrics | No
     return by_split
 
 
-def _breakdown(
-    plan: Plan, splits: Splits, items: Sequence[evaluation.Item]
-) -> dict[str, dict[str, dict[str, float | int]]]:
+def _breakdown(plan: Plan, splits: Splits, items: Sequence[evaluation.Item]) -> dict[str, dict[str, TagScores]]:
     """Return the scores on the adapted split by the benchmark's tags."""
     adapted = [item for item in items if item.split == "adapted"]
     return evaluation.breakdown(adapted, splits.adapted.tags, plan.benchmark.breakdowns)
