@@ -46,7 +46,7 @@ class Summary(TypedDict):
     stopped_by: str
     skipped: dict[str, str]
     fingerprint: str
-    breakdowns: dict[str, dict[str, dict[str, dict[str, float | int]]]]
+    breakdowns: dict[str, dict[str, dict[str, TagScores]]]
     bad_rows: list[str]
     lmms_eval: dict[str, Any] | None
 
