@@ -1,4 +1,4 @@
-"""Responses -> comparable answers. A new kind is one module and one row of `KINDS`."""
+"""Turn responses into comparable answers. A new kind of answer is one module and one entry of `KINDS`."""
 
 from __future__ import annotations
 
@@ -35,24 +35,25 @@ KINDS: dict[str, Kind] = {
     "yes_no_maybe": yes_no_maybe.KIND,
 }
 
+# End-of-text tokens, which some engines leave in the text.
 _END = re.compile(r"(?:\s*(?:</s>|<eos>|<end_of_turn>|<\|[a-z_]{2,20}\|>))+\s*\Z")
-_REACH = 200  # characters at the end in which marks of the end are looked for
+_REACH = 200  # characters at the end in which end-of-text tokens are looked for
 
 
 def known_kinds() -> tuple[str, ...]:
-    """The names a spec's `kind` may have, in alphabetical order."""
+    """Return the names that a spec's `kind` may have, in alphabetical order."""
     return tuple(sorted(KINDS))
 
 
 def kind_of(spec: AnswerSpec) -> Kind:
-    """The row of `spec.kind`; ValueError, naming the nearest kind, where there is none."""
+    """Return the entry of `spec.kind`. ValueError, naming the nearest kind: unknown kind."""
     if spec.kind not in KINDS:
         raise ValueError(f"unknown answer kind {spec.kind!r}; {nearest(spec.kind, KINDS)}")
     return KINDS[spec.kind]
 
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
-    """The answer that `response` commits to, None where it commits to none. ValueError: unknown kind."""
+    """Return the answer that `response` commits to, None if it commits to none. ValueError: unknown kind."""
     return kind_of(spec).parse(unwrapped(_finished(response)), spec)
 
 
@@ -63,27 +64,28 @@ def parse_all(responses: Sequence[str], spec: AnswerSpec) -> tuple[Answer | None
 
 
 def _finished(response: str) -> str:
-    r"""`response` without the marks of its end ("</s>"), which some engines leave in; \fbox is \boxed, as in MATH."""
+    r"""Remove end-of-text tokens such as "</s>", and write \fbox as \boxed."""
+    # Some solutions of MATH put the answer in \fbox.
     response = response.replace("\\fbox{", "\\boxed{")
     tail = response[-_REACH:]
     return response[:-_REACH] + _END.sub("", tail) if ">" in tail else response
 
 
 def same(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
-    """Whether two answers mean the same; transitive only for kinds with keys. ValueError: unknown kind."""
+    """Return whether two answers mean the same; transitive only for kinds with keys. ValueError: unknown kind."""
     return kind_of(spec).same(a, b, spec)
 
 
 def grade(answer: Answer | None, gold: str | Sequence[str], spec: AnswerSpec) -> Verdict:
-    """`answer` against one gold or several, any of which will do; None scores 0.
+    """Grade `answer` against one gold or several, of which it needs to match one; None scores 0.
 
-    ValueError: unknown kind, or a gold that is no answer of this kind.
+    ValueError: unknown kind, or no gold that is an answer of this kind.
     """
     return kind_of(spec).grade(answer, (gold,) if isinstance(gold, str) else tuple(gold), spec)
 
 
 def grade_all(answers: Sequence[Answer | None], gold: str | Sequence[str], spec: AnswerSpec) -> tuple[Verdict, ...]:
-    """Grade every answer, each distinct one once. Raises as `grade`."""
+    """Grade every answer, each distinct one once. ValueError: as `grade`."""
     verdicts = {answer: grade(answer, gold, spec) for answer in dict.fromkeys(answers)}
     return tuple(verdicts[answer] for answer in answers)
 

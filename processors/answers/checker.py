@@ -1,10 +1,20 @@
-"""Whether two formulas are equal, decided by math-verify in a process of its own, under limits of time and memory.
+"""Decide by math-verify whether two formulas are equal, in a separate process with limits of time and memory.
 
-Equality by machine is a search: it can hang, exhaust the memory or crash. Here that costs the one pair, which then
-counts as different and is kept in `failures()`; the process is replaced and the next pair is compared. No signals,
-so any thread may ask, one at a time; a fork starts its own process. Floats agree when they do to six decimals,
-math-verify's rounding: 0.333333 is 1/3, 3.14 is not pi. H. Kydlíček et al., github.com/huggingface/Math-Verify.
+Comparing by computer algebra can hang, exhaust the memory or crash. Here that costs only the pair, which then counts
+as different and is kept in `failures()`; the process is replaced, and the next pair is compared. Any thread may ask;
+they take turns. A forked process starts a worker of its own.
+
+Floats agree if they do to six decimals, as math-verify rounds: 0.333333 is 1/3, 3.14 is not pi.
+H. Kydlíček et al., github.com/huggingface/Math-Verify.
 """
+
+# Why not multiprocessing's forkserver: tried in Python 3.11, it saves 52 lines of 436 and is no faster per pair, but
+# - a child imports the caller's main module again, which fails for a program on stdin and for a script without
+#   `if __name__ == "__main__"`;
+# - daemonic processes, such as data loader workers, may not start children;
+# - after a fork the server of the parent does not serve the child;
+# - a comparison in progress survives a caller that is killed.
+# math-verify's own limit is signal.alarm, which works in the main thread only.
 
 from __future__ import annotations
 
@@ -30,23 +40,24 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
-LIMIT_S = 1.5  # wall time of one comparison
-_LEAST_S = 0.25  # what a comparison has where those before it used up the item's limit
-MEMORY_BYTES = 1536 * 1024**2  # beyond what the imports take
+LIMIT_S = 1.5  # wall time of the comparisons of one item
+_LEAST_S = 0.25  # seconds for a comparison if earlier ones have used up the item's limit
+MEMORY_BYTES = 1536 * 1024**2  # in addition to what the imports take
 DEEPEST = 60  # brackets in brackets
-LONGEST = 2000  # characters; anything longer is compared as text alone
-_START_S = 120.0  # an import on a busy machine; it happens once
-_RENEW_S = 5.0
-_KEPT = 10_000
+LONGEST = 2000  # characters; anything longer is compared only as text
+_START_S = 120.0  # for the import of math-verify on a busy machine, once
+_RENEW_S = 5.0  # for the fork of a new worker
+_KEPT = 10_000  # failures
 _COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("checker_worker.py")))
 
+# Numbers that would fill pages: a power of a power, an exponent, a factorial.
 _TOWER = re.compile(r"(?=\^\{?(\d+)\^\{?(\d+))")
 _EXPONENT = re.compile(r"\^\{?-?(\d+)")
 _FACTORIAL = re.compile(r"(\d+)\}?\)?!|(!)\s*\)?\s*!")
 
 
 class Failure(NamedTuple):
-    """A pair that the checker gave up on; it counted as different."""
+    """A pair that the checker gave up on, and that counted as different."""
 
     a: str
     b: str
@@ -55,7 +66,7 @@ class Failure(NamedTuple):
 
 @dataclass
 class _Item:
-    """What the comparisons of one answer have cost so far."""
+    """The failures and the seconds of the comparisons of one answer so far."""
 
     reasons: list[str]
     spent: float
@@ -67,25 +78,25 @@ _unreadable: dict[str, str] = {}
 
 
 def equal(a: str, b: str) -> bool:
-    """Whether math-verify finds the two equal in either direction: the same for (a, b) and (b, a)."""
+    """Return whether math-verify finds the two equal in either direction: the same for (a, b) and (b, a)."""
     return a == b or _ask(min(a, b), max(a, b), both=True)
 
 
 def accepts(gold: str, answer: str) -> bool:
-    """math-verify's verdict on `answer` against `gold`. It is not symmetric: the gold says what form is wanted."""
+    """Return math-verify's verdict on `answer` against `gold`: not symmetric, for the gold says what form is wanted."""
     return gold == answer or _ask(gold, answer, both=False)
 
 
 def failures() -> tuple[Failure, ...]:
-    """The pairs that the checker gave up on in this process, each once, in order."""
+    """Return the pairs that the checker gave up on in this process, each once, in order."""
     return tuple(_failures.values())
 
 
 @contextmanager
 def one_item() -> Iterator[list[str]]:
-    """What is asked in the block, in this thread, shares the limit of one comparison and ends with its first failure.
+    """Let all comparisons of this thread in the block share one limit, and end them with the first failure.
 
-    Gives the reasons of the failures, also of those that were remembered.
+    Yields the list of reasons of the failures, including those remembered from an earlier item.
     """
     outer: _Item | None = getattr(_here, "item", None)
     _here.item = item = _Item([], 0.0)
@@ -99,12 +110,13 @@ def one_item() -> Iterator[list[str]]:
 
 
 def close() -> None:
-    """End the process; the next question starts another."""
+    """End the worker; the next comparison starts another."""
     with _lock:
         _drop()
 
 
 def _ask(gold: str, answer: str, both: bool) -> bool:
+    """Compare unless this item or this pair has failed before; False on failure, which the item keeps."""
     item: _Item = getattr(_here, "item", None) or _Item([], 0.0)
     if item.reasons:
         return False
@@ -118,14 +130,14 @@ def _ask(gold: str, answer: str, both: bool) -> bool:
 
 
 def _refused(gold: str, answer: str) -> str | None:
-    """Why the pair need not be asked again: it failed before, or one of the two cannot be read."""
+    """Return why the pair is not compared again: it failed before, or one of the two did while it was read."""
     known = _failures.get((gold, answer)) or _failures.get((answer, gold))
     return known.reason if known else _unreadable.get(gold) or _unreadable.get(answer)
 
 
 @lru_cache(maxsize=1 << 14)
 def _outcome(gold: str, answer: str, both: bool) -> tuple[bool, str | None]:
-    """(equal, why the checker gave up). A failure is remembered too: it would only happen again."""
+    """Return (equal, why the checker gave up). Failures are remembered as well: they would only happen again."""
     if max(len(gold), len(answer)) > LONGEST:
         return False, None
     reply: dict[str, Any]
@@ -142,6 +154,7 @@ def _outcome(gold: str, answer: str, both: bool) -> tuple[bool, str | None]:
 
 
 def _note(failure: Failure, unreadable: str | None) -> None:
+    """Remember a failure, and the text that was being read when it happened."""
     if unreadable is not None:
         _unreadable[unreadable] = failure.reason
     if (failure.a, failure.b) not in _failures and len(_failures) < _KEPT:
@@ -150,7 +163,7 @@ def _note(failure: Failure, unreadable: str | None) -> None:
 
 
 def huge(text: str) -> bool:
-    """Whether `text` spells a power or a factorial whose digits fill pages: 9^{9^9}, 2^{100000}, 10000!."""
+    """Return whether `text` has a power or a factorial too large to evaluate: 9^{9^9}, 2^{100000}, 10000!."""
     if any(int(exponent[:9]) > 9999 for exponent in _EXPONENT.findall(text)):
         return True
     if any(int(top[:9]) * math.log10(max(int(base[:9]), 1)) > 4 for base, top in _TOWER.findall(text)):
@@ -159,12 +172,12 @@ def huge(text: str) -> bool:
 
 
 def depth(text: str) -> int:
-    """How deeply brackets stand in brackets."""
+    """Return how deeply brackets are nested."""
     return max(accumulate(1 if mark in "([{" else -1 for mark in text if mark in "()[]{}"), default=0)
 
 
 class _Worker:
-    """The process, the pipes to it, and the id of the fork that answers."""
+    """A running checker_worker: its process, the pipes to it, and the id of its fork that compares."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -182,7 +195,7 @@ class _Worker:
             raise
 
     def ask(self, request: dict[str, Any], limit: float) -> dict[str, Any]:
-        """The reply to one comparison, `{"error"}` where there was none in time, and what was being read then."""
+        """Return the reply to one comparison, or an `"error"`, and under `"reading"` the text being read at the end."""
         os.write(self.to, json.dumps(request).encode() + b"\n")
         deadline = time.monotonic() + limit
         reading: str | None = None
@@ -192,7 +205,8 @@ class _Worker:
             with suppress(ProcessLookupError):
                 os.kill(self.fork, signal.SIGKILL)
             reply = {"error": f"no verdict after {limit:.2g} s"}
-        elif "pid" in reply:  # its successor answers: the process died of this pair
+        # Its successor introduces itself: the fork died of this pair.
+        elif "pid" in reply:
             self.fork = reply["pid"]
             return {"error": "it crashed", "reading": reading}
         if "error" in reply:
@@ -200,7 +214,7 @@ class _Worker:
         return {**reply, "reading": reading}
 
     def stop(self) -> None:
-        """Close the pipes, and kill both processes where that is not enough."""
+        """Close the pipes, which ends the worker; kill its processes if they have not ended after 1 s."""
         process = self.process
         for pipe in (process.stdin, process.stdout):
             with suppress(OSError):
@@ -215,14 +229,16 @@ class _Worker:
                 process.wait()
 
     def _greet(self, limit: float) -> None:
-        while hello := self._line(limit):  # a reply may still have left the process that was killed
+        """Wait for the fork to introduce itself."""
+        # A reply of the fork that was killed may come first.
+        while hello := self._line(limit):
             if "pid" in hello:
                 self.fork = hello["pid"]
                 return
         raise _Gone
 
     def _line(self, limit: float) -> dict[str, Any] | None:
-        """The next line, None after `limit` seconds; `_Gone` where the process has ended."""
+        """Return the next message, None after `limit` seconds. _Gone: the process has ended."""
         deadline = time.monotonic() + limit
         poll = select.poll()
         poll.register(self.back, select.POLLIN)
@@ -247,7 +263,7 @@ _worker: _Worker | None = None
 
 
 def _exchange(request: dict[str, Any]) -> dict[str, Any]:
-    """Ask the worker, a new one where it has ended. RuntimeError where none can be started."""
+    """Ask the worker, or a new one if it has ended. RuntimeError: no worker starts."""
     global _worker
     item: _Item = getattr(_here, "item", None) or _Item([], 0.0)
     with _lock:
@@ -255,7 +271,8 @@ def _exchange(request: dict[str, Any]) -> dict[str, Any]:
             if _worker is None:
                 _worker = _start()
             try:
-                started = time.monotonic()  # neither the start of the process nor the wait for it is the item's
+                # The start of the process, and the wait for other threads, do not count against the item.
+                started = time.monotonic()
                 reply = _worker.ask(request, max(LIMIT_S - item.spent, _LEAST_S))
                 item.spent += time.monotonic() - started
                 return reply
@@ -282,7 +299,7 @@ def _drop() -> None:
 
 
 def _after_fork() -> None:
-    """A fork has neither the parent's process nor the thread that may hold its lock."""
+    """Forget the worker in a forked process: it is the parent's, as is the thread that may hold the lock."""
     global _lock
     _lock = threading.Lock()
     _drop()

@@ -1,11 +1,12 @@
-"""The process that compares mathematics: math-verify at the end of two pipes. Run by `checker`, never imported.
+"""Compare formulas by math-verify: the program that `checker` starts, never imported by the package.
 
     python -P checker_worker.py MEMORY_BYTES
 
-The first process imports math-verify once and forks the one that answers, again whenever that one is killed or dies,
-which takes milliseconds where a new import takes half a second. A line in is `{"gold", "answer", "both"}`; a line out
-`{"equal"}` or `{"error"}`; before it, `{"reading"}` names each string that is new, null when both have been read. Each
-new process introduces itself with `{"pid"}`. No alarms: the caller keeps the time.
+The process imports math-verify once and forks the worker that compares. When the worker is killed or dies, it forks
+another, which takes milliseconds; a new import would take seconds. The caller keeps the time.
+
+Messages are lines of JSON. In: `{"gold", "answer", "both"}`. Out: `{"equal"}` or `{"error"}`; before that `{"reading"}`
+with each text that is new to the worker, null once it has been read; `{"pid"}` when a worker begins.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _WARM_UP = (r"\frac{\sqrt{3}}{2}-2\pi^{2}", r"-3x^2+\frac{x}{2}", r"y=2(x+1)", r
 
 @lru_cache(maxsize=4096)
 def parsed(text: str) -> Any:
-    """The expression that LaTeX stands for, None where it stands for none."""
+    """Return the expression that LaTeX stands for, None if it cannot be read."""
     try:
         return latex2sympy(
             text, is_real=not should_treat_as_complex(text), convert_degrees=False, normalization_config=_READING
@@ -46,10 +47,11 @@ def parsed(text: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def value(text: str) -> complex | None:
-    """The number that an expression is where its symbols take fixed positive values; None without a number."""
+    """Evaluate an expression, its symbols at fixed positive values; None if that gives no number."""
     expression = parsed(text)
     if not isinstance(expression, Expr):
         return None
+    # A value of its own for each symbol, the same in every process.
     points = {s: Rational(500 + crc32(str(s).encode()) % 1009, 613) for s in expression.free_symbols}
     try:
         return complex((expression.subs(points) if points else expression).evalf(15))
@@ -60,13 +62,14 @@ def value(text: str) -> complex | None:
 
 
 def clearly_different(a: str, b: str) -> bool:
-    """Whether two values lie further apart than the six decimals that math-verify rounds floats to."""
+    """Return whether two values differ by more than the six decimals to which math-verify rounds floats."""
     x, y = value(a), value(b)
     return x is not None and y is not None and abs(x - y) > max(2e-6, 1e-9 * max(abs(x), abs(y)))
 
 
 def equal(gold: str, answer: str, both: bool) -> bool:
-    """math-verify's verdict, one way round or both; equal numbers and what has no number are its to decide."""
+    """Return math-verify's verdict on (gold, answer), with `both` also on (answer, gold)."""
+    # Comparing values first spares the slow simplification of most pairs that differ.
     x, y = parsed(gold), parsed(answer)
     if x is None or y is None or clearly_different(gold, answer):
         return False
@@ -83,7 +86,7 @@ def _verify(gold: Any, answer: Any) -> bool:
 
 
 def serve(out: int, memory: int) -> int:
-    """Answer until the input ends (0) or an item has spent the memory or the stack (1)."""
+    """Compare until the input ends (returns 0), or memory or stack is exhausted (returns 1)."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _send(out, {"pid": os.getpid()})
@@ -112,11 +115,13 @@ def _send(out: int, message: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Fork the process that answers until its input ends or the caller is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the caller's to handle
+    """Keep a worker running until its input ends or the caller is gone."""
+    # An interrupt reaches all processes of a terminal; the caller handles it and closes the pipes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     caller, out = os.getppid(), os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    # What a library prints must not reach the pipe.
+    os.dup2(2, 1)
     for text in _WARM_UP:
         value(text)
     memory = int(sys.argv[1]) + _address_space()
@@ -127,6 +132,7 @@ def main() -> int:
             os.close(ended)
             os._exit(serve(out, memory))
         os.close(held)
+        # The pipe closes when the worker ends. A worker in the middle of a comparison does not see the caller die.
         while not select.select([ended], [], [], 1.0)[0]:
             if os.getppid() != caller:
                 os.kill(pid, signal.SIGKILL)
@@ -136,6 +142,7 @@ def main() -> int:
 
 
 def _address_space() -> int:
+    """Return the bytes of address space in use."""
     with open("/proc/self/statm") as pages:
         return int(pages.read().split()[0]) * resource.getpagesize()
 

@@ -1,4 +1,8 @@
-"""Letters of multiple choice. Only a commitment counts: never a letter merely mentioned, eliminated or guessed."""
+"""Letters of multiple choice (MMMU, GPQA, MedQA, ScienceQA and others).
+
+A letter counts only if the response commits to it, never if it is merely mentioned, eliminated or guessed. Graders that
+draw a letter at random when they find none (MMMU, lmms-eval) would add votes that nobody cast.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +35,11 @@ _CUE = re.compile(
     rf"{_HEDGE}(?:the\s+)?(?:(?:correct|best|right|final)\s+)?(?:{_NOUN}\b\s*(?:{_BE}\b)?[\s:]*)?",
     re.IGNORECASE,
 )
+# The same in Chinese (GeoQA+, SLAKE): "答案是", "故选：", but neither "不选" nor "选项".
 _HAN_CUE = re.compile(
     r"(?:(?:答案|正确选项)\s*(?:应该|应)?\s*[是为:]|(?<!不)(?<!正确)选(?!项))[择\s:]*+(?:选项|选)?\s*"
 )
+# "B is correct", "Option (B) is the most likely diagnosis", "so B is the best choice".
 _APPROVED = re.compile(
     rf"(?:^|[.;:,\n][^\S\n]*|\b(?i:{_NOUN}|that|so|thus|therefore|hence)\s+)"
     rf"[(\[]?(?P<letter>[A-J]|(?<=(?i:option) )[a-j])"
@@ -42,6 +48,7 @@ _APPROVED = re.compile(
     rf"(?:\s+(?:{_NOUN}|one|diagnosis)\b|\s*[.,;!\n]|\s*$|\s+{_BECAUSE})"
 )
 _HAN_APPROVED = re.compile(r"(?<![A-Za-z])(?P<letter>[A-J])[)\]]?\s*(?:选项|项)?是?正确")
+# A denial that still holds where the clause ends: "not A but" denies nothing that follows.
 _DENIAL = re.compile(
     r"(?:\b(?:not|neither|nor|never|cannot|if|whether|unless)\b|n['’]t\b|[不非没])(?!.*\b(?:but|so|hence|thus)\b)", re.I
 )
@@ -53,30 +60,39 @@ _ELIMINATED = re.compile(
 _DISMISSED = re.compile(rf"\W*(?:{_BE}|are|were|seems?|can|could|should|may|does)\b[^,;]*{_ELIMINATED.pattern}", re.I)
 _CONTRAST = re.compile(r"\b(?:rather than|instead of|unlike|except|however|without|neither|nor|either)\b", re.I)
 _NAMED = rf"(?:(?i:{_NOUN})\s+)?"
+# A text or line that is only a letter: "B", "(B)", "Option B."
 _ALONE = re.compile(rf"{_NAMED}[(\[]?([A-Ja-j])[)\]]?[.:]?")
+# A line that starts with a letter and goes on: "B. aspirin", "(B) because A is wrong", "B - aspirin".
 _LABELLED = re.compile(
     rf"{_NAMED}[(\[]?([A-J])(?:[)\]][.:]?|[.:]|(?=,?\s+{_BECAUSE}|\s+[-–—]\s))(?!{_NEXT})\s*(.*)", re.DOTALL
 )
+# Some releases write the label into the option: "B. aspirin".
 _OWN_LABEL = re.compile(r"[(\[]?([A-J])(?:[)\]][.:]?|[.:])\s*(?=\S)")
+# An option's text that goes on to another is not that option: "aspirin and heparin". "aspirin and it must be given at
+# once" is.
 _CONTINUED = re.compile(r"\s*(?:[/+&]|(?:and|or|plus)\b(?!\s+(?:it|this|that|not|we|he|she|they|therefore|so)\b))")
 _JOINED = re.compile(r".*(?:[/+&]|\b(?:and|or|plus))\s*$")
+# What stands before an option in a sentence that concludes: "Therefore", or "is" and a few words.
 _CONCLUDES = re.compile(
     r"\W*(?:therefore|thus|so|hence|consequently|overall|in conclusion|in summary|因此|所以|故|综上)"
     r"|.*(?:\b(?:is|are|was|were|be|equals?)\b|=|[是为])(?:\s+(?!that\b|if\b|when\b)[\w-]+){0,6}\W*$",
     re.I,
 )
-_SIGNED = re.compile(  # "So the time is quarter past eight. (E)"
+# A conclusion signed with a letter: "So the time is quarter past eight. (E)".
+_SIGNED = re.compile(
     r"(?:^|[.!?,]\s+)(?:therefore|thus|so|hence|consequently)\b(?P<said>[^\n]{0,300}?)"
     r"[(\[](?P<letter>(?-i:[A-J]))[)\]]\s*[.!]?[^\S\n]*$",
     re.I | re.M,
 )
 _IS_LETTER = re.compile(r"\b(?:is|are|be|was|labell?ed|marked)\s+[(\[][A-J][)\]]")
+# "A: No, it is not.": the letter stands for "Answer".
 _REPLY = re.compile(r"^[^\S\n]*A:[^\S\n]+", re.M)
 _BRACKETED = re.compile(r"[(\[][A-J][)\]]")
 _SETS_ASIDE = re.compile(r"\b(?:rul(?:e|es|ing) out|eliminat|exclud|discard|reject|dismiss|compar)", re.I)
 _DISMISSED_NEXT = re.compile(
     rf"\s*(?:{_BE}|are|were|seems?|can|could|should|may|does)\b[^,;.\n]*{_ELIMINATED.pattern}", re.I
 )
+# A condition states nothing: "If the fever is high, then ..." and "if insulin was eliminated would be".
 _GIVEN = re.compile(r"\s*(?:if|when)\b[^,.]{1,100},\s+(?:then\b\s*)?(?!.*\b(?:would|could|might)\b)", re.I)
 _CONDITION = re.compile(
     r"\b(?:if|when|after)\b[^,;]{1,80}?\b(?:is|are|was|were)\s+\w+(?=\s+(?:would|will|is|are)\b)", re.I
@@ -87,7 +103,7 @@ _APPROVES = re.compile(
 _ARTICLE = re.compile(r"(?:an?|the)\s+")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n|\Z")
 _TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
-# Full-width signs are their ASCII twins; marks of direction and of no width are nothing.
+# Full-width signs have ASCII twins; marks of direction and of zero width go.
 _TWINS: dict[int, str | None] = {
     **dict.fromkeys([0xAD, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)]),
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
@@ -97,10 +113,10 @@ _TWINS: dict[int, str | None] = {
     0x3011: "]",
 }
 
-_REACH = 100  # characters that a clause may take: keeps a response that repeats itself linear
+_REACH = 100  # characters of a clause that are looked at, so that a response that repeats itself takes linear time
 _LAST_CUES = 200  # announcements that are looked at, from the end
 _LINES = 50  # lines looked at from either end
-_SENTENCE = 400  # characters that a last sentence may take
+_SENTENCE = 400  # characters of the last sentence that are looked at
 _TAIL = 300  # characters from the end that are looked at first: most responses end with their answer
 
 
@@ -111,12 +127,12 @@ def check_count(choices: Sequence[str]) -> None:
 
 
 def option_text(spec: AnswerSpec, index: int) -> str | None:
-    """Option `index` as normalised text, without its own label: "B. aspirin" is "aspirin"."""
+    """Return option `index` as normalised text, without its own label: "B. aspirin" is "aspirin"."""
     return _texts(spec)[index]
 
 
 def read(text: str, spec: AnswerSpec) -> str | None:
-    """The letter of a bare answer: "B", "(B)", "B. aspirin", an option's own text, or "the answer is B"."""
+    """Read a bare answer: "B", "(B)", "B. aspirin", an option's own text, or "the answer is B"."""
     text = _clean(text).strip()
     if alone := _ALONE.fullmatch(text):
         return _valid(alone[1], spec)
@@ -124,15 +140,16 @@ def read(text: str, spec: AnswerSpec) -> str | None:
 
 
 def find(response: str, spec: AnswerSpec) -> str | None:
-    r"""Boxed; else the last announced; else a line that is an answer; else what the last sentence concludes.
+    r"""Return the boxed letter, else the last announced, else a line that is an answer, else the last sentence's.
 
-    An empty box is no commitment (an echo of the prompt); any other decides, unless it holds no option and a letter is
-    announced after it: "\boxed{45}. The answer is (E)."
+    A box decides, unless it holds no option and a letter is announced after it: "\boxed{45}. The answer is (E)."
     """
+    # An empty box is an echo of the prompt ("put the letter in \boxed{}").
     box = last_boxed(response)
     if box is not None and box.strip():
         return read(box, spec) or after_box(response, box, spec)
     response = response[-LOOKED_AT:]
+    # Most responses end with their answer: the tail is tried first, for speed.
     tail = _tail(response)
     committed = _committed(_clean(response[tail:]), spec) if tail else None
     if committed is None:
@@ -144,12 +161,12 @@ def find(response: str, spec: AnswerSpec) -> str | None:
 
 
 def after_box(response: str, box: str, spec: AnswerSpec) -> str | None:
-    """The letter announced after the box that holds `box`, which is no option."""
+    """Return the letter announced after the box that holds `box`, which is no option."""
     return _committed(_clean(response[response.rfind(box) + len(box) :][-LOOKED_AT:]), spec) or None
 
 
 def _tail(response: str) -> int:
-    """Where the sentence of the last "answer" begins, if that is near the end; else the first sentence of the tail."""
+    """Return where the sentence of the last "answer" begins if that is near the end, else the tail's first sentence."""
     start = max(0, len(response) - _TAIL)
     said = response.rfind("nswer", start)
     if said < 0:
@@ -158,13 +175,14 @@ def _tail(response: str) -> int:
 
 
 def straight(text: str) -> str:
-    """`text` in ASCII's own signs where it used full-width ones, without invisible marks; <answer> is "Answer:"."""
+    """Replace full-width signs by ASCII ones and <answer> by "Answer:", and remove invisible marks."""
     if not text.isascii():
         text = text.translate(_TWINS)
     return _TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", text) if "<" in text else text
 
 
 def _clean(text: str) -> str:
+    """Remove markup, invisible marks and emphasis."""
     return plain(straight(text)).replace("*", "").replace("_", "")
 
 
@@ -180,23 +198,25 @@ def _texts(spec: AnswerSpec) -> tuple[str | None, ...]:
 
 
 def _options(spec: AnswerSpec) -> Iterator[tuple[str, str]]:
-    """(label, text) of the options that have text; the ten first, for there are no more labels."""
+    """Yield (label, text) of the first ten options, as many as there are labels, that have text."""
     return ((label, text) for label, text in zip(LABELS, _texts(spec), strict=False) if text)
 
 
 def _valid(letter: str, spec: AnswerSpec) -> str | None:
+    """Return the letter in upper case, None if it is beyond the options."""
     letter = letter.upper()
     return letter if letter in LABELS[: len(spec.choices) or None] else None
 
 
 def _by_text(text: str, spec: AnswerSpec) -> str | None:
+    """Return the label of the one option whose text `text` is."""
     wanted = free_text.read(text, spec) if spec.choices else None
     matches = [label for label, option in _options(spec) if option == wanted]
     return matches[0] if len(matches) == 1 else None
 
 
 def _labelled(line: str, spec: AnswerSpec) -> str | None:
-    """The letter of "B. aspirin" or "B because ...", unless the rest rejects it ("A. is wrong")."""
+    """Return the letter of "B. aspirin" or "B because ...", unless the rest rejects it ("A. is wrong")."""
     match = _LABELLED.fullmatch(line)
     label = _valid(match[1], spec) if match else None
     if match is None or label is None:
@@ -205,12 +225,13 @@ def _labelled(line: str, spec: AnswerSpec) -> str | None:
 
 
 def _rejects(match: re.Match[str]) -> bool:
-    """Words of rejection right after the letter; those of a reason ("B because A is wrong") concern the others."""
+    """Return whether the text after the letter rejects it."""
+    # A reason rejects the other options: "B because A is wrong".
     return re.match(_BECAUSE, match[2]) is None and _ELIMINATED.search(match[2]) is not None
 
 
 def _committed(text: str, spec: AnswerSpec) -> str | None:
-    """The last of "the answer is B", "so (B)", "B is correct", "the answer is aspirin"; "" where that names several."""
+    """Return the last letter in "the answer is B", "so (B)", "B is correct" or "the answer is aspirin"; "" for several."""
     cues = [*_CUE.finditer(text)]
     claims = [*_APPROVED.finditer(text)]
     if not text.isascii():
@@ -229,12 +250,12 @@ def _committed(text: str, spec: AnswerSpec) -> str | None:
 
 
 def _plain(said: str) -> bool:
-    """Whether a conclusion names no further letter, and neither denies nor contrasts."""
+    """Return whether a conclusion names no further letter, and neither denies nor contrasts."""
     return not any(pattern.search(said) for pattern in (_BRACKETED, _SETS_ASIDE, _ELIMINATED, _DENIAL, _CONTRAST))
 
 
 def _announced(text: str, start: int, spec: AnswerSpec) -> str | None:
-    """The letter or the option's text that stands at `start`; "" for several letters."""
+    """Return the letter, or the label of the option's text, at `start`; "" for several letters."""
     if letter := _LETTER.match(text, start):
         if _DISMISSED_NEXT.match(text, letter.end(), letter.end() + _REACH):
             return None
@@ -243,12 +264,12 @@ def _announced(text: str, start: int, spec: AnswerSpec) -> str | None:
 
 
 def _denied(text: str, start: int) -> bool:
-    """Whether the clause up to `start` negates or supposes what follows it."""
+    """Return whether the clause up to `start` negates or supposes what follows it."""
     return _DENIAL.search(re.split(r"[,.;:!?\n]", text[max(0, start - _REACH) : start])[-1]) is not None
 
 
 def _announced_text(text: str, start: int, spec: AnswerSpec) -> str | None:
-    """The option whose text opens the statement at `start`, the longest where several do."""
+    """Return the option whose text opens the statement at `start`, the longest if several do."""
     if not spec.choices:
         return None
     reach = start + max([_REACH, *map(len, spec.choices)])
@@ -257,7 +278,7 @@ def _announced_text(text: str, start: int, spec: AnswerSpec) -> str | None:
 
 
 def _opening(statement: str, spec: AnswerSpec) -> str | None:
-    """The longest option that `statement` opens with, unless it goes on ("aspirin and heparin") or dismisses it."""
+    """Return the longest option that `statement` opens with, unless the rest joins another to it or dismisses it."""
     said = _ARTICLE.sub("", free_text.read(statement, spec) or "", count=1)
     best: tuple[int, str] | None = None
     for label, option in _options(spec):
@@ -275,21 +296,21 @@ def _opening(statement: str, spec: AnswerSpec) -> str | None:
 
 
 def _by_lines(text: str, spec: AnswerSpec) -> str | None:
-    """The last line that is a letter; else the one option that lines spell out, be it once or several times."""
+    """Return the last line that is a letter, else the only option that lines spell out."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = lines if len(lines) <= 2 * _LINES else lines[:_LINES] + lines[-_LINES:]
     for line in reversed(lines):
         if (alone := _ALONE.fullmatch(line)) and (label := _valid(alone[1], spec)):
             return label
-    # Several different lines of this form are the list of options repeated, not an answer.
+    # Lines of this form with different options repeat the list of options.
     spelled = {label for line in lines if (label := _labelled(line, spec) or _by_text(line, spec))}
     return spelled.pop() if len(spelled) == 1 else None
 
 
 def _by_last_sentence(text: str, spec: AnswerSpec) -> str | None:
-    """The one option whose text a concluding last sentence holds, with no word that denies or contrasts.
+    """Return the only option in the last sentence, if the sentence concludes without denial or contrast.
 
-    "Therefore, the next step is needle thoracostomy." A sentence that opens with an option ("No, it has not.") will do.
+    For example "Therefore, the next step is needle thoracostomy.", or a reply that opens with it: "No, it has not."
     """
     sentence = re.split(r"(?<=[.!?])\s+", text.rstrip()[-_SENTENCE:].rpartition("\n")[2])[-1]
     if (comma := sentence.find(",")) > 0 and (label := _by_text(sentence[:comma], spec)):
@@ -301,6 +322,7 @@ def _by_last_sentence(text: str, spec: AnswerSpec) -> str | None:
         return letter
     said = free_text.read(sentence, spec) or ""
     spans = [(at, at + len(option), label) for label, option in _options(spec) if (at := _place(option, said)) >= 0]
+    # An option inside another ("aspirin" in "aspirin and clopidogrel") is not named by it.
     widest = [a for a in spans if not any(b != a and b[0] <= a[0] and a[1] <= b[1] for b in spans)]
     if len(widest) != 1:
         return None
@@ -312,20 +334,21 @@ def _by_last_sentence(text: str, spec: AnswerSpec) -> str | None:
 
 
 def _by_reply(text: str, spec: AnswerSpec) -> str | None:
-    """What follows "A:" where that is short for "Answer:", as in "A: No, it is not." with options yes and no."""
+    """Return the option that follows "A:", short for "Answer:", as in "A: No, it is not." with options yes and no."""
     reply = _REPLY.search(text)
     label = _announced(text, reply.end(), spec) if reply else None
-    return label or None if label != "A" else None  # a list of the options begins so
+    # "A: yes" is the first line of the list of options.
+    return label or None if label != "A" else None
 
 
 def _only_letter(sentence: str, spec: AnswerSpec) -> str | None:
-    """The one bracketed letter of a sentence, where it is said to be it: "the angle is (D) 150°", "labelled (C)"."""
+    """Return the only bracketed letter of a sentence that names it: "the angle is (D) 150°", "labelled (C)"."""
     letters = _BRACKETED.findall(sentence)
     return _valid(letters[0][1], spec) if len(letters) == 1 and _IS_LETTER.search(sentence) else None
 
 
 def _place(option: str, said: str) -> int:
-    """Where `option` stands in `said` as whole words or a whole number, -1 where it does not. No single letters."""
+    """Return where `option` stands in `said` as whole words or a whole number, else -1; -1 for a single letter."""
     at = said.find(option) if len(option) > 1 or option.isdigit() else -1
     while at >= 0:
         before, after = said[at - 1 : at] if at else "", said[at + len(option) :]
@@ -336,7 +359,7 @@ def _place(option: str, said: str) -> int:
 
 
 def _grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Verdict:
-    """A letter is right when it is the gold's label, or, where options are letters, the text of the gold's option."""
+    """Grade right if it is the gold's label or, where options are themselves letters, the text of the gold's option."""
     labels = read_golds(golds, spec, read)
     if answer is None:
         return UNPARSED

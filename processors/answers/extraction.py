@@ -1,4 +1,8 @@
-r"""Where responses put their final answer: `\boxed{...}`, or "the answer is ..."."""
+r"""Find the part of a response that states its answer, whatever the kind of answer.
+
+`unwrapped` reduces a response to its final form: what follows the thinking, an <answer> tag, JSON, a heading.
+`last_boxed` and `announced` then find `\boxed{...}` and "the answer is ...".
+"""
 
 from __future__ import annotations
 
@@ -6,38 +10,49 @@ import json
 import re
 from collections.abc import Iterator
 
+LOOKED_AT = 200_000
+"""Characters from the end in which an answer outside a box is looked for; a longer search only costs time."""
+
 _BRACES = re.compile(r"(?P<open>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 _WRAPPER = re.compile(r"(?P<open>\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*\{)|[{}]")
+# "The answer is", "The answer to the question would be", "Answer:", "**Answer**:", and the same in Chinese (GeoQA+,
+# SLAKE). "The answer is not B" announces nothing.
 _CUE = re.compile(
     r"\bans(?:wer)?\b(?:\s+to\b[^.\n]{0,80}?)?[*_\s]*"
     r"(?:(?:is|was|(?:should|would|must|will|has to) be)\b|[:=：])[*_\s:]*+(?!not\b)"
     r"|答案\s*(?:应该是|应为|是|为|[:：])[*_\s:：]*+",
     re.IGNORECASE,
 )
+# Bold, code, and the delimiters of LaTeX mathematics.
 _MARKS = re.compile(r"\*\*|__|`|\$|\\[()\[\]]")
-LOOKED_AT = 200_000
-"""Characters from the end in which an answer outside a box is looked for: more is no answer, and costs time."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。\n]|$")
 _QUOTED = re.compile(r"(?:\"([^\"]+)\"|'([^']+)'|[“‘]([^“”‘’]+)[”’])[.!]?")
+# In "There are 2 shelves with more than 5 books." the answer is 2. "<picture at 0x7f31a20>" holds no number.
 _NO_ANSWER = re.compile(
     r"\b(?:more|less|fewer|greater|larger|smaller|higher|lower|longer|shorter|older|younger)\s+than\s+\$?\d[\d.,]*"
     r"|\b0x[0-9a-f]+\b",
     re.IGNORECASE,
 )
+
+# The final form of a response.
+
 _REACH = 4000  # characters from the end in which a form is looked for
-_DEEPEST = 4  # forms in forms
+_DEEPEST = 4  # forms that may stand in each other, such as JSON in a tag
 
 _THOUGHT = re.compile(r"</think(?:ing)?>")
+# GLM-4.5V writes <|begin_of_box|>C<|end_of_box|>.
 _TAG = re.compile(r"<(?:final_?)?answer>|<\|begin_of_box\|>", re.IGNORECASE)
 _CLOSED = re.compile(r"</(?:final_?)?answer>|<\|end_of_box\|>", re.IGNORECASE)
 _STRING = r'"(?P<text>(?:[^"\\]|\\.)*+)"'
 _OTHER = r'"(?:[^"\\]|\\.)*+"'
 _BARE = r'\[[^\[\]{}]*+\]|[^\s",\[\]{}]++'
+# The key "answer" of the object that ends the response; keys may follow it, nothing else but a code fence.
 _JSON = re.compile(
     rf'"(?:final[ _]?|correct[ _]?)?answer"\s*:\s*(?:{_STRING}|(?P<bare>{_BARE}))'
     rf"(?:\s*,\s*{_OTHER}\s*:\s*(?:{_OTHER}|{_BARE}))*+\s*\}}\s*(?:```)?\s*\Z",
     re.IGNORECASE | re.DOTALL,
 )
+# A heading and one line below it, at the end: two lines state more than an answer.
 _HEADING = re.compile(
     r"(?:\A|\n)[#*_ \t]*(?:(?:the|my) )?(?:final |correct )?answer[*_ \t]*:?[*_ \t]*\n\s*(?P<said>[^\n]+)\Z",
     re.IGNORECASE,
@@ -45,15 +60,17 @@ _HEADING = re.compile(
 
 
 def unwrapped(response: str) -> str:
-    r"""The part of `response` that states its answer: what follows the thinking, and of that what closes it as
-    <answer>C</answer>, as JSON with a key "answer", or as one line under the heading "Final answer"; else all of it.
+    r"""Return the part of `response` that states its answer.
 
-    A box decides before any of these: a form without one does not hide it.
+    This is what follows the thinking; within that, what an <answer> tag, the key "answer" of JSON, or one line under
+    the heading "Final answer" holds at the end. Without any of these it is all of `response`.
     """
+    # Where nothing follows the thinking, the thinking is the response.
     for thought in _THOUGHT.finditer(response, max(0, response.rfind("</think"))):
         response = response[thought.end() :] if response[thought.end() :].strip() else response
     for _ in range(_DEEPEST):
         said = _last_form(response[-_REACH:].rstrip())
+        # A box outranks the other forms: a form without a box must not hide one.
         if said is None or not re.search(r"\w", said) or (_is_boxed(response) and not _is_boxed(said)):
             break
         response = said.strip()
@@ -65,10 +82,11 @@ def _is_boxed(text: str) -> bool:
 
 
 def _last_form(text: str) -> str | None:
-    """What the last form of `text` holds, if nothing follows it."""
+    """Return what the last form of `text` holds, None if something follows it."""
     tags = [*_TAG.finditer(text)]
     if tags:
         said, closed, rest = _parted(text[tags[-1].end() :])
+        # A stop string may have cut off the closing tag; a long text without one is no answer.
         return said if not rest.strip(" \n*.") and (closed or len(said) < 200) else None
     if text.endswith(("}", "```")) and (found := _JSON.search(text)):
         return found["bare"] if found["text"] is None else _decoded(found["text"])
@@ -77,30 +95,33 @@ def _last_form(text: str) -> str | None:
 
 
 def _parted(text: str) -> tuple[str, bool, str]:
-    """What stands before the closing tag, whether there is one, and what follows."""
+    """Split `text` at its closing tag: what stands before it, whether there is one, and what follows."""
     closing = _CLOSED.search(text)
     return (text[: closing.start()], True, text[closing.end() :]) if closing else (text, False, "")
 
 
 def _decoded(text: str) -> str:
-    r"""A JSON string; LaTeX that was not escaped stays LaTeX: "\frac" is no form feed."""
+    """Decode the inside of a JSON string."""
     try:
         decoded = str(json.loads(f'"{text}"'))
     except ValueError:
         return text
+    # Models often do not escape LaTeX in JSON: "\\frac" then decodes to a form feed and "rac".
     return decoded if decoded.isprintable() else text
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{}` whose braces balance, the inner one where they nest; None without any."""
+    r"""Return the content of the last `\boxed{}` whose braces balance, the inner one where they nest, else None."""
     start = text.rfind("\\boxed")
     if start < 0:
         return None
-    last = _last_balanced(text[start:])  # nearly always there, and short
+    # The last box nearly always balances, and is short.
+    last = _last_balanced(text[start:])
     return _last_balanced(text) if last is None else last
 
 
 def _last_balanced(text: str) -> str | None:
+    """Return the content of the balanced box that begins last."""
     best: tuple[int, str] | None = None
     stack: list[tuple[int, int] | None] = []
     for token in _BRACES.finditer(text):
@@ -116,12 +137,13 @@ def _last_balanced(text: str) -> str | None:
 
 
 def plain(text: str) -> str:
-    r"""`text` without what carries no meaning: `\text{...}` and its kin, math dollars, bold and code marks."""
+    r"""Remove markup that carries no meaning: `\text{...}` and the like, math dollars, bold and code marks."""
     return _MARKS.sub("", _without_wrappers(text) if "\\" in text else text)
 
 
 def _without_wrappers(text: str) -> str:
-    """One pass, however deep the braces nest: each wrapper that is closed loses its name and its braces."""
+    """Remove the name and the braces of every wrapper that is closed."""
+    # One pass, however deep the braces nest: replacing by a regex would take one pass for each level.
     kept: list[str] = []
     opened: list[int | None] = []
     end = 0
@@ -136,7 +158,10 @@ def _without_wrappers(text: str) -> str:
 
 
 def announced(text: str) -> Iterator[str]:
-    """What follows each "answer is" or "Answer:", up to the next or the end of the sentence or line; the last first."""
+    """Yield what follows each "answer is" or "Answer:", the last first.
+
+    Each statement ends with its sentence, its line, or where the next one begins.
+    """
     limit = len(text)
     for cue in reversed(list(_CUE.finditer(text))):
         end = _SENTENCE_END.search(text, cue.end(), limit)
@@ -145,11 +170,11 @@ def announced(text: str) -> Iterator[str]:
 
 
 def _unquoted(statement: str) -> str:
-    """`statement` without quotation marks around the whole of it."""
+    """Remove quotation marks around the whole of `statement`."""
     quoted = _QUOTED.fullmatch(statement)
     return statement if quoted is None else quoted[1] or quoted[2] or quoted[3]
 
 
 def answerable(text: str) -> str:
-    """`text` without numbers that are no answer: what something is compared to ("more than 90 percent"), addresses."""
+    """Remove numbers that are no answer: those compared with ("more than 90 percent") and memory addresses."""
     return _NO_ANSWER.sub(" ", text)

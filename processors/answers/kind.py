@@ -1,24 +1,25 @@
-"""What an answer kind is: three functions, and the usual way to get them from a canonical key."""
+"""Define an answer kind by three functions, and derive them from canonical keys where a kind has such keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
+T = TypeVar("T")
 Read = Callable[[str, AnswerSpec], str | None]
-"""(text, spec) -> canonical key, or None where the text holds no such answer."""
+"""(text, spec) -> canonical key, or None if the text holds no such answer."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of `KINDS`.
+    """How answers of one kind are parsed, compared and graded; an entry of `KINDS`.
 
-    A kind with canonical keys returns answers whose `text` is the key, and reads that text back to the
-    same key: so the name of a vote class can be graded, and cannot change while samples still arrive.
-    `keyed` is False where that does not hold: some answers have no key and are compared pair by pair, or a class is
-    named by what was written, and a shorter text may still arrive.
+    keyed: every answer has a canonical key, which is also its `text` and reads back as the same key. The name of a
+    vote class can then be graded, and does not change while further samples arrive. False if some answers have no
+    key and are compared pair by pair, or if a class is named by its shortest text.
     """
 
     parse: Callable[[str, AnswerSpec], Answer | None]
@@ -28,7 +29,7 @@ class Kind:
 
 
 def keyed(find: Read, read: Read) -> Kind:
-    """A kind whose answers are equal when their keys are: `find` searches a response, `read` a bare answer (a gold)."""
+    """Make a kind whose answers are equal if their keys are: `find` reads a response, `read` a bare answer or gold."""
 
     def parse(response: str, spec: AnswerSpec) -> Answer | None:
         key = find(response, spec)
@@ -47,19 +48,22 @@ UNPARSED = Verdict(0.0, False, "No answer could be read from the response.")
 
 
 def same_key(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
-    """Equality of canonical keys."""
+    """Return whether the canonical keys are equal."""
     return a.key == b.key
 
 
 def verdict(correct: bool, found: str, golds: Sequence[str]) -> Verdict:
-    """All or nothing, with the two sides named."""
+    """Score 1 or 0, and name the two sides in `why`."""
     relation = "is" if correct else "is not"
     return Verdict(float(correct), correct, f"{found!r} {relation} {' or '.join(map(repr, golds))}.")
 
 
-def read_golds(golds: Sequence[str], spec: AnswerSpec, read: Read) -> tuple[str, ...]:
-    """The keys of the golds that can be read; ValueError where none can, for that is a fault of the data."""
-    keys = tuple(key for gold in golds if (key := read(gold, spec)) is not None)
-    if not keys:
+def read_golds(golds: Sequence[str], spec: AnswerSpec, read: Callable[[str, AnswerSpec], T | None]) -> tuple[T, ...]:
+    """Read the golds, and drop those that cannot be read.
+
+    ValueError: none can be read. The data are wrong then, so that no answer must be graded 0 for it.
+    """
+    found = tuple(each for gold in golds if (each := read(gold, spec)) is not None)
+    if not found:
         raise ValueError(f"gold answer {list(golds)!r} is not of kind {spec.kind!r}: correct the answer or the kind")
-    return keys
+    return found

@@ -1,4 +1,8 @@
-"""Rewrite a formula, from a response or a gold, as one line of plain LaTeX."""
+"""Rewrite a formula, from a response or a gold, as one line of plain LaTeX: its normal form.
+
+Spellings that stand for the same formula in MATH, AMC and MATH-Vision get one form, so that most answers compare as
+text. Units, currency signs and degree signs go; the percent sign stays, for a grade needs it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,14 @@ _UNICODE = str.maketrans(
     | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ", "≈": r"\approx "}
     | {"²": "^2", "³": "^3", "÷": "/", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
 )
+# An argument of \frac: a group in braces, or the one character of \frac12.
 _PIECE = r"(\{[^{}]*\}|[0-9a-z])"
 _Into = str | Callable[[re.Match[str]], str]
+# Applied in this order.
 _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
     (re.compile(pattern), into)
     for pattern, into in (
+        # Python's power, x**2. It must come before `plain` takes ** for bold.
         (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
         (r"\\\$", ""),
         (
@@ -29,6 +36,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
             r" \1 ",
         ),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|limits|rm|bf)(?![A-Za-z])", ""),
+        # Separators of thousands: 1{,}000, 1,\!000, 1\,000.
         (r"\{,\}|,\\!", ","),
         (r"(?<=\d)\\[,!]\s*(?=\d{3}(?!\d))", ","),
         (r"(?<!\\)\\[,;:! ]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|\s+", " "),
@@ -41,12 +49,14 @@ _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
         (r"\\rangle(?![A-Za-z])", ")"),
         (r"\s*(?:\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\(?:degree|deg)(?![A-Za-z]))", " "),
         (r"\\%|\bpercent\b", "%"),
+        # Commands that a response spells as words.
         (r"(?<![A-Za-z\\])(?:pi|Pi)(?![A-Za-z])", r"\\pi "),
         (r"(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
         (r"(?:(?<![A-Za-z\\])|\\)sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}"),
         (rf"\\frac\s*{_PIECE}\s*{_PIECE}", lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}"),
         (r"([\^_])\s*\{\s*(\w)\s*\}", r"\1\2"),
+        # x \in (1,2) names the interval.
         (r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])", ""),
     )
 )
@@ -58,18 +68,23 @@ _FUNCTIONS = (
     *("log", "ln", "exp", "max", "min", "gcd", "lcm", "mod", "det", "lim"),
 )
 FUNCTION = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(_FUNCTIONS)})(?![a-z])")
+# A unit is a word after a number and a space: "3 m" is 3, but "2x" and "3m" stay formulas. Of single letters only a
+# few are units. Words of quantity stay: "5 million" is not 5. MATH also has compound units: "12 miles per hour".
 _NO_UNIT = rf"(?!(?:and|or|if|for|to|hundred|thousand|million|billion|trillion|dozen|{'|'.join(_FUNCTIONS)})\b)"
 _UNIT_WORD = rf"{_NO_UNIT}(?:[A-Za-z]{{2,}}\.?|[mgshLlVANJWKCF])(?![A-Za-z])(?:\s*\^\s*\{{?-?\d\}}?)?"
 _UNIT = re.compile(rf"(?<=[\d}})%i])\s+{_UNIT_WORD}(?:[\s/-]*{_UNIT_WORD})*\s*$")
+# Only these may stand right behind a number: math-verify's own list takes "ab" off "2ab".
 _CLOSE_UNIT = re.compile(r"(?<=\d)(?:cm|mm|km|kg|mg|ml|mL|ft|mph|deg)(?:\^\s*\{?[23]\}?)?\s*$")
 _AND = re.compile(r"\s*,?\s+(?:and|or)\s+|,\s*(?:and|or)\s+")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
 RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|lt|gt)(?![A-Za-z])")
+# What may stand before "=" as the name of a value: x, x_1, f(x), m\angle A, |AB|, "the area".
 NAME = re.compile(
     r"(?:\|?(?:m\s*)?(?:\\(?:angle|triangle|overline)\s*)?\{?(?:[A-Za-z][A-Za-z ]*|\\[a-z]+)(?:_\{?\w+\}?)?'?\}?\|?)"
     r"(?:\([A-Za-z0-9 ,+-]*\))?"
 )
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+# A rational number: 1/2, \frac{1}{2}, 1\frac{1}{2}, 0.5, 1,234.5, 2\times10^{3}; each may end in a percent sign.
 NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>\d++)\s*)?(?:\\frac\{{(?P<top>-?{_DIGITS})\}}\{{(?P<under>-?{_DIGITS})\}}"
     rf"|(?<![\d.])(?P<over>{_DIGITS})\s*/\s*(?P<below>{_DIGITS}))%?"
@@ -78,12 +93,13 @@ NUMBER = re.compile(
 
 
 def normal(text: str) -> str:
-    """`text` as one line of plain LaTeX; a normal text stays as it is. Too long a text is only stripped."""
+    """Return the normal form of `text`; a normal form is its own. A text above `checker.LONGEST` is only stripped."""
     return text.strip() if len(text) > checker.LONGEST else _normal(text)
 
 
 @lru_cache(maxsize=1 << 14)
 def _normal(text: str) -> str:
+    # One rewrite may enable another, as in "x = (5 cm)".
     for _ in range(6):
         before = text
         text = _result(_unwrapped(_spaced(_rewritten(text))))
@@ -93,6 +109,7 @@ def _normal(text: str) -> str:
 
 
 def _rewritten(text: str) -> str:
+    """Apply `_REWRITES`, and remove the markup of text and bold."""
     text = text.translate(_UNICODE)
     for pattern, into in _REWRITES:
         text = pattern.sub(into, text)
@@ -100,15 +117,17 @@ def _rewritten(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Without unit, closing punctuation, and white space that separates no words or numbers."""
+    """Remove a unit, closing punctuation, and white space other than between words or numbers."""
     text = text.strip().rstrip(".,;:").strip()
     text = _CLOSE_UNIT.sub("", text)
     if (unit := _UNIT.search(text)) and not wordy(text[: unit.start()]):
         text = text[: unit.start()]
+    # "1 and 2" is the list 1,2; in a sentence "and" joins words.
     joined = _AND.sub(",", text)
     text = joined if joined != text and not wordy(joined) else text
     if re.fullmatch(r"-?\d{1,3}(?: \d{3})+", text):
         text = text.replace(" ", "")
+    # The space that ends a command before a letter is kept: a null stands for it while the other spaces go.
     text = _COMMAND_SPACE.sub("\\1\0", text)
     return _SPACE.sub(lambda m: m[0] if _between_words(text, m.start()) else "", text).replace("\0", " ")
 
@@ -118,7 +137,7 @@ def _between_words(text: str, place: int) -> bool:
 
 
 def _unwrapped(text: str) -> str:
-    r"""Without one pair of brackets around the whole: "(5)", "{5}", "\{5\}", not "(1,2)" nor the point "(1,234)"."""
+    r"""Remove one pair of brackets around the whole: "(5)", "{5}", "\{5\}", but not of a list, such as "(1,234)"."""
     width = 2 if text.startswith(r"\{") and text.endswith(r"\}") else 1
     inner = text[width:-width]
     if inner and text[:width] + text[-width:] in ("()", "[]", "{}", r"\{\}") and "," not in inner and encloses(text):
@@ -127,7 +146,8 @@ def _unwrapped(text: str) -> str:
 
 
 def _result(text: str) -> str:
-    r"""What a chain of equations comes to: "3+4=7" is 7, "x=5" is 5, "y=2x+1" stays; of "a\approx b" the exact side."""
+    """Return what a chain of equations comes to: "3+4=7" is 7, "x=5" is 5, "y=2x+1" stays."""
+    # "2\\sqrt{3} \\approx 3.46" is answered exactly by its left side, "x \\approx 3.46" by its right one.
     head, approx, tail = text.partition(r"\approx")
     if approx:
         text = f"{head}={tail}" if NAME.fullmatch(head.strip()) else head
@@ -136,6 +156,7 @@ def _result(text: str) -> str:
     parts = [part.strip() for part in _EQUALS.split(text)]
     if len(parts) == 1 or not all(parts) or len(RELATION.findall(text)) != len(parts) - 1:
         return text
+    # Where a side still has letters, the equation is the answer; a chain keeps its first and last side.
     first, last = parts[0], parts[-1]
     named = NAME.fullmatch(first) is not None
     said = not _letters(last) if named else not _letters(first)
@@ -143,17 +164,18 @@ def _result(text: str) -> str:
 
 
 def _only_first_names(text: str) -> bool:
-    """Whether "x=1,2" names its values once, at the front."""
+    """Return whether the values of a list are named once, at the front, as in "x=1,2"."""
     first, *others = split(text)
     return "=" in first and not any("=" in other for other in others)
 
 
 def _letters(text: str) -> str:
+    """Return the letters of `text` outside LaTeX commands."""
     return "".join(re.findall(r"[A-Za-z]+", COMMAND.sub(" ", text)))
 
 
 def wordy(text: str) -> bool:
-    """Whether `text` says something in words, so that algebra has no business with it."""
+    """Return whether `text` is words, to be compared as text: to computer algebra "none" is a product of letters."""
     words = re.findall(r"[A-Za-z]+", FUNCTION.sub(" ", COMMAND.sub(" ", text)))
     if any(len(word) > 3 for word in words) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", text):
         return True
@@ -161,7 +183,7 @@ def wordy(text: str) -> bool:
 
 
 def split(text: str, thousands: bool = True) -> list[str]:
-    """`text` at its outermost commas and semicolons, `thousands` separators aside."""
+    """Split `text` at its outermost commas and semicolons. With `thousands`, "1,234" is one number."""
     if thousands and NUMBER.fullmatch(text):
         return [text]
     depth, start, parts = 0, 0, []
@@ -174,7 +196,7 @@ def split(text: str, thousands: bool = True) -> list[str]:
 
 
 def encloses(text: str) -> bool:
-    """Whether the first bracket closes with the last."""
+    """Return whether the first bracket closes with the last one."""
     depth = 0
     for mark in re.finditer(r"[()\[\]{}]", text):
         depth += 1 if mark[0] in "([{" else -1

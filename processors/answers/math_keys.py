@@ -1,4 +1,4 @@
-"""Keys."""
+"""Canonical keys of mathematical values: of numbers, words, ratios, numerals with a base, and lists of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 from mm_spine.processors.answers import checker
 from mm_spine.processors.answers.latex import NUMBER, encloses, normal, split, wordy
 
-_DEEPEST = 20  # brackets in brackets; a list nested deeper is a formula like any other
+_DEEPEST = 20  # brackets in brackets; a list nested deeper is treated as a formula
 
 
 def number(text: str) -> Fraction | None:
-    """The rational that a normal text spells, without its percent sign; None for anything else."""
+    """Return the rational that a normal text spells, its percent sign ignored; None for anything else."""
     match = NUMBER.fullmatch(text) if len(text) <= checker.LONGEST else None
     if match is None:
         return None
@@ -33,9 +33,10 @@ def _fraction(digits: str) -> Fraction:
 
 
 def key(text: str) -> str | None:
-    """The canonical key of a normal text: a simplified rational, words, "25_8", "1:2", and lists of those; or None.
+    """Return the canonical key of a normal text, None for a formula.
 
-    A text too long to be looked into is its own key.
+    The key is a rational in lowest terms, words in lower case, "25_8", "1:2", or a list of keys; sets are sorted. A
+    text above `checker.LONGEST` is its own key.
     """
     return text if len(text) > checker.LONGEST else _key(text)
 
@@ -44,6 +45,7 @@ def key(text: str) -> str | None:
 def _key(text: str) -> str | None:
     if (value := number(text)) is not None:
         return str(value)
+    # A numeral with its base (MATH, number theory) and a ratio: math-verify reads 25_8 and 25_7 as 25.
     if re.fullmatch(r"\d+(?:_\{?\d+\}?|(?::\d+)+)", text):
         return re.sub(r"[{}]", "", text)
     if wordy(text):
@@ -59,13 +61,14 @@ def _key(text: str) -> str | None:
 
 
 def _item_key(item: str) -> str | None:
+    """Return the key of an element, which may be named: "x=1.0" has the key "x=1"."""
     name, equals, value = item.rpartition("=")
     found = key(value)
     return None if found is None else name + equals + found
 
 
 class Listed(NamedTuple):
-    """A tuple, an interval or a set, element by element."""
+    """A tuple, an interval or a set: its brackets and elements. A set, and a list without brackets, has braces."""
 
     left: str
     items: tuple[str, ...]
@@ -73,11 +76,12 @@ class Listed(NamedTuple):
 
     @property
     def ordered(self) -> bool:
+        """Return whether the order of the elements counts."""
         return self.left != r"\{"
 
 
 def listed(text: str) -> Listed | None:
-    r"""The elements of "(1,2)", "[1,2)", "\{1,2\}" or a bare "1,2"; None for anything else."""
+    r"""Split "(1,2)", "[1,2)", "\{1,2\}" or a bare "1,2" into its elements; None for anything else."""
     left, inner, right = r"\{", text, r"\}"
     if text.startswith(r"\{") and text.endswith(r"\}") and encloses(text):
         inner = text[2:-2]
@@ -88,5 +92,6 @@ def listed(text: str) -> Listed | None:
     items = split(inner, thousands=inner == text)
     if not all(items) or r"\begin" in text or (len(items) == 1 and inner == text):
         return None
+    # Several names tell the elements apart and stay ("x=1, y=2"); a single one goes ("x=1, x=2" is 1,2).
     names = {item.partition("=")[0] for item in items if "=" in item}
     return Listed(left, tuple(item if len(names) > 1 else normal(item) for item in items), right)

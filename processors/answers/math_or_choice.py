@@ -1,7 +1,8 @@
-"""MATH-Vision: a letter where there are options, else a value. An option's value is its letter, so their votes merge.
+"""MATH-Vision's answers: a letter for a question with options, else a value.
 
-Where options are themselves letters, a bare letter is read as a label in votes; the grade also accepts the option's
-text, as the official one does (K. Wang et al. 2024, github.com/mathllm/MATH-V).
+An option's value is read as its letter, so that votes for either merge. Where options are themselves letters, a bare
+letter is read as a label; the grade also accepts the option's text, as the official one does (K. Wang et al. 2024,
+github.com/mathllm/MATH-V).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from functools import lru_cache
 from mm_spine.processors.answers import checker, choice, maths
 from mm_spine.processors.answers import text as free_text
 from mm_spine.processors.answers.extraction import last_boxed
-from mm_spine.processors.answers.kind import UNPARSED, Kind, verdict
+from mm_spine.processors.answers.kind import Kind, read_golds
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
-    """The letter that `response` commits to, by label, text or value; else its value, None without either."""
+    """Return the letter that `response` commits to by label, text or value, else its value; None without either."""
     if not spec.choices:
         return maths.find(response)
     box = last_boxed(response)
@@ -32,19 +33,21 @@ def parse(response: str, spec: AnswerSpec) -> Answer | None:
 
 
 def _announced_option(response: str, spec: AnswerSpec) -> str | None:
-    """The option that closes the response after its last "answer", full stops and all: "The answer is ... be 4."."""
+    """Return the option that is all of the response after its last "answer"."""
+    # An option of MATH-Vision 521 is "... be 4 or 5.": its full stops would end the sentence elsewhere.
     _, cue, rest = response.lower().rpartition("answer")
     rest = response[len(response) - len(rest) :].strip(" :*_\n")
     return choice.read(rest.removeprefix("is").lstrip(" :*_\n"), spec) if cue and len(rest) < 300 else None
 
 
 def read(text: str, spec: AnswerSpec) -> Answer | None:
-    """The answer that a bare text is: "B", "(B) 12", an option's text, a value equal to just one option, or a value."""
+    """Read a bare answer: "B", "(B) 12", an option's text, a value equal to exactly one option, or another value."""
     letter = choice.read(text, spec) if spec.choices else None
     return Answer(letter, letter) if letter else _by_value(maths.read(text), spec)
 
 
 def _by_value(answer: Answer | None, spec: AnswerSpec) -> Answer | None:
+    """Return the letter of the option that has the answer's value, else the answer."""
     if answer is None or not spec.choices:
         return answer
     letter = _letter_of(answer.text, spec)
@@ -52,7 +55,7 @@ def _by_value(answer: Answer | None, spec: AnswerSpec) -> Answer | None:
 
 
 def _letter_of(value: str, spec: AnswerSpec) -> str | None:
-    """The label of the one option that is worth `value`; None for none or several."""
+    """Return the label of the one option that equals `value`; None for none or several."""
     with checker.one_item():
         fits = [i for i, option in enumerate(_values(spec)) if option and maths.equal(*sorted((option, value)))]
     return choice.LABELS[fits[0]] if len(fits) == 1 and fits[0] < len(choice.LABELS) else None
@@ -60,37 +63,28 @@ def _letter_of(value: str, spec: AnswerSpec) -> str | None:
 
 @lru_cache(maxsize=1 << 12)
 def _values(spec: AnswerSpec) -> tuple[str | None, ...]:
-    """The options as values, without their own labels."""
+    """Return the options as values, without their own labels."""
     texts = (choice.option_text(spec, i) for i in range(len(spec.choices)))
     return tuple(value.text if text and (value := maths.read(text)) else None for text in texts)
 
 
 def is_letter(answer: Answer, spec: AnswerSpec) -> bool:
-    """Whether the answer is the label of an option."""
+    """Return whether the answer is the label of an option."""
     return len(answer.text) == 1 and answer.text in choice.LABELS[: len(spec.choices)]
 
 
 def same(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
-    """Equal labels, or equal values; a value that is no option's equals no label."""
+    """Return whether labels or values are equal; a value that is no option's equals no label."""
     if is_letter(a, spec) or is_letter(b, spec):
         return a.text == b.text
     return maths.same(a, b, spec)
 
 
 def grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Verdict:
-    """Right when it is the gold's label, value or option text. ValueError: no gold that can be read."""
+    """Grade right if it is the gold's label, value or option text. ValueError: no gold that can be read."""
     if not spec.choices:
         return maths.grade(answer, golds, spec)
-    wanted = tuple(gold for text in golds if (gold := read(text, spec)) is not None)
-    if not wanted:
-        raise ValueError(f"gold answer {list(golds)!r} is not of kind {spec.kind!r}: correct the answer or the kind")
-    if answer is None:
-        return UNPARSED
-    with checker.one_item() as reasons:
-        correct = any(_accepts(gold, answer, spec) for gold in wanted)
-    found = verdict(correct, answer.text, [gold.text for gold in wanted])
-    stopped = f" The checker stopped: {reasons[0]}." if reasons and not correct else ""
-    return found._replace(why=found.why + stopped)
+    return maths.judge(answer, read_golds(golds, spec, read), lambda gold, given: _accepts(gold, given, spec))
 
 
 def _accepts(gold: Answer, answer: Answer, spec: AnswerSpec) -> bool:

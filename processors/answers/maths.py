@@ -1,4 +1,4 @@
-r"""Mathematical values: numbers and words have keys, any other formula is compared pair by pair (`checker`).
+r"""Mathematical values (MATH, AMC, MATH-Vision). Numbers and words have keys; formulas are compared by `checker`.
 
 What counts as the same, where graders differ:
 - A unit, a degree sign, a currency and a percent sign carry no value: "12 cm" is 12, "50\%" is 50. A grade takes
@@ -7,42 +7,47 @@ What counts as the same, where graders differ:
 - (1,2) and [1,2) keep their order and their brackets; "1,2", "1 and 2" and \{2,1\} are sets. A grade takes a bare list
   for a tuple in the same order. "25_8" is not 25 in a vote, nor 1:2 one half; in a grade the other form will do.
 - Decimals are exact in keys; a grade, and a decimal against a formula, hold to six decimals, as math-verify does.
-- Words are compared as text, without case: to a computer algebra system "none" is a product of letters.
+- Words are compared as text, without case.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from mm_spine.processors.answers import checker
 from mm_spine.processors.answers.extraction import announced, answerable, last_boxed, plain
-from mm_spine.processors.answers.kind import UNPARSED, Kind, verdict
+from mm_spine.processors.answers.kind import UNPARSED, Kind, read_golds, verdict
 from mm_spine.processors.answers.latex import COMMAND, FUNCTION, NAME, RELATION, normal, wordy
 from mm_spine.processors.answers.math_keys import Listed, key, listed, number
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
-# Finding.
+# Finding the answer of a response.
 
+# Where the answer of a sentence ends: "The answer is 12 because 3 times 4 is 12 and not 13."
 _CUT = re.compile(
     r"\s*[,;(]?\s+(?:not|because|since|so|which|as|when|for|where|if|but|that|and (?:so|thus|therefore))\b.*", re.DOTALL
 )
-_REACH = 300  # characters in which a sentence comes to its answer
+_REACH = 300  # characters of a sentence in which its answer is looked for
 _LAST = 20_000  # characters at the end of a response in which an answer without a box is looked for
+# $...$ or \(...\), with a percent sign behind it.
 _SEGMENT = re.compile(r"\$([^$\n]+)\$(\s*\\?%)?|\\\((.{1,300}?)\\\)(\s*\\?%)?")
 _DISPLAY = re.compile(r"\\\[(.{1,300}?)\\\]|\$\$(.{1,300}?)\$\$", re.DOTALL)
+# A number in prose: 7, -7, 3.5, 3/4, 1,234, 1{,}234, \frac{3}{4}, 50\%. "9-2" holds 9 and 2, no -2.
 _SAID = re.compile(
     r"(?<![\w.\\])(?:(?<![)\]}])[+-])?"
     r"(?:(?:\d+\s*)?\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)"
     r"|\.?\d(?:[\d.]|,(?=\d{3}(?!\d))|\{,\}|\\[,!](?=\d{3}))*(?:/\d+(?![\d/]))?)(?:\s?\\?%)?"
 )
-_OPERAND = re.compile(r"\d\s*[+*/×]\s*\Z")  # a sum that was not worked out
+# "The length is 4+2+4+2+4": a sum that was not worked out has no last number to read.
+_OPERAND = re.compile(r"\d\s*[+*/×]\s*\Z")
+# One-word responses that are no answer.
 _REFUSALS = frozenset(("unknown", "unsure", "undetermined", "unclear", "dunno", "idk", "sorry", "none", "null", "nan"))
 
 
 def read(text: str) -> Answer | None:
-    """The answer that a bare text is, a gold for one; None where nothing is left of it."""
+    """Read a bare answer, such as a gold; None if it holds no letter or digit."""
     return _read(text) if len(text) <= checker.LONGEST else _read.__wrapped__(text)
 
 
@@ -58,16 +63,15 @@ def _read(text: str) -> Answer | None:
 
 
 def find(response: str) -> Answer | None:
-    """The last balanced box; else the last announced answer; else the whole of a bare formula; else the last number.
-
-    A box that never closes was cut off: what it holds is no answer, nor is any number before it.
-    """
+    """Return the last balanced box, else the last announced answer, else a bare formula, else the last number."""
     box = last_boxed(response)
     if box is not None:
+        # "\\boxed{The answer is 7}".
         inner = (
             (_statement(said) for said in announced(plain(box[:_REACH]))) if "answer" in box[:_REACH].lower() else ()
         )
         return next((answer for answer in inner if answer), read(box))
+    # A box that never closes was cut off: what it holds is no answer, nor is a number before it.
     response, cut, _ = response[-_LAST:].replace("\N{MINUS SIGN}", "-").partition(r"\boxed{")
     flat = _DISPLAY.sub(lambda m: f"${' '.join((m[1] or m[2]).split())}$", response)
     for said in announced(flat):
@@ -77,7 +81,7 @@ def find(response: str) -> Answer | None:
 
 
 def _statement(said: str) -> Answer | None:
-    """The answer that a sentence opens with: all of it where it is a formula, else its first formula or number."""
+    """Return the answer that a sentence opens with: all of it if it is a formula, else its first formula or number."""
     clause = _CUT.sub("", said[:_REACH])
     if not wordy(normal(clause)):
         return read(clause)
@@ -89,7 +93,7 @@ def _statement(said: str) -> Answer | None:
 
 
 def _bare(response: str) -> Answer | None:
-    """A response that is nothing but its answer: a formula, or one word."""
+    """Read a response that consists of its answer: a formula, or one word."""
     if not response or "\n" in response or len(response) > 200:
         return None
     clean = normal(response)
@@ -103,7 +107,7 @@ def _bare(response: str) -> Answer | None:
 
 
 def _last(response: str) -> Answer | None:
-    """The last number, with the formula it stands in where that is set as mathematics."""
+    """Return the last number, or the formula in dollars that it stands in."""
     response = answerable(response)
     numbers = list(_SAID.finditer(response))
     if not numbers:
@@ -115,11 +119,11 @@ def _last(response: str) -> Answer | None:
     return None if _OPERAND.search(response, max(0, start - 9), start) else read(numbers[-1][0])
 
 
-# Comparing.
+# Comparing two answers in a vote.
 
 
 def equal(a: str, b: str) -> bool:
-    """Whether two normal texts are the same in a vote: symmetric, sound rather than complete."""
+    """Return whether two normal texts are the same in a vote: symmetric; in doubt they differ."""
     key_a, key_b = key(a), key(b)
     if a == b or (key_a is not None and key_b is not None):
         return a == b or key_a == key_b
@@ -128,13 +132,14 @@ def equal(a: str, b: str) -> bool:
         return _equal_lists(list_a, list_b)
     if any(map(_stands_alone, (a, b))) or any(_is_tuple(x) and not RELATION.search(y) for x, y in ((a, b), (b, a))):
         return False
+    # To math-verify "x+2y=1" is its right side, 1.
     if any(_is_equation(x) and not RELATION.search(y) for x, y in ((a, b), (b, a))):
         return False
     return checker.equal(a.rstrip("%"), b.rstrip("%"))
 
 
 def _stands_alone(text: str) -> bool:
-    """Words, "25_8" and "1:2" have keys, and equal nothing without one."""
+    """Return whether `text` is words, "25_8" or "1:2": it has a key, and equals nothing without a key."""
     found = key(text)
     return found is not None and number(text) is None and listed(text) is None
 
@@ -145,12 +150,13 @@ def _is_tuple(text: str) -> bool:
 
 
 def _is_equation(text: str) -> bool:
-    """An equation whose left side is more than a name: its right side is not what it says."""
+    """Return whether `text` is an equation whose left side is more than a name, so that it is not its right side."""
     left, equals, _ = text.partition("=")
     return bool(equals) and not NAME.fullmatch(left)
 
 
 def _equal_lists(a: Listed, b: Listed) -> bool:
+    """Compare tuples and intervals in order, sets element by element in any order."""
     if a.left != b.left or a.right != b.right:
         return False
     if a.ordered:
@@ -166,18 +172,18 @@ def _equal_items(a: str, b: str) -> bool:
 
 
 def same(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
-    """Equality of keys, of normal texts, or by the checker: the same for (a, b) and (b, a)."""
+    """Return whether keys or normal texts are equal, or the checker finds them so: the same for (a, b) and (b, a)."""
     if a.key is not None and b.key is not None:
         return a.key == b.key
     with checker.one_item():
         return equal(*sorted((a.text, b.text)))
 
 
-# Grading.
+# Grading against a gold.
 
 
 def accepts(gold: str, answer: str) -> bool:
-    """Whether `answer` is right where `gold` is: what `equal` merges, and the other forms of the same value."""
+    """Return whether `answer` is right for `gold`: if `equal` merges them, or one is another form of the other."""
     if equal(*sorted((gold, answer))) or _near(gold, answer) or _rebased(gold, answer):
         return True
     if _is_equation(gold) and not RELATION.search(answer):
@@ -192,13 +198,13 @@ def accepts(gold: str, answer: str) -> bool:
 
 
 def _alike(a: Listed, b: Listed, braces: bool) -> bool:
-    """Lists to compare in order: the same brackets around both, or a bare one and a tuple."""
+    """Return whether two lists are compared in order: they have the same brackets, or are a bare list and a tuple."""
     ends = {(a.left, a.right), (b.left, b.right)}
     return len(a.items) == len(b.items) and (len(ends) == 1 or (not braces and ends == {("(", ")"), (r"\{", r"\}")}))
 
 
 def _near(gold: str, answer: str) -> bool:
-    """Two numbers alike to six decimals, or once a percent sign is taken at its word."""
+    """Return whether two numbers are equal to six decimals, also if a percent sign on one side divides by 100."""
     x, y = number(gold), number(answer)
     if x is None or y is None:
         return False
@@ -208,28 +214,31 @@ def _near(gold: str, answer: str) -> bool:
 
 
 def _rebased(gold: str, answer: str) -> bool:
-    """Whether one of the two is "25_8" or "1:2" and the other does not insist: 25, or 1/2."""
+    """Return whether one of the two is "25_8" or "1:2" and the other is 25 or 1/2, without base or colon."""
     forms = [re.sub(r"^(\d+)_\{?\d+\}?$", r"\1", text).replace(":", "/") for text in (gold, answer)]
     changed = [form != text for form, text in zip(forms, (gold, answer), strict=True)]
     return any(changed) and not all(changed) and number(forms[0]) is not None and number(forms[0]) == number(forms[1])
 
 
 def grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Verdict:
-    """Right when it equals one of the golds; `why` says where the checker gave up. ValueError: no gold."""
-    read_golds = tuple(gold for text in golds if (gold := read(text)) is not None)
-    if not read_golds:
-        raise ValueError(f"gold answer {list(golds)!r} is not of kind {spec.kind!r}: correct the answer or the kind")
+    """Grade by `accepts`. ValueError: no gold that can be read."""
+    wanted = read_golds(golds, spec, lambda gold, _: read(gold))
+    return judge(answer, wanted, lambda gold, given: accepts(gold.text, given.text))
+
+
+def judge(answer: Answer | None, golds: Sequence[Answer], accepted: Callable[[Answer, Answer], bool]) -> Verdict:
+    """Grade right if `accepted(gold, answer)` for one of the golds; `why` says where the checker gave up."""
     if answer is None:
         return UNPARSED
     with checker.one_item() as reasons:
-        correct = any(accepts(gold.text, answer.text) for gold in read_golds)
-    found = verdict(correct, answer.text, [gold.text for gold in read_golds])
+        correct = any(accepted(gold, answer) for gold in golds)
+    found = verdict(correct, answer.text, [gold.text for gold in golds])
     stopped = f" The checker stopped: {reasons[0]}." if reasons and not correct else ""
     return found._replace(why=found.why + stopped)
 
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
-    """The answer that `response` commits to."""
+    """Return the answer that `response` commits to."""
     return find(response)
 
 

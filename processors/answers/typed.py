@@ -1,13 +1,13 @@
-"""MathVista's answers: an option's text, an integer, a float of so many places, a list of numbers, or text.
+"""MathVista's typed answers: an option, an integer, a float with a number of decimals, a list, or text.
 
 The official pipeline (MathVista, evaluation/extract_answer.py and calculate_score.py) lets a language model extract the
 answer, then compares strings: an option by its letter or the most similar text, `str(int(float(x)))` for integers,
-`str(round(float(x), precision))` for floats. Here the answer is found by rule, and what is not said is not guessed:
+`str(round(float(x), precision))` for floats. Here the answer is found by rule, without guessing:
 
 - an option is a letter, its own text, or its own number ("125" is "125°"), never the most similar one;
-- an integer question answered "3.7" is answered 3.7, which no integer equals; the official code cuts it to 3;
-- a float is rounded to `precision` as there; without a precision, numbers are equal when their values are;
-- units are not compared, as there: the question names its unit, and the score is of the number. "30%" is 30.
+- "3.7" to an integer question stays 3.7, which equals no integer; the official code cuts it to 3;
+- a float is rounded to `precision` as in the official code; without a precision, numbers are equal if their values are;
+- units are not compared, as in the official code: the question names the unit. "30%" is 30.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from mm_spine.types import Answer, AnswerSpec, Verdict
 from mm_spine.words import nearest
 
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+# Indices and exponents are no numbers, and "9-2" holds no -2. The other lines: 1 1/2; 3, 3e5, 3/4; 3 x 10^5.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.^])(?<![\^_]\{)(?P<sign>(?<![)\]])[+-])?"  # no index or exponent; "9-2" holds no -2
-    r"(?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/\s*[0-9]))?"  # 1 1/2
+    r"(?<![A-Za-z0-9_.^])(?<![\^_]\{)(?P<sign>(?<![)\]])[+-])?"
+    r"(?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/\s*[0-9]))?"
     rf"(?P<top>{_DECIMAL})(?:[eE](?P<e>[+-]?[0-9]+)(?![\w.]))?(?:\s*/\s*(?P<bottom>{_DECIMAL}))?"
     r"(?:\s*[×x*·]\s*10\s*\^\s*\{?(?P<ten>[+-]?[0-9]+)\}?)?"
 )
-# What makes a number part of something that is none: 2^3, 5√2, 2π, 3 + 4, 2:5, 1/2/3, 2x.
+# Signs that make a number part of a formula: 2^3, 5√2, 2π, 3 + 4, 2:5, 1/2/3, 2x.
 _BEFORE = re.compile(r"[\\√π±^]|[0-9]\s*[:/*×+]\s*$")
 _AFTER = re.compile(r"\s*(?:[\\^²³√π!]|[*×+/:]\s*[0-9(]|[abknxyz]\b)")
 _FRACTION = re.compile(
@@ -71,13 +72,13 @@ _GROUP = re.compile(r"\[([^\[\]]*)\]")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 _LONGEST = 1000  # characters of a box that may hold a number, and digits of one
-_LARGEST = 300  # powers of ten: what a double holds
+_LARGEST = 300  # powers of ten that a double holds
 _TAIL = 4000  # characters from the end in which the last number is looked for
 _ANNOUNCED = 50  # announcements that are looked at, from the end
 
 
 def read(text: str, spec: AnswerSpec) -> str | None:
-    """The key of a bare answer. ValueError: a `value_type` that is not known."""
+    """Return the key of a bare answer. ValueError: unknown `value_type`."""
     text = choice.straight(text)
     if spec.choices:
         return choice.read(text, spec) or _by_number(text, spec)
@@ -88,14 +89,15 @@ def read(text: str, spec: AnswerSpec) -> str | None:
 
 
 def find(response: str, spec: AnswerSpec) -> str | None:
-    """Boxed; else announced; else, for numbers, the last one. ValueError: a `value_type` that is not known."""
+    """Return the boxed answer, else the announced one, else the last number or list. ValueError: unknown `value_type`."""
     if spec.choices:
         return choice.find(response, spec) or _announced_number(response, spec)
     kind = _value_type(spec)
     if kind == "text":
         return free_text.find(response, spec)
     response = _HAN_CUE.sub("The answer is ", choice.straight(response))
-    if "___ " in response:  # a sentence whose blank was left empty is the question's
+    # A sentence whose blank is still empty repeats the question.
+    if "___ " in response:
         response = "\n".join(sentence for sentence in _SENTENCE.split(response) if "___ " not in sentence)
     box = last_boxed(response)
     if box is not None:
@@ -111,6 +113,7 @@ def find(response: str, spec: AnswerSpec) -> str | None:
 
 
 def _value_type(spec: AnswerSpec) -> str:
+    """Return the type of value, text by default. ValueError, naming the nearest: unknown type."""
     known = ("float", "integer", "list", "text")
     if spec.value_type is None or spec.value_type in known:
         return spec.value_type or "text"
@@ -118,7 +121,7 @@ def _value_type(spec: AnswerSpec) -> str:
 
 
 def _tidy(text: str) -> str:
-    """`text` with LaTeX's signs as characters, and fractions of numbers as a/b."""
+    """Replace LaTeX's signs by characters, and its fractions of numbers by a/b."""
     text = plain(_THIN.sub(",", text.replace("\\$", "")))
     if "\\" in text:
         text = _FRACTION.sub(_slash, text)
@@ -131,13 +134,13 @@ def _slash(match: re.Match[str]) -> str:
 
 
 def _result(statement: str) -> str:
-    """What stands after the last equals sign, if a number does."""
+    """Return what follows the last equals sign if it holds a number, else all of `statement`."""
     result = re.split("[=≈]", statement)[-1]
     return result if _NUMBER.search(result) else statement
 
 
 def _value(number: re.Match[str]) -> Fraction | None:
-    """The exact value; None for a division by zero, or beyond what a double holds."""
+    """Return the exact value; None for a division by zero, or for one beyond the range of a double."""
     parts = {name: (part or "").replace(",", "") for name, part in number.groupdict().items()}
     power = int(parts["e"][:9] or 0) + int(parts["ten"][:9] or 0)
     if len(number[0]) > _LARGEST or abs(power) > _LARGEST or (parts["bottom"] and not Fraction(parts["bottom"])):
@@ -148,7 +151,7 @@ def _value(number: re.Match[str]) -> Fraction | None:
 
 
 def _canonical(value: Fraction) -> str:
-    """An integer or a decimal where the value is one, else a fraction in lowest terms."""
+    """Write the value as an integer or a finite decimal, else as a fraction in lowest terms."""
     bottom, places = value.denominator, 0
     while bottom % 10 == 0 or bottom % 5 == 0 or bottom % 2 == 0:
         bottom, places = bottom // (10 if bottom % 10 == 0 else 5 if bottom % 5 == 0 else 2), places + 1
@@ -160,22 +163,24 @@ def _canonical(value: Fraction) -> str:
 
 
 def _key(number: re.Match[str], text: str, spec: AnswerSpec) -> str | None:
-    """The key of a number of `text`; None where it is part of a formula."""
+    """Return the key of a number of `text`; None if it is part of a formula."""
     if _BEFORE.search(text[: number.start()]) or _AFTER.match(text, number.end()):
         return None
     value = _value(number)
     if value is None or spec.value_type != "float" or spec.precision is None:
         return None if value is None else _canonical(value)
-    return str(round(float(value), spec.precision) + 0.0)  # as officially; -0.0 + 0.0 is 0.0
+    # Rounded as in the official code; adding 0.0 turns -0.0 into 0.0.
+    return str(round(float(value), spec.precision) + 0.0)
 
 
 def _first(text: str, spec: AnswerSpec) -> str | None:
+    """Return the key of the first number of `text`."""
     number = _NUMBER.search(text)
     return _key(number, text, spec) if number else None
 
 
 def _number(text: str, spec: AnswerSpec) -> str | None:
-    """The one number of a bare answer, words and a unit around it allowed; None for several."""
+    """Return the only number of a bare answer, which may hold words and a unit; None for several."""
     if len(text) > _LONGEST:
         return None
     text = _result(_tidy(text))
@@ -186,13 +191,16 @@ def _number(text: str, spec: AnswerSpec) -> str | None:
 
 
 def _in_words(text: str, spec: AnswerSpec) -> str | None:
-    """The number that `text` writes as a word ("two flocks"), if it is the only one."""
+    """Return the only number that `text` writes as a word: "two flocks"."""
     words = {word.lower() for word in _WORD.findall(text)}
     return _first(_WORDS[words.pop()], spec) if len(words) == 1 else None
 
 
 def _last_number(said: Sequence[str], tail: str, spec: AnswerSpec) -> str | None:
-    """The last number of the last sentence that holds one, the first after its last "="; else one in words."""
+    """Return a number in words if one is announced, else the last number of the last sentence that holds one.
+
+    After an equals sign it is the first number; without any digits, the last sentence's number in words.
+    """
     if key := next((key for statement in said if (key := _in_words(statement, spec))), None):
         return key
     sentences = [sentence for sentence in _SENTENCE.split(tail) if sentence]
@@ -208,7 +216,7 @@ def _last_number(said: Sequence[str], tail: str, spec: AnswerSpec) -> str | None
 
 
 def _list(text: str, spec: AnswerSpec) -> str | None:
-    """The elements of "[1, 2, 3]" or "1, 2 and 3", each the key of a number, else normalised text."""
+    """Return the elements of "[1, 2, 3]" or "1, 2 and 3" as a key: each a number's key or normalised text."""
     if len(text) > 10 * _LONGEST:
         return None
     text = _tidy(text).strip().strip("[](){} .")
@@ -222,6 +230,7 @@ def _list(text: str, spec: AnswerSpec) -> str | None:
 
 
 def _element(item: str, spec: AnswerSpec) -> str | None:
+    """Return the key of an element: its only number, or plain words."""
     numbers = list(_NUMBER.finditer(item))
     if len(numbers) == 1:
         return _key(numbers[0], item, spec)
@@ -230,7 +239,7 @@ def _element(item: str, spec: AnswerSpec) -> str | None:
 
 
 def _last_list(text: str, spec: AnswerSpec) -> str | None:
-    """The last "[...]"; else the statement itself where it holds several elements."""
+    """Return the last "[...]", else a short `text` itself if it holds several numbers."""
     groups = _GROUP.findall(text)
     if groups:
         return _list(groups[-1], spec)
@@ -239,18 +248,19 @@ def _last_list(text: str, spec: AnswerSpec) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _option_values(spec: AnswerSpec) -> tuple[str | None, ...]:
+    """Return the number of each option, None where it holds no or several numbers."""
     return tuple(_number(choice.straight(option), AnswerSpec("typed")) for option in spec.choices)
 
 
 def _by_number(text: str, spec: AnswerSpec) -> str | None:
-    """The label of the one option whose number is that of `text`, units aside."""
+    """Return the label of the only option with the number of `text`, units ignored."""
     wanted = _number(text, AnswerSpec("typed"))
     labels = [label for label, value in zip(choice.LABELS, _option_values(spec), strict=False) if value == wanted]
     return labels[0] if wanted is not None and len(labels) == 1 else None
 
 
 def _announced_number(response: str, spec: AnswerSpec) -> str | None:
-    """Where no letter and no text was found: the option whose number is boxed, or announced last."""
+    """Return the option whose number is boxed or announced last."""
     text = _HAN_CUE.sub("The answer is ", choice.straight(response))
     box = last_boxed(text)
     statement = next(announced(text[-LOOKED_AT:]), None) if box is None else box
@@ -258,7 +268,7 @@ def _announced_number(response: str, spec: AnswerSpec) -> str | None:
 
 
 def _grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Verdict:
-    """As `keyed`; with choices, the gold is an option's text, and an answer is that option's label or its text."""
+    """Grade by keys; with choices, the gold is an option's text, and its label or its text is right."""
     if not spec.choices:
         return _KEYED.grade(answer, golds, spec)
     labels = read_golds(golds, spec, _gold_label)
@@ -269,7 +279,7 @@ def _grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Ver
 
 
 def _gold_label(gold: str, spec: AnswerSpec) -> str | None:
-    """The label of the option that the gold is, to the letter; else the gold read as an answer."""
+    """Return the label of the option that equals the gold exactly, else the gold read as an answer."""
     if gold in spec.choices[: len(choice.LABELS)]:
         return choice.LABELS[spec.choices.index(gold)]
     return read(gold, spec)

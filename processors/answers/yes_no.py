@@ -1,4 +1,4 @@
-"""Yes or no, as whole words: "abnormal" and "know" hold no "no"; "cannot be determined" is neither."""
+"""Yes or no as whole words (VQA-RAD, PathVQA): "abnormal" and "know" hold no "no"; "cannot be determined" is neither."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from mm_spine.types import AnswerSpec
 
 _REACH = 4000  # characters of a statement that are looked at for the word that it begins with
 _LETTERS = AnswerSpec("choice")
+# Statements that decide nothing.
 UNDECIDED = re.compile(
     r"\b(?:can(?:not|'t|\u2019t| not)|could(?:n't|n\u2019t| not)|impossible to|unable to|not possible to|no way to) "
     r"(?:be )?(?:determined?|tell|told|say|said|known?|answer(?:ed)?|decided?|judged?|assess(?:ed)?)\b|\bno idea\b",
     re.IGNORECASE,
 )
 _UNDECIDED_ANSWER = re.compile(rf"\banswer\s+(?:is\s+)?(?:that\s+it\s+)?(?={UNDECIDED.pattern})", re.IGNORECASE)
+# "no" that does not answer: "no clear conclusion", "no doubt".
 _NO_ANSWER = r"\s+(?:(?:clear|firm|definite|definitive)\s+)?(?:way|idea|doubt|conclusions?|answer|information)\b"
 _DENIED = re.compile(r"(?:\b(?:not|neither|nor|never)|n['\u2019]t)\s+(?:(?:an?|the|clear|simple|definite)\s+)*$", re.I)
 
 
 def reading(*words: str) -> tuple[Read, Read]:
-    """(find, read) of answers that are one of `words`; with choices, the letter of a choice stands for its word.
+    """Make (find, read) for answers that are one of `words`; with choices, the letter of a choice stands for its word.
 
-    `read` takes the word that a text begins with. `find` takes what is boxed; else the last announced; else a last
-    line that is the word alone; else what the first, then the last line begins with; else the only one of the words
-    that the response holds. A response that decides nothing ("it cannot be determined", or several words) has none.
+    `read` takes the word that a text begins with. `find` takes the boxed word; else the last announced; else a last
+    line that consists of the word; else the word that the first, then the last line begins with; else the only one of
+    the words in the response. A response that decides nothing ("it cannot be determined", several words) has no answer.
     """
     one = "|".join(words)
     word = rf"(?<![^\W_])({one})(?![^\W_]|-)(?!(?<=no){_NO_ANSWER})"
+    # "yes or no" and "yes, no or maybe?" repeat the question.
     listed = rf"(?!\s*(?:/|or\b|and\b)\s*(?:{one})\b)(?!\s*,\s*(?:{one})\s*,?\s*(?:or|and)\b)"
     leading = re.compile(rf"[\W_]*{word}{listed}", re.IGNORECASE)
     alone = re.compile(rf"[\W_]*{word}[\W_]*", re.IGNORECASE)
@@ -63,12 +66,12 @@ def reading(*words: str) -> tuple[Read, Read]:
 
 
 def _denied(text: str, start: int) -> bool:
-    """Whether the word at `start` is denied: "not a yes"."""
+    """Return whether the word at `start` is denied: "not a yes"."""
     return _DENIED.search(text[max(0, start - 40) : start]) is not None
 
 
 def _chosen(search: Read, text: str, spec: AnswerSpec, begins: Read) -> str | None:
-    """The word of the choice whose letter `search` finds. Without choices "A" is no answer to such a question."""
+    """Return the word of the choice whose letter `search` finds; None without choices."""
     letter = search(text, _LETTERS) if spec.choices else None
     index = len(spec.choices) if letter is None else choice.LABELS.index(letter)
     return begins(spec.choices[index], spec) if index < len(spec.choices) else None

@@ -1,4 +1,4 @@
-"""PubMedQA's three decisions. Maybe is the word only: "cannot be determined" and "uncertain" decide nothing.
+"""PubMedQA's three decisions. Only the word "maybe" is maybe: "uncertain" and "cannot be determined" are no answer.
 
 Q. Jin et al. (2019). PubMedQA: A Dataset for Biomedical Research Question Answering. arXiv 1909.06146.
 """
