@@ -1,4 +1,4 @@
-"""A question -> the token ids, image patches and M-RoPE types that the model's own processor makes of it."""
+"""Encode a question by the model's own processor: token ids, image patches and token types for M-RoPE."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mm_spine.types import Question
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """One image: patches (P, channels x patch), its grid (3,) in patches, and a key of exactly these values."""
+    """One image: patches (P, channels x patch), grid (3,) in patches (time, height, width), and a hash of both."""
 
     pixel_values: Tensor
     grid_thw: Tensor
@@ -28,7 +28,7 @@ class EncodedImage:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A prompt of L tokens: ids (L,), token types (L,; 0 text, 1 image), images in order of appearance."""
+    """A prompt of L tokens: ids (L,), token types (L,) with 0 for text and 1 for images, images in order."""
 
     ids_L: Tensor
     types_L: Tensor
@@ -39,10 +39,10 @@ _MARKER = re.compile(r"<image ?([0-9]{1,3})>")
 
 
 def content(prompt: str, n_images: int) -> list[dict[str, Any]]:
-    """The parts of the user's turn: {"type": "image", "image": its number from 1} and {"type": "text", "text": ...}.
+    """Split a prompt into parts {"type": "image", "image": number from 1} and {"type": "text", "text": ...}.
 
-    The first `<imageK>` or `<image K>` of the prompt becomes image K; later ones, and those of images that are not
-    there, become the words "image K". Images that no marker names stand first, in order. All other text is kept.
+    The first `<imageK>` or `<image K>` becomes image K. Later ones, and markers of images that do not exist, become the
+    words "image K". Images without a marker come first, in order. All other text is kept.
     """
     texts, named = [""], list[int]()
     at = 0
@@ -71,13 +71,12 @@ def _text(text: str) -> dict[str, Any]:
 
 
 def encode(question: Question, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None) -> Encoded:
-    """Render the chat, resize its images with qwen-vl-utils, run the model's processor; one question at a time.
+    """Render the chat, resize its images, and run the model's processor on one question.
 
-    The pixel limits are the processor's own unless given. The images are resized by qwen-vl-utils and nowhere else:
-    its resampled values, and its grid where a side has 14 pixels or less, differ from those of the processor.
+    The pixel limits (pixels of an image) are the processor's own unless given.
 
     Raises BadQuestion for an empty prompt, one with a special token, or an image that cannot be read; ValueError
-    for pixel limits that no image can keep.
+    for pixel limits that no image can satisfy.
     """
     _check_prompt(question, processor.tokenizer.all_special_tokens)
     limits = _pixel_limits(processor.image_processor, min_pixels, max_pixels)
@@ -85,6 +84,8 @@ def encode(question: Question, processor: Any, min_pixels: int | None = None, ma
     parts = content(question.prompt, len(images))
     chat = [{"role": "user", "content": [_with_image(part, images, limits) for part in parts]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    # Only qwen-vl-utils resizes, as in Qwen's own code: the processor resamples to other values, and to another grid
+    # where a side has 14 pixels or less.
     resized = _resize(chat, question.id, processor.image_processor.patch_size)
     features = processor(text=[text], images=resized, return_tensors="pt", images_kwargs={"do_resize": False})
     ids_L = features["input_ids"][0]
@@ -95,7 +96,7 @@ def encode(question: Question, processor: Any, min_pixels: int | None = None, ma
 def encode_text(
     question: Question, tokenizer: Any, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> Encoded:
-    """Render the chat of a model without vision by its tokenizer's template; pixel limits bind nothing here.
+    """Render the chat of a model without vision by its tokenizer's template. The pixel limits are not used.
 
     Raises BadQuestion for a question with images, an empty prompt, or one with a special token.
     """
@@ -124,7 +125,7 @@ def _with_image(part: dict[str, Any], images: Sequence[Image.Image], limits: tup
 
 
 def _resize(chat: list[dict[str, Any]], question_id: str, patch_size: int) -> list[Image.Image] | None:
-    """The images of `chat` in order, sides in whole image tokens; None without any."""
+    """Return the images of `chat` in order, resized to whole image tokens; None without images."""
     heal_torchvision()  # qwen_vl_utils imports torchvision
     from qwen_vl_utils import process_vision_info
 
@@ -136,7 +137,8 @@ def _resize(chat: list[dict[str, Any]], question_id: str, patch_size: int) -> li
 
 
 def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
-    """A special token in the text would stand for an image that is not there, or end the user's turn."""
+    """Raise BadQuestion for an empty prompt or one with a special token."""
+    # A special token would stand for an image that does not exist, or end the user's turn.
     if not question.prompt.strip():
         raise BadQuestion(f"{question.id}: the question is empty")
     for token in special_tokens:

@@ -1,4 +1,4 @@
-"""Images as people have them -> RGB within limits. One bad image costs its question, with a reason."""
+"""Decode images of any common kind to RGB within limits. A bad image costs its question, with a reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASPECT_LIMIT = 200.0
 """Qwen's own limit (`smart_resize` of qwen-vl-utils and of transformers)."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""Read here. PIL could open more, among them EPS, which it hands to an outside program."""
+"""The formats that are read. PIL can open more, among them EPS, for which it runs an external program."""
 
 _OURS = re.compile(
     rb"\x89PNG|\xff\xd8|RIFF....WEBP|GIF8|BM|II[*+]\0|MM\0[*+]|\0\0\0\x0cjP|\xff\x4f\xff\x51|P[1-7fF]\s", re.S
@@ -41,7 +41,7 @@ _FOREIGN: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"PK\x03\x04|\x1f\x8b"), "a compressed archive"),
 )
 
-# EXIF 2.3, tag 0x0112: how the stored picture is brought upright.
+# EXIF 2.3, tag 0x0112: the operation that turns the stored picture upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,23 +53,23 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# TIFF 6.0, tag 262: the smallest value is white. PIL inverts such pictures at 8 bits, not above.
+# TIFF 6.0, tag 262, value 0: the smallest grey value is white. PIL inverts such pictures at 8 bits, but not above.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
 class BadQuestion(ValueError):
-    """A question that cannot be asked. The message starts with its id; the run goes on without it."""
+    """A question that cannot be asked. The message starts with its id; the run continues without it."""
 
 
 class _Unreadable(Exception):
-    """Why one image cannot be read, and what to do; `open_image` adds the question and the file."""
+    """The reason why an image cannot be read, and what to do; `open_image` adds the question and the file."""
 
 
 def open_image(image: ImageLike, question_id: str, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
-    """Decode `image` to RGB: upright by its EXIF tag, first frame, deep greys scaled, transparency laid on white.
+    """Decode the first frame of `image` to RGB, upright by its EXIF tag, on white, greys above 8 bits scaled.
 
-    Raises BadQuestion if the file is missing, no regular file, empty, above `BYTE_LIMIT`, truncated, in none of
-    `FORMATS`, or if the image has more than `pixel_limit` pixels, none, or sides that differ `ASPECT_LIMIT`-fold.
+    Raises BadQuestion if the file is missing, no regular file, empty, larger than `BYTE_LIMIT`, truncated or in none of
+    `FORMATS`, or if the image has no pixels, more than `pixel_limit`, or one side `ASPECT_LIMIT` times the other.
     """
     named = not isinstance(image, bytes | Image.Image) and type(image).__str__ is not object.__str__
     name = str(image) if named else type(image).__name__
@@ -78,7 +78,8 @@ def open_image(image: ImageLike, question_id: str, pixel_limit: int = PIXEL_LIMI
             return _decode(image, f"{question_id}: image {name}", pixel_limit)
     except _Unreadable as error:
         raise BadQuestion(f"{question_id}: cannot read image {name}: {error}") from error
-    except Exception as error:  # decoders raise anything on damaged bytes
+    # On damaged bytes decoders raise exceptions of any type.
+    except Exception as error:
         why = "damaged or truncated; fetch it again or open it and save it as PNG"
         raise BadQuestion(f"{question_id}: cannot read image {name}: {why} ({error})") from error
 
@@ -96,7 +97,7 @@ def _decode(image: ImageLike, where: str, pixel_limit: int) -> Image.Image:
 
 @contextmanager
 def _strict_decoders() -> Iterator[None]:
-    """Half a picture is an error and a decoder's warning is none, whatever the process is set to."""
+    """Make truncated images an error and silence decoders' warnings, whatever the process has set."""
     lenient = Decoders.LOAD_TRUNCATED_IMAGES
     Decoders.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -112,8 +113,9 @@ def _bytes(image: Path | str | bytes | ImageFile) -> bytes:
         data = _read(image)
     except _Unreadable:
         raise
-    except Exception as error:  # an archive's member, a cell of a table: anything can be wrong
-        raise _Unreadable(f"its bytes cannot be had; check that it is there and may be read ({error})") from error
+    # A member of an archive or a cell of a table can fail in any way.
+    except Exception as error:
+        raise _Unreadable(f"its bytes cannot be read; check that it exists and may be read ({error})") from error
     if not data:
         raise _Unreadable("the file is empty; fetch it again")
     _check_bytes(len(data))
@@ -125,12 +127,13 @@ def _read(image: Path | str | bytes | ImageFile) -> bytes:
         return image
     if isinstance(image, Path | str):
         return _read_file(image)
-    if isinstance(image, zipfile.Path):  # what a member unpacks to is not known before
+    # The size of an unpacked member is known only by reading it.
+    if isinstance(image, zipfile.Path):
         with image.open("rb") as member:
             return member.read(BYTE_LIMIT + 1)
     if hasattr(image, "read_bytes"):
         return image.read_bytes()
-    raise _Unreadable("it is no image; give a PIL image, a path or the bytes of a file")
+    raise _Unreadable("it is not an image; give a PIL image, a path or the bytes of a file")
 
 
 def _read_file(image: Path | str) -> bytes:
@@ -139,7 +142,8 @@ def _read_file(image: Path | str) -> bytes:
     path = Path(image)
     if path.is_dir():
         raise _Unreadable("it is a folder; give the path of an image file")
-    if not path.is_file():  # reading a pipe or a device could block for ever
+    # Reading a pipe or a device could block for ever.
+    if not path.is_file():
         raise _Unreadable("there is no regular file of that name; check the path")
     _check_bytes(path.stat().st_size)
     return path.read_bytes()
@@ -151,10 +155,11 @@ def _check_bytes(size: int) -> None:
 
 
 def _open(data: bytes, pixel_limit: int) -> Image.Image:
-    """Read the header alone."""
+    """Open the image: this reads only its header."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:  # twice PIL's own limit: the size is in its message alone
+    # PIL refuses images of twice its own limit; it gives their size only in the message.
+    except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
         pixels = f"{int(found[0]):,}" if found else "too many"
         raise _Unreadable(f"it has {pixels} pixels; allowed are 1 to {pixel_limit:,}; save it smaller") from error
@@ -180,7 +185,8 @@ def _check_size(image: Image.Image, pixel_limit: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As the EXIF tag says. A damaged EXIF block says nothing; `ImageOps.exif_transpose` would raise or rewrite it."""
+    """Turn the image upright by its EXIF tag; a damaged EXIF block is ignored."""
+    # `ImageOps.exif_transpose` would raise on a damaged block, or rewrite it.
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:
@@ -189,7 +195,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As on screen. PIL alone would cut deep greys off at 255 and show the colours behind transparency."""
+    """Convert to RGB as a viewer shows the image."""
+    # `convert("RGB")` would cut greys off at 255 and show the colours behind transparency.
     if image.mode == "F" or image.mode.startswith("I"):
         white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         greys = scale_greys(np.asarray(image))
@@ -203,13 +210,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scale_greys(values: np.ndarray) -> np.ndarray:
-    """Grey values of any depth -> uint8, same shape.
+    """Scale grey values of any depth to uint8, same shape.
 
-    Integers from 0 to 65535 are scaled by the depth that holds them: the least of 8, 10, 12, 14 and 16 bits whose
-    maximum is not exceeded, since 16-bit files mostly hold what a 10- to 14-bit detector saw. Other integers
-    (signed, 32-bit) and floats have no known white: their finite range is stretched, and what is not finite is black.
+    Integers from 0 to 65535 are scaled by their depth: the smallest of 8, 10, 12, 14 and 16 bits that holds them.
+    Other integers (signed, 32-bit) and floats have no known white: their finite range is stretched to 0 to 255, and
+    values that are not finite become black.
     """
     if np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() <= 65535:
+        # A 16-bit file mostly holds the values of a 10- to 14-bit detector.
         top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
         return ((values.astype(np.int64) * 255 + top // 2) // top).astype(np.uint8)
     finite = np.isfinite(values)

@@ -18,6 +18,7 @@ from mm_spine.types import Answer, AnswerSpec, Verdict
 LABELS = "ABCDEFGHIJ"
 
 _BECAUSE = r"(?:because|since|as|given|due)\b"
+# A second letter behind the first: "B and C", "A/B".
 _NEXT = r"\s*(?:,|/|&|\band\b|\bor\b)\s*(?:and |or )?\(?[A-J]\)?\s*(?:[.,;)\n]|$)"
 # A bare "a" is the article, and so is "A" before a word that does not open a reason: neither is an option.
 _LETTER = re.compile(
@@ -28,6 +29,7 @@ _SEVERAL = re.compile(rf"\(?[A-J]\)?{_NEXT}")
 _NOUN = r"(?:answer|ans|option|choice|letter)"
 _BE = r"(?:is|was|(?:should|would|must|will|has to) be)"
 _HEDGE = r"(?:(?:clearly|therefore|thus|likely|most likely|probably|definitely|simply|indeed)[,\s]+)?"
+# What announces a letter: "The correct answer is option", "| Answer |", "I would go with", "So the". Not "is not".
 _CUE = re.compile(
     rf"\b(?:{_NOUN}\b(?:\s+to\b[^.\n]{{0,80}}?)?\s*(?:{_BE}\b|[:=|>]|[-–—](?=\s))"
     rf"|choose|chose|pick|select|go with|it(?:'s|\u2019s| is| must be)|(?:so|therefore|thus|hence)\b,?)"
@@ -231,7 +233,7 @@ def _rejects(match: re.Match[str]) -> bool:
 
 
 def _committed(text: str, spec: AnswerSpec) -> str | None:
-    """Return the last letter in "the answer is B", "so (B)", "B is correct" or "the answer is aspirin"; "" for several."""
+    """Return the last letter of "the answer is B", "so (B)", "B is correct", "the answer is aspirin"; "" for two."""
     cues = [*_CUE.finditer(text)]
     claims = [*_APPROVED.finditer(text)]
     if not text.isascii():

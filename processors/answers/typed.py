@@ -89,7 +89,7 @@ def read(text: str, spec: AnswerSpec) -> str | None:
 
 
 def find(response: str, spec: AnswerSpec) -> str | None:
-    """Return the boxed answer, else the announced one, else the last number or list. ValueError: unknown `value_type`."""
+    """Return the boxed, else the announced answer, else the last number or list. ValueError: unknown `value_type`."""
     if spec.choices:
         return choice.find(response, spec) or _announced_number(response, spec)
     kind = _value_type(spec)

@@ -52,7 +52,7 @@ _SENTENCE_MARKS = ".!? "
 
 
 def clean(text: str) -> str:
-    """Put `text` on one line without space at its ends. If the annotators agree, a prediction gets no more than this."""
+    """Put `text` on one line without space at its ends: all that is done if the annotators agree."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 

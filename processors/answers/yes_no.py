@@ -1,4 +1,4 @@
-"""Yes or no as whole words (VQA-RAD, PathVQA): "abnormal" and "know" hold no "no"; "cannot be determined" is neither."""
+"""Yes or no as whole words: "abnormal" and "know" hold no "no"; "cannot be determined" is neither."""
 
 from __future__ import annotations
 
