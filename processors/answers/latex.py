@@ -147,7 +147,7 @@ def _unwrapped(text: str) -> str:
 
 def _result(text: str) -> str:
     """Return what a chain of equations comes to: "3+4=7" is 7, "x=5" is 5, "y=2x+1" stays."""
-    # "2\\sqrt{3} \\approx 3.46" is answered exactly by its left side, "x \\approx 3.46" by its right one.
+    # "2\sqrt{3} \approx 3.46" is answered exactly by its left side, "x \approx 3.46" by its right one.
     head, approx, tail = text.partition(r"\approx")
     if approx:
         text = f"{head}={tail}" if NAME.fullmatch(head.strip()) else head

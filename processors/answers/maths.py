@@ -66,7 +66,7 @@ def find(response: str) -> Answer | None:
     """Return the last balanced box, else the last announced answer, else a bare formula, else the last number."""
     box = last_boxed(response)
     if box is not None:
-        # "\\boxed{The answer is 7}".
+        # "\boxed{The answer is 7}" has a statement in its box.
         inner = (
             (_statement(said) for said in announced(plain(box[:_REACH]))) if "answer" in box[:_REACH].lower() else ()
         )

@@ -1,0 +1,98 @@
+"""Encoding equals the processor's own, and each distinct image goes through the tower once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pictures import ask, file_of
+from PIL import Image
+from tiny import tiny_image, tiny_policy, tiny_processor, tiny_questions
+
+from mm_spine.processors.chat import encode
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_encoding_is_what_the_processor_makes_of_the_chat(images: int) -> None:
+    (question,) = tiny_questions(1, images)
+    content = [{"type": "image", "image": image} for image in question.images]
+    chat = [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt}]}]
+    made = tiny_processor().apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    found = encode(question, tiny_processor())
+    assert torch.equal(found.ids_L, made["input_ids"][0])
+    assert torch.equal(found.types_L, made["mm_token_type_ids"][0])
+    assert len(found.images) == images
+    if images:
+        assert torch.equal(torch.cat([i.pixel_values for i in found.images]), made["pixel_values"])
+        assert torch.equal(torch.stack([i.grid_thw for i in found.images]), made["image_grid_thw"])
+
+
+def test_pixel_limits_bound_the_image_tokens() -> None:
+    image = Image.effect_noise((280, 140), 60)
+    for least, most in ((None, 28 * 28 * 8), (28 * 28 * 60, None), (28 * 28 * 60, 28 * 28 * 80)):
+        (found,) = encode(ask(image), tiny_processor(), least, most).images
+        pixels = len(found.pixel_values) * 14 * 14
+        assert (least or 0) <= pixels <= (most or pixels)
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_distinct_image_goes_through_the_tower_once() -> None:
+    policy, calls = tiny_policy(), []
+    policy.tower.register_forward_hook(lambda *_: calls.append(1))
+    a, b = tiny_image(0), tiny_image(7)
+    again = Image.open(io.BytesIO(file_of(a, "PNG")))
+    prompts = [policy.prompt(ask(*images)) for images in ((a,), (a, b), (again, again), (b,))]
+    assert len(calls) == 2
+    assert (policy.images.misses, policy.images.hits) == (2, 6 - 2)
+    first, second = prompts[0].features_ID, prompts[3].features_ID
+    assert torch.equal(prompts[1].features_ID, torch.cat([first, second]))
+    assert torch.equal(prompts[2].features_ID, torch.cat([first, first]))
+
+
+def test_a_question_is_encoded_once() -> None:
+    policy, calls = tiny_policy(), []
+    question = tiny_questions(1)[0]
+    encode_once = policy._encode
+    policy._encode = lambda q: calls.append(q.id) or encode_once(q)  # type: ignore[method-assign]
+    assert policy.can_ask(question) and policy.prompt(question) is policy.prompt(question)
+    assert calls == ["q0"]
+
+
+def test_features_are_bit_equal_however_they_are_asked_for() -> None:
+    """From the cache, from a fresh cache, alone or beside other images: one image is one unit."""
+    images = [tiny_image(i) for i in range(4)]
+    alone = [tiny_policy().prompt(ask(image)).features_ID for image in images]
+    together = tiny_policy().prompt(ask(*images)).features_ID
+    assert torch.equal(together, torch.cat(alone))
+    assert not together.requires_grad
+
+
+def test_features_are_those_of_the_plain_tower() -> None:
+    policy = tiny_policy()
+    encoded = encode(ask(*[tiny_image(i) for i in range(3)]), tiny_processor())
+    pixels = torch.cat([i.pixel_values for i in encoded.images])
+    grids = torch.stack([i.grid_thw for i in encoded.images])
+    with torch.no_grad():
+        plain = torch.cat(list(policy.model.get_image_features(pixels, grids).pooler_output))
+    found = torch.cat([policy.images.features(image) for image in encoded.images])
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda p, g: (p + torch.eye(1, p.numel()).view_as(p) * 1e-6, g), lambda p, g: (p, g[[0, 2, 1]])],
+    ids=["one patch value", "the grid"],
+)
+def test_a_different_image_never_has_the_key_of_another(change: Callable[..., Any]) -> None:
+    from mm_spine.processors.chat import _key
+
+    (image,) = encode(ask(Image.effect_noise((84, 28), 50)), tiny_processor()).images
+    pixels, grid = change(image.pixel_values, image.grid_thw)
+    assert _key(pixels, grid) != image.key == _key(image.pixel_values, image.grid_thw)
