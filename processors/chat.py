@@ -119,6 +119,7 @@ def encode_text(
 
 
 def _with_image(part: dict[str, Any], images: Sequence[Image.Image], limits: tuple[int, int]) -> dict[str, Any]:
+    """Put the image, and its pixel limits, in the place of its number."""
     if part["type"] == "text":
         return part
     return {**part, "image": images[part["image"] - 1], "min_pixels": limits[0], "max_pixels": limits[1]}
@@ -147,6 +148,7 @@ def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
 
 
 def _pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+    """Return (least, most) pixels of an image. ValueError: limits that no image can satisfy."""
     own = image_processor.size
     least, most = min_pixels or own["shortest_edge"], max_pixels or own["longest_edge"]
     token = (image_processor.patch_size * image_processor.merge_size) ** 2
@@ -159,6 +161,7 @@ def _pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int 
 
 
 def _split_images(features: Any) -> tuple[EncodedImage, ...]:
+    """Split the patches of all images into those of each image."""
     if "pixel_values" not in features:
         return ()
     grids = features["image_grid_thw"]
@@ -167,6 +170,7 @@ def _split_images(features: Any) -> tuple[EncodedImage, ...]:
 
 
 def _key(pixel_values: Tensor, grid_thw: Tensor) -> str:
+    """Hash the patches and the grid, so that equal images are encoded once by the vision tower."""
     digest = hashlib.sha256(pixel_values.contiguous().numpy().tobytes())
     digest.update(str(grid_thw.tolist()).encode())
     return digest.hexdigest()

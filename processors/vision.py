@@ -27,6 +27,7 @@ ASPECT_LIMIT = 200.0
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """The formats that are read. PIL can open more, among them EPS, for which it runs an external program."""
 
+# The first bytes of `FORMATS`, and of other files that people take for images.
 _OURS = re.compile(
     rb"\x89PNG|\xff\xd8|RIFF....WEBP|GIF8|BM|II[*+]\0|MM\0[*+]|\0\0\0\x0cjP|\xff\x4f\xff\x51|P[1-7fF]\s", re.S
 )
@@ -85,6 +86,7 @@ def open_image(image: ImageLike, question_id: str, pixel_limit: int = PIXEL_LIMI
 
 
 def _decode(image: ImageLike, where: str, pixel_limit: int) -> Image.Image:
+    """Open, check and load the image; `where` names it in the log."""
     opened = image if isinstance(image, Image.Image) else _open(_bytes(image), pixel_limit)
     if opened.format not in (None, "MPO", *FORMATS):
         raise _Unreadable(f"it is of format {opened.format}; convert it to PNG or JPEG")
@@ -168,6 +170,7 @@ def _open(data: bytes, pixel_limit: int) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> str:
+    """Say what a file is that PIL does not recognise, by its first bytes."""
     if _OURS.match(data):
         return "damaged or truncated: its header cannot be read; fetch it again"
     for pattern, kind in _FOREIGN:
@@ -177,6 +180,7 @@ def _unidentified(data: bytes) -> str:
 
 
 def _check_size(image: Image.Image, pixel_limit: int) -> None:
+    """Raise _Unreadable for too many pixels, none, or too long a shape."""
     width, height = image.size
     if width * height > pixel_limit or min(width, height) == 0:
         raise _Unreadable(f"it is {width}x{height}; allowed are 1 to {pixel_limit:,} pixels; save it smaller")

@@ -282,6 +282,7 @@ def _exchange(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start() -> _Worker:
+    """Start a worker. RuntimeError: it does not start."""
     try:
         return _Worker()
     except (_Gone, OSError) as error:
@@ -292,6 +293,7 @@ def _start() -> _Worker:
 
 
 def _drop() -> None:
+    """Stop the worker, if there is one."""
     global _worker
     worker, _worker = _worker, None
     if worker is not None:

@@ -133,6 +133,7 @@ def _spaced(text: str) -> str:
 
 
 def _between_words(text: str, place: int) -> bool:
+    """Return whether the space at `place` stands between two letters or digits."""
     return text[place - 1 : place].isalnum() and text[place + 1 : place + 2].isalnum()
 
 

@@ -129,6 +129,7 @@ def _tidy(text: str) -> str:
 
 
 def _slash(match: re.Match[str]) -> str:
+    """Write a LaTeX fraction as "a/b", or "1 a/b" for a mixed number."""
     whole = f"{match['whole']} " if match["whole"] else ""
     return f"{whole}{match['top'] or match['a']}/{match['bottom'] or match['b']}"
 

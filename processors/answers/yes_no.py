@@ -45,7 +45,7 @@ def reading(*words: str) -> tuple[Read, Read]:
     def read(text: str, spec: AnswerSpec) -> str | None:
         return begins(text, spec) or _chosen(choice.read, text[:_REACH], spec, begins)
 
-    def said(response: str, spec: AnswerSpec) -> str | None:
+    def committed_to(response: str, spec: AnswerSpec) -> str | None:
         if _UNDECIDED_ANSWER.search(response):
             return None
         lines = response.strip().splitlines()
@@ -60,7 +60,7 @@ def reading(*words: str) -> tuple[Read, Read]:
         box = last_boxed(response)
         if box is not None and box.strip():
             return read(box, spec)
-        return said(response, spec) or _chosen(choice.find, response[-_REACH:], spec, begins)
+        return committed_to(response, spec) or _chosen(choice.find, response[-_REACH:], spec, begins)
 
     return find, read
 
