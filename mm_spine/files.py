@@ -1,6 +1,6 @@
-"""The files of a run, each written so that a crash leaves either the old file or the new one.
+"""Write files so that a crash leaves either the old content or the new one, and read JSON.
 
-JSON lines are appended with flush and fsync; everything else is written aside and renamed.
+Lines of a log are appended and synced to the disk. Every other file is written beside its place and renamed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 
 class JsonLines:
-    """An append-only JSON Lines file: a line that was reported written survives a crash."""
+    """A log in JSON Lines: a line survives a crash once `append` has returned."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, row: object) -> None:
-        """Add one dataclass or mapping as a line and wait until it is on the disk.
+        """Add a dataclass or mapping as one line and wait until it is on the disk.
 
-        Raises ValueError for NaN or infinity, which JSON cannot hold.
+        Raises ValueError for NaN and infinity, which JSON does not have.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
@@ -32,15 +32,16 @@ class JsonLines:
             os.fsync(file.fileno())
 
     def truncate_after(self, step: int) -> None:
-        """Drop the lines whose `step` is above `step`, and a torn last line, so that a resumed run can go on."""
+        """Remove the lines of later steps and an incomplete last line, so that a resumed run can append to the file."""
         if self.path.exists():
             write_json_lines(self.path, [row for row in read_json_lines(self.path) if row["step"] <= step])
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSON Lines file. A torn last line (a crash while writing) is left out.
+    """Read all lines of a JSON Lines file.
 
-    Raises ValueError naming file and line when any other line is not a JSON object.
+    An incomplete last line, which a crash while appending leaves, is left out. Raises ValueError naming the file and
+    the line when any other line is not a JSON object.
     """
     *lines, last = path.read_bytes().split(b"\n")
     rows = [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
@@ -51,27 +52,27 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json_lines(path: Path, rows: Iterable[object]) -> None:
-    """Replace a JSON Lines file as a whole."""
+    """Write a JSON Lines file; an existing one is replaced."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(_line(row, path) for row in rows)
 
 
 def write_json(path: Path, obj: object) -> None:
-    """Replace a JSON file as a whole. Raises ValueError for NaN or infinity."""
+    """Write a JSON file; an existing one is replaced. Raises ValueError for NaN and infinity."""
     text = _dumps(obj, path, indent=2)
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
-    """Replace a file as a whole and return its path. A link is replaced, not followed. Raises OSError."""
+    """Write a file and return its path; an existing file or link is replaced. Raises OSError."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
     return path
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError naming the file when it is not JSON."""
+    """Read a JSON file. Raises ValueError naming the file when it is not valid JSON."""
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
@@ -80,7 +81,10 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path`, synced and renamed onto it when the block ends without an error."""
+    """Yield a temporary path beside `path`; sync the file there and rename it to `path` if the block raises no error.
+
+    It serves text, bytes and tables: whatever the block writes to the temporary path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

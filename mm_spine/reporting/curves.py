@@ -166,10 +166,18 @@ OVERLAID: tuple[tuple[str, str, str], ...] = (
 def charts(saved: SavedRun) -> Iterator[Chart]:
     """Yield a chart for each quantity that the run has values of, and one of the ways to answer if they are counted."""
     for quantity in QUANTITIES:
-        rows = _rows(saved, quantity)
-        drawn = [_series(rows, key, label, quantity, i) for i, (key, label) in enumerate(quantity.fields)]
-        if series := tuple(line for line in drawn if line.x):
-            yield _chart(quantity, quantity.name, quantity.title, series, _band(rows, quantity), _thinned(rows))
+        lines = _source(saved, quantity)
+        series = [_series(lines, key, label, quantity, i) for i, (key, label) in enumerate(quantity.fields)]
+        if drawn := tuple(one for one in series if one.x):
+            yield Chart(
+                name=quantity.name,
+                title=quantity.title,
+                unit=quantity.unit,
+                series=drawn,
+                scale=quantity.scale,
+                band=_band(lines, quantity),
+                note=" ".join(filter(None, (quantity.note, _thinned_note([lines])))),
+            )
     if habits := _habits(saved):
         yield habits
 
@@ -179,56 +187,58 @@ def overlaid(runs: Sequence[tuple[str, SavedRun]]) -> Iterator[Chart]:
     by_name = {quantity.name: quantity for quantity in QUANTITIES}
     for name, key, title in OVERLAID:
         quantity = by_name[name]
-        drawn = [_series(_rows(saved, quantity), key, label, quantity, i) for i, (label, saved) in enumerate(runs)]
-        if series := tuple(line for line in drawn if line.x):
-            thinned = any(_thinned(_rows(saved, quantity)) for _, saved in runs)
-            yield _chart(quantity, key, title, series, None, thinned, note="")
+        sources = [_source(saved, quantity) for _, saved in runs]
+        series = [
+            _series(lines, key, label, quantity, i)
+            for i, ((label, _), lines) in enumerate(zip(runs, sources, strict=True))
+        ]
+        if drawn := tuple(one for one in series if one.x):
+            yield Chart(key, title, quantity.unit, drawn, quantity.scale, note=_thinned_note(sources))
 
 
-def _chart(
-    quantity: Quantity,
-    name: str,
-    title: str,
-    series: tuple[Series, ...],
-    band: tuple[Series, Series] | None,
-    thinned: bool,
-    note: str | None = None,
-) -> Chart:
-    notes = [quantity.note if note is None else note, f"Thinned to {MAX_POINTS:,} steps." if thinned else ""]
-    return Chart(name, title, quantity.unit, series, quantity.scale, band, " ".join(filter(None, notes)))
-
-
-def _rows(saved: SavedRun, quantity: Quantity) -> Sequence[Json]:
+def _source(saved: SavedRun, quantity: Quantity) -> Sequence[Json]:
     return {"steps": saved.steps, "accuracy": saved.accuracy, "timings": saved.timings}[quantity.source]
 
 
-def _thinned(rows: Sequence[Json]) -> bool:
-    return len(rows) > MAX_POINTS
+def _thinned_note(sources: Sequence[Sequence[Json]]) -> str:
+    return f"Thinned to {MAX_POINTS:,} steps." if any(len(lines) > MAX_POINTS for lines in sources) else ""
 
 
-def _series(rows: Sequence[Json], key: str, label: str, quantity: Quantity, place: int = 0) -> Series:
-    pairs = values_by_step(rows, key)
+def _series(lines: Sequence[Json], key: str, label: str, quantity: Quantity, place: int = 0) -> Series:
+    """Return the values of `key` over the steps, at most `MAX_POINTS` of them, in the quantity's unit."""
+    pairs = values_by_step(lines, key)
+    # A logarithmic axis has no place for 0.
     if quantity.scale == "log":
         pairs = [(step, value) for step, value in pairs if value > 0]
-    pairs = pairs[:: -(-len(pairs) // MAX_POINTS) or 1]
-    x, y = tuple(step for step, _ in pairs), tuple(quantity.factor * value for _, value in pairs)
-    return Series(label, x, y, place)
+    every = -(-len(pairs) // MAX_POINTS) or 1
+    thinned = pairs[::every]
+    return Series(
+        label=label,
+        x=tuple(step for step, _ in thinned),
+        y=tuple(quantity.factor * value for _, value in thinned),
+        place=place,
+    )
 
 
-def _band(rows: Sequence[Json], quantity: Quantity) -> tuple[Series, Series] | None:
+def _band(lines: Sequence[Json], quantity: Quantity) -> tuple[Series, Series] | None:
     """Return the lower and the upper bound, at the steps that have both."""
     if quantity.band is None:
         return None
     low, high = quantity.band
-    whole = [row for row in rows if number(row.get(low)) is not None and number(row.get(high)) is not None]
-    bounds = (_series(whole, low, "band, low", quantity), _series(whole, high, "band, high", quantity))
-    return bounds if bounds[0].x else None
+    with_both = [line for line in lines if number(line.get(low)) is not None and number(line.get(high)) is not None]
+    lower = _series(with_both, low, "band, low", quantity)
+    upper = _series(with_both, high, "band, high", quantity)
+    return (lower, upper) if lower.x else None
 
 
 def _habits(saved: SavedRun) -> Chart | None:
-    rows = [row for row in saved.accuracy if isinstance(row.get("habits"), dict)]
-    names = sorted({str(name) for row in rows for name in row["habits"]})
-    flat = [{"step": row["step"], **{name: row["habits"].get(name, 0.0) for name in names}} for row in rows]
-    quantity = Quantity("habits", "Ways to answer", "share", tuple((name, name) for name in names), scale="share")
+    """Return the chart of the shares of each way to answer, which the study of digits counts."""
+    lines = [line for line in saved.accuracy if isinstance(line.get("habits"), dict)]
+    names = sorted({str(name) for line in lines for name in line["habits"]})
+    flat = [{"step": line["step"], **{name: line["habits"].get(name, 0.0) for name in names}} for line in lines]
+    fields = tuple((name, name) for name in names)
+    quantity = Quantity("habits", "Ways to answer", "share", fields, scale="share")
     series = tuple(_series(flat, name, name, quantity, i) for i, name in enumerate(names))
-    return _chart(quantity, "habits", quantity.title, series, None, _thinned(rows)) if series else None
+    if not series:
+        return None
+    return Chart("habits", quantity.title, "share", series, "share", note=_thinned_note([lines]))
