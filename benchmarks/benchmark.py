@@ -83,7 +83,7 @@ class Benchmark(ABC):
     `kind` is the answer kind of its questions, `metric` what its published results measure, and `breakdowns` the tags
     that these are broken down by. A run adapts to `adapt_split` and also evaluates `held_out_split`, where there is
     one. `default_model` is the folder of a model shipped with the benchmark. `source` is None where the questions are
-    not a public release. `habit` names the way a response answers, for benchmarks that study it.
+    not a public release.
     """
 
     name: str
@@ -97,7 +97,6 @@ class Benchmark(ABC):
     held_out_split: str | None = None
     default_model: Path | None = None
     source: Source | None = None
-    habit: Callable[[str], str] | None = None
 
     @property
     @abstractmethod

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -153,17 +152,6 @@ def render(rng: np.random.Generator, digits: Sequence[np.ndarray] | np.ndarray) 
     return Image.fromarray(255 - canvas).convert("RGB")
 
 
-def habit(text: str) -> Literal["direct", "reasoned", "other"]:
-    """Name how a response comes to its answer.
-
-    It is `reasoned` if a digit is written before the box, `direct` if none is, and `other` without a box.
-    """
-    before, box, _ = text.partition("\\boxed")
-    if not box:
-        return "other"
-    return "reasoned" if any(character.isdigit() for character in before) else "direct"
-
-
 @cache
 def _source() -> tuple[np.ndarray, np.ndarray]:
     """Return the ink of all images, (1797, 8, 8) from 0 to 16, and their classes, (1797,)."""
@@ -226,7 +214,6 @@ BENCHMARK = DigitsBenchmark(
     citation="E. Alpaydin, C. Kaynak (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning "
     "Repository, https://doi.org/10.24432/C50P49; the copy in scikit-learn's load_digits.",
     licence="CC BY 4.0 (the images)",
-    habit=habit,
     kind="integer",
     breakdowns=("kind",),
 )

@@ -8,11 +8,10 @@ adaptation.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -102,7 +101,6 @@ class StepAccuracy(TypedDict):
     reward_accuracy: float | None
     pass_at_n: float | None
     ground_truth_ratio: float | None
-    habits: NotRequired[dict[str, float]]
 
 
 Measure = Callable[[Item], float | None]
@@ -349,24 +347,20 @@ def step_accuracy(
     rollouts_dir: Path,
     questions: Sequence[Question],
     key: AnswerKey,
-    habit: Callable[[str], str] | None = None,
 ) -> list[StepAccuracy]:
     """Compute the rows of evaluation/steps.jsonl after the run, from its saved `step_*.parquet`, in order of steps.
 
-    `habit` names the way a text answers; `habits` then holds each name's share of the rollouts. Raises ValueError
-    naming a question that is not among `questions`.
+    Raises ValueError naming a question that is not among `questions`.
     """
     known = {question.id: question for question in questions}
-    rows = [_step_row(path, known, key, habit) for path in rollouts_dir.glob("step_*.parquet")]
+    rows = [_step_row(path, known, key) for path in rollouts_dir.glob("step_*.parquet")]
     return sorted(rows, key=lambda row: row["step"])
 
 
 _COLUMNS = ("step", "question_id", "index", "text", "answer", "vote")
 
 
-def _step_row(
-    path: Path, known: Mapping[str, Question], key: AnswerKey, habit: Callable[[str], str] | None
-) -> StepAccuracy:
+def _step_row(path: Path, known: Mapping[str, Question], key: AnswerKey) -> StepAccuracy:
     groups: dict[str, list[dict[str, Any]]] = {}
     rows = pq.read_table(path, columns=list(_COLUMNS)).to_pylist()
     for row in rows:
@@ -383,9 +377,6 @@ def _step_row(
         pass_at_n=_mean([question.pass_at_n for question in graded]),
         ground_truth_ratio=_mean([question.ground_truth_ratio for question in graded]),
     )
-    if habit is not None:
-        counts = Counter(habit(row["text"]) for row in rows)
-        result["habits"] = {name: counts[name] / len(rows) for name in sorted(counts)}
     return result
 
 

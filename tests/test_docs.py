@@ -175,7 +175,7 @@ def test_every_key_of_timings_and_step_accuracy_is_described(outputs: str, finis
     timing = json.loads((finished / "timings.jsonl").read_text().splitlines()[0])
     accuracy = json.loads((finished / "evaluation" / "steps.jsonl").read_text().splitlines()[0])
     assert timing.keys() <= fields(outputs, "timings.jsonl")
-    assert fields(outputs, "evaluation/steps.jsonl") == accuracy.keys() | {"habits"}
+    assert fields(outputs, "evaluation/steps.jsonl") == accuracy.keys()
 
 
 def test_every_file_of_a_run_is_described(outputs: str, finished: Path) -> None:

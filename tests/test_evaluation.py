@@ -327,12 +327,6 @@ def test_steps_come_in_order(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 1, 3, 4, 5, 7, 10, 11]
 
 
-def test_habits_are_shares_of_the_rollouts(tmp_path: Path) -> None:
-    save_step(tmp_path, 1, STEP)
-    (row,) = evaluation.step_accuracy(tmp_path, ask("a", "b", "c"), KEY, lambda t: "boxed" if "box" in t else "lost")
-    assert row["habits"] == {"boxed": 0.5, "lost": 0.5}
-
-
 def test_step_accuracy_names_an_unknown_question(tmp_path: Path) -> None:
     save_step(tmp_path, 4, {"a": STEP["a"]})
     with pytest.raises(ValueError, match=r"step_000004.parquet: question 'a' is not among the 1 questions"):

@@ -164,7 +164,7 @@ OVERLAID: tuple[tuple[str, str, str], ...] = (
 
 
 def charts(saved: SavedRun) -> Iterator[Chart]:
-    """Yield a chart for each quantity that the run has values of, and one of the ways to answer if they are counted."""
+    """Yield a chart for each quantity that the run has values of."""
     for quantity in QUANTITIES:
         lines = _source(saved, quantity)
         series = [_series(lines, key, label, quantity, i) for i, (key, label) in enumerate(quantity.fields)]
@@ -178,8 +178,6 @@ def charts(saved: SavedRun) -> Iterator[Chart]:
                 band=_band(lines, quantity),
                 note=" ".join(filter(None, (quantity.note, _thinned_note([lines])))),
             )
-    if habits := _habits(saved):
-        yield habits
 
 
 def overlaid(runs: Sequence[tuple[str, SavedRun]]) -> Iterator[Chart]:
@@ -229,16 +227,3 @@ def _band(lines: Sequence[Json], quantity: Quantity) -> tuple[Series, Series] | 
     lower = _series(with_both, low, "band, low", quantity)
     upper = _series(with_both, high, "band, high", quantity)
     return (lower, upper) if lower.x else None
-
-
-def _habits(saved: SavedRun) -> Chart | None:
-    """Return the chart of the shares of each way to answer, which the study of digits counts."""
-    lines = [line for line in saved.accuracy if isinstance(line.get("habits"), dict)]
-    names = sorted({str(name) for line in lines for name in line["habits"]})
-    flat = [{"step": line["step"], **{name: line["habits"].get(name, 0.0) for name in names}} for line in lines]
-    fields = tuple((name, name) for name in names)
-    quantity = Quantity("habits", "Ways to answer", "share", fields, scale="share")
-    series = tuple(_series(flat, name, name, quantity, i) for i, name in enumerate(names))
-    if not series:
-        return None
-    return Chart("habits", quantity.title, "share", series, "share", note=_thinned_note([lines]))

@@ -80,7 +80,7 @@ class Evaluations:
         """
         rollouts = self.folder.rollouts
         if self.folder.writes and rollouts.is_dir() and labelled.key:
-            rows = evaluation.step_accuracy(rollouts, labelled.questions, labelled.key, self.plan.benchmark.habit)
+            rows = evaluation.step_accuracy(rollouts, labelled.questions, labelled.key)
             files.write_json_lines(self.folder.evaluation_file("steps"), rows)
 
     def _of_splits(self, policy: Policy, splits: Splits, when: str) -> list[evaluation.Item]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from mm_spine.processors.answers import parse
 from mm_spine.types import Question
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "study" / "train_source_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
@@ -128,21 +124,6 @@ def test_render_puts_one_digit_in_each_cell() -> None:
     assert inked == [24 * 24, 0, 24 * 24]  # three pixels for each of 8, wherever the jitter put them
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (r"The answer is \boxed{7}.", "direct"),
-        (r"I see 3 4. Sum 7. So \boxed{7}.", "reasoned"),
-        (r"Digits 3 4. Even 4. Thus \boxed{1}.", "reasoned"),
-        (r"I see \boxed{7}.", "direct"),
-        ("I see 3 4. Sum 7.", "other"),
-        ("", "other"),
-    ],
-)
-def test_habit(text: str, expected: str) -> None:
-    assert digits.habit(text) == expected
-
-
 def test_the_checkpoint_is_small_and_holds_no_pickle() -> None:
     files = [path for path in digits.MODEL_DIR.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8_000_000
@@ -188,60 +169,3 @@ def test_prompts_and_answers_are_short(shipped: tuple[Any, Any]) -> None:
     assert max(len(tokenizer(p)["input_ids"]) for kind in digits.KINDS.values() for p in kind.phrasings) <= 15
     assert len(tokenizer(r"The answer is \boxed{12}.")["input_ids"]) <= 10
     assert all(len(tokenizer(str(digit))["input_ids"]) == 1 for digit in range(10))
-
-
-def test_the_training_script_cannot_see_handwriting() -> None:
-    tree = ast.parse(SCRIPT.read_text())
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    modules = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    assert not any(module.startswith("sklearn") for module in modules)
-    assert not names & {"load_digits", "_source", "_rows_by_split"}
-    loads = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "digits.load"]
-    assert [ast.unparse(call) for call in loads] == ["digits.load('tune')"]
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("train_source_checkpoint", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_targets_show_their_habit_and_end_in_the_answer(script: Any) -> None:
-    for name, kind in digits.KINDS.items():
-        gold = kind.answer((3, 8, 5))
-        worked, at_once = script.reasoned(name, (3, 8, 5), "I see", "So"), script.direct(name, (3, 8, 5))
-        assert digits.habit(worked) == "reasoned" and digits.habit(at_once) == "direct"
-        for text in (worked, at_once):
-            answer = parse(text, kind.spec)
-            assert answer is not None and answer.key == gold, text
-    assert script.reasoned("sum", (3, 8, 5), "I see", "So") == r"I see 3 8 5. Sum 11 16. So \boxed{16}."
-
-
-def test_scan_fills_the_height_and_counts_blocks(script: Any) -> None:
-    ink = torch.zeros(1, 64, 64)
-    ink[0, 10:50, 20:30] = 1.0  # 40 high, 10 wide: becomes 32 high, 8 wide, in the middle
-    counts = script.scan(ink)[0]
-    assert counts[:, 3:5].tolist() == [[16, 16]] * 8
-    assert counts.sum() == 16 * 16
-
-
-def test_batched_attention_of_the_tower_equals_its_loop(script: Any, shipped: tuple[Any, Any]) -> None:
-    model, processor = shipped
-    images = [
-        digits.render(np.random.default_rng(i), np.random.default_rng(i).integers(0, 17, (3, 8, 8))) for i in (0, 1)
-    ]
-    features = processor.image_processor(images=images, return_tensors="pt")
-    inputs = {"hidden_states": features["pixel_values"], "grid_thw": features["image_grid_thw"]}
-    config = model.model.visual.config
-    before = config._attn_implementation
-    with torch.no_grad():
-        looped = model.model.visual(**inputs).pooler_output
-        script.use_fast_attention(model)
-        batched = model.model.visual(**inputs).pooler_output
-        model.set_attn_implementation(before)
-    assert torch.allclose(looped, batched, atol=1e-5) and not torch.equal(batched[:3], batched[3:])

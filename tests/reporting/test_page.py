@@ -56,7 +56,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         folder, changes.find_changes(rows_of(before), rows_of(after)).shown(), [Question(EVIL, (), EVIL, SPEC)], True
     )
     (folder / "adapted" / "tokenizer.json").unlink()  # then the response's text is what is shown
-    write_json_lines(folder / "evaluation" / "steps.jsonl", [{**accuracy(0), "habits": {EVIL: 1.0}}])
+    write_json_lines(folder / "evaluation" / "steps.jsonl", [accuracy(0)])
     html = report.render_report(read_run(folder))
     assert "<script>alert" not in html and "</details>&" not in html
     assert html.count("alert(") > 10, "it is shown, escaped"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -16,21 +15,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import study_worker
 import yaml
 
 from mm_spine import evaluation
 from mm_spine.config import RunConfig
-from mm_spine.evaluation import Item, bootstrap_ci
+from mm_spine.evaluation import Item
 from mm_spine.files import write_json, write_json_lines
+from mm_spine.intervals import Interval, bootstrap_ci
 from mm_spine.types import Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "study"))  # spawned workers inherit it
 
 import cells
+import habits
 import report as study_report
+import results
 import run_cells as study
+import tables
 from cells import Cell
-from report import Interval
 from run_cells import Schedule, Task
 
 # --- The table ----------------------------------------------------------------------------------------------------
@@ -146,18 +149,6 @@ def test_a_failing_cell_says_why(tmp_path: Path) -> None:
     assert study.perform(Task(cell.name, (), cell), tmp_path, lambda *_, **__: None) == "stopped by a signal"
 
 
-def act(task: Task, output: Path) -> str | None:
-    """What a worker does in the tests below, by the task's name."""
-    with (output / "log").open("a") as file:
-        file.write(f"{task.name}\n")
-    if task.name == "die":
-        os._exit(3)
-    if task.name == "stop":
-        os.kill(os.getppid(), signal.SIGINT)
-        time.sleep(300)
-    return "broken" if task.name == "fail" else None
-
-
 @pytest.mark.slow
 def test_a_worker_that_fails_or_dies_costs_one_cell_and_an_interrupt_ends_them_all(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -165,7 +156,7 @@ def test_a_worker_that_fails_or_dies_costs_one_cell_and_an_interrupt_ends_them_a
     todo = [Task("fail", ()), Task("die", ("fail",)), Task("well", ("die",)), Task("stop", ("well",))]
     usual, started = signal.getsignal(signal.SIGINT), time.monotonic()
     with caplog.at_level("INFO", logger="study"), pytest.raises(study.Stopped) as stopped:
-        study.drive(todo, tmp_path, 1, act)
+        study.drive(todo, tmp_path, 1, study_worker.act)
     assert stopped.value.number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is usual
     assert time.monotonic() - started < 120
@@ -179,28 +170,28 @@ def test_a_worker_that_fails_or_dies_costs_one_cell_and_an_interrupt_ends_them_a
 
 
 def test_intervals_by_hand() -> None:
-    mean, low, high = study_report.over_seeds([0.5, 0.25])  # t(0.975, 1) = 12.706, standard error 0.125
+    mean, low, high = results.over_seeds([0.5, 0.25])  # t(0.975, 1) = 12.706, standard error 0.125
     assert (mean, low, high) == pytest.approx((0.375, 0.375 - 1.58827, 0.375 + 1.58827), abs=1e-4)
-    assert study_report.over_seeds([0.3]) == Interval(0.3, None, None)
-    assert study_report.detectable([0.5, 0.25]) == pytest.approx((12.7062 + 1.3764) * 0.125, abs=1e-4)
-    assert study_report.detectable([0.5]) is None
+    assert results.over_seeds([0.3]) == Interval(0.3, None, None)
+    assert results.detectable([0.5, 0.25]) == pytest.approx((12.7062 + 1.3764) * 0.125, abs=1e-4)
+    assert results.detectable([0.5]) is None
 
 
 def test_claims_rest_on_the_wider_interval() -> None:
     narrow, wide = Interval(0.1, 0.05, 0.15), Interval(0.1, -0.1, 0.3)
-    assert study_report.Difference(narrow, wide).claimed == study_report.Difference(wide, narrow).claimed == wide
-    assert study_report.Difference(Interval(0.1, None, None), narrow).claimed.low is None
+    assert results.Difference(narrow, wide).claimed == results.Difference(wide, narrow).claimed == wide
+    assert results.Difference(Interval(0.1, None, None), narrow).claimed.low is None
     shown = (narrow, wide, Interval(-0.1, -0.2, -0.01), Interval(0.1, None, None))
-    assert [study_report.verdict(interval) for interval in shown] == [
+    assert [results.verdict(interval) for interval in shown] == [
         "excludes 0, higher", "includes 0", "excludes 0, lower", "one seed, no interval",
     ]  # fmt: skip
 
 
 def test_nothing_is_written_as_a_missing_number() -> None:
-    assert [study_report.number(value) for value in (None, float("nan"), float("inf"), 0.25)] == ["–", "–", "–", "0.2"]
-    assert study_report.points(Interval(-0.0001, None, None)) == "+0.0"
-    assert study_report.mean([None, float("nan")]) is None
-    assert study_report.arrow([0.25, None], scale=100) == "25.0 → –"
+    assert [tables.number(value) for value in (None, float("nan"), float("inf"), 0.25)] == ["–", "–", "–", "0.2"]
+    assert tables.points(Interval(-0.0001, None, None)) == "+0.0"
+    assert tables.mean([None, float("nan")]) is None
+    assert tables.arrow([0.25, None], scale=100) == "25.0 → –"
 
 
 def item(name: str, split: str, greedy: float, samples: Sequence[float], voted: float) -> Item:
@@ -222,16 +213,21 @@ def fabricate(
         "seconds": {"total": 60.0 + cell.seed}, "peak_memory_bytes": 10**9,
     }  # fmt: skip
     for when, scores in (("before", before), ("after", after)):
-        rows = [item(f"q{i}", split, g, (g, 0.0), 1.0) for split in study_report.SPLITS for i, g in enumerate(scores)]
+        rows = [item(f"q{i}", split, g, (g, 0.0), 1.0) for split in tables.SPLITS for i, g in enumerate(scores)]
         write_json_lines(folder / "evaluation" / f"{when}.jsonl", map(evaluation.to_json, rows))
     write_json_lines(folder / "steps.jsonl", [
         {"step": s, "update_norm": 0.1 * (s + 1), "grad_norm": 2.0, "selected_share": 0.2,
          "majority_share": 0.5 + s / 10, "length_mean": 20.0 - s, "entropy_mean": 1.0, "unparsed": 0.0} for s in steps
     ])  # fmt: skip
     write_json_lines(folder / "evaluation" / "steps.jsonl", [
-        {"step": s, "label_accuracy": 0.6 - s / 10, "reward_accuracy": None,
-         "habits": {"direct": direct[s], "reasoned": 1 - direct[s]}} for s in steps
+        {"step": s, "label_accuracy": 0.6 - s / 10, "reward_accuracy": None} for s in steps
     ])  # fmt: skip
+    (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        at_once = round(10 * direct[step])
+        texts = [r"\boxed{7}"] * at_once + [r"I see 3 4. \boxed{7}"] * (10 - at_once)
+        saved = pa.table({"text": texts, "entropy": pa.array([[]] * 10, type=pa.list_(pa.float16()))})
+        pq.write_table(saved, folder / "rollouts" / f"step_{step:06d}.parquet")
     environment = {"python": "3.11.0", "packages": {"torch": "2.13.0", "mm-spine": None}, "machine": "x86_64",
                    "threads": 1, "gpus": [], "commit": "abc"}  # fmt: skip
     write_json(folder / "environment.json", environment)
@@ -315,14 +311,33 @@ def test_a_cell_made_with_other_settings_stays_out_of_the_report(output: Path) -
     )
 
 
-def test_entropy_at_forks_is_of_the_same_tokens_for_every_method(tmp_path: Path) -> None:
-    path = tmp_path / "rollouts" / "step_000002.parquet"
-    path.parent.mkdir()
+def test_entropy_at_forks_is_of_the_same_tokens_for_every_method() -> None:
     # quantile 0.8 of 1..5 is 4.2: one token; five equal ones are all kept
     entropy = pa.array([[1, 2, 3, 4, 5], [0.5] * 5, []], type=pa.list_(pa.float16()))
-    pq.write_table(pa.table({"entropy": entropy}), path)
-    assert study_report._entropy_at_forks(tmp_path, 2) == pytest.approx((5 + 5 * 0.5) / 6)
-    assert study_report._entropy_at_forks(tmp_path, 3) is None
+    assert results.entropy_at_forks(entropy) == pytest.approx((5 + 5 * 0.5) / 6)
+    assert results.entropy_at_forks(entropy[2:]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"The answer is \boxed{7}.", "direct"),
+        (r"I see 3 4. Sum 7. So \boxed{7}.", "reasoned"),
+        (r"Digits 3 4. Even 4. Thus \boxed{1}.", "reasoned"),
+        (r"I see \boxed{7}.", "direct"),
+        ("I see 3 4. Sum 7.", "other"),
+        ("", "other"),
+    ],
+)
+def test_a_response_shows_its_habit(text: str, expected: str) -> None:
+    assert habits.habit(text) == expected
+
+
+def test_habits_are_shares_of_the_responses() -> None:
+    assert habits.shares([r"\boxed{7}", r"3. \boxed{7}", "", r"\boxed{1}"]) == {
+        "direct": 0.5, "reasoned": 0.25, "other": 0.25,
+    }  # fmt: skip
+    assert habits.shares([]) == {}
 
 
 def test_a_repeated_cell_is_compared_to_the_byte(output: Path) -> None:

@@ -1,0 +1,85 @@
+"""The source checkpoint of `digits` is trained on printed digits, never on handwriting."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mm_spine.benchmarks import digits
+from mm_spine.processors.answers import parse
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "study"))
+
+import source_recipe
+from habits import habit
+from printed_digits import scan
+from source_model import use_fast_attention
+
+STUDY = Path(__file__).resolve().parents[2] / "scripts" / "study"
+SOURCES = [STUDY / f"{name}.py" for name in (
+    "printed_digits", "source_recipe", "source_model", "source_card", "train_source_checkpoint", "habits",
+)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(digits.MODEL_DIR, dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(digits.MODEL_DIR)
+
+
+def test_the_training_cannot_see_handwriting() -> None:
+    loads = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        modules = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+        modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        assert not any(module.startswith("sklearn") for module in modules)
+        assert not names & {"load_digits", "_source", "_rows_by_split"}
+        loads += [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "digits.load"]
+    assert [ast.unparse(call) for call in loads] == ["digits.load('tune')"]
+
+
+def test_targets_show_their_habit_and_end_in_the_answer() -> None:
+    for name, kind in digits.KINDS.items():
+        gold = kind.answer((3, 8, 5))
+        worked, at_once = source_recipe.reasoned(name, (3, 8, 5), "I see", "So"), source_recipe.direct(name, (3, 8, 5))
+        assert habit(worked) == "reasoned" and habit(at_once) == "direct"
+        for text in (worked, at_once):
+            answer = parse(text, kind.spec)
+            assert answer is not None and answer.key == gold, text
+    assert source_recipe.reasoned("sum", (3, 8, 5), "I see", "So") == r"I see 3 8 5. Sum 11 16. So \boxed{16}."
+
+
+def test_scan_fills_the_height_and_counts_blocks() -> None:
+    ink = torch.zeros(1, 64, 64)
+    ink[0, 10:50, 20:30] = 1.0  # 40 high, 10 wide: becomes 32 high, 8 wide, in the middle
+    counts = scan(ink)[0]
+    assert counts[:, 3:5].tolist() == [[16, 16]] * 8
+    assert counts.sum() == 16 * 16
+
+
+def test_batched_attention_of_the_tower_equals_its_loop(shipped: tuple[Any, Any]) -> None:
+    model, processor = shipped
+    images = [
+        digits.render(np.random.default_rng(i), np.random.default_rng(i).integers(0, 17, (3, 8, 8))) for i in (0, 1)
+    ]
+    features = processor.image_processor(images=images, return_tensors="pt")
+    inputs = {"hidden_states": features["pixel_values"], "grid_thw": features["image_grid_thw"]}
+    config = model.model.visual.config
+    before = config._attn_implementation
+    with torch.no_grad():
+        looped = model.model.visual(**inputs).pooler_output
+        use_fast_attention(model)
+        batched = model.model.visual(**inputs).pooler_output
+        model.set_attn_implementation(before)
+    assert torch.allclose(looped, batched, atol=1e-5) and not torch.equal(batched[:3], batched[3:])
