@@ -1,6 +1,6 @@
-"""Policy term, entropy band and KL: pure, elementwise, differentiable, of any shape.
+"""Policy term, entropy band and KL: pure, elementwise, differentiable functions of tensors of any shape.
 
-Log-probabilities and entropies in nats. A suffix V is the vocabulary, S any set of token positions.
+Log-probs and entropies are in nats. The suffix V is the vocabulary, S any set of token positions.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 def clipped_surrogate(
     logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
-    """PPO's objective, to be maximised: min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = pi/pi_old.
+    """Return PPO's objective, to be maximised: min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = pi/pi_old.
 
-    All arguments broadcast; advantages of shape (N, 1) serve tokens of shape (N, T). Source: arXiv 1707.06347, eq. 7.
+    All arguments broadcast: advantages (N, 1) apply to tokens (N, T). Source: arXiv 1707.06347, eq. 7.
     """
     ratio = torch.exp(logp - old_logp)
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
@@ -25,30 +25,28 @@ def clipped_surrogate(
 def clipped_share(
     logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
-    """Where the clip cuts `clipped_surrogate`'s gradient: a boolean of the broadcast shape."""
+    """Return where clipping cuts the gradient of `clipped_surrogate`: a boolean of the broadcast shape."""
     ratio = torch.exp(logp.detach() - old_logp)
     return ((ratio > 1 + clip_high) & (advantage > 0)) | ((ratio < 1 - clip_low) & (advantage < 0))
 
 
 def hinge_band(entropy: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """SPINE's band (arXiv 2511.17938): max(0, low - H_t) and max(0, H_t - high), nats, per token.
-
-    The gradient is 0 on a bound itself, where a fork often sits, the bounds being order statistics of the forks.
-    """
+    """Return SPINE's two hinges per token, nats: max(0, low - H_t) and max(0, H_t - high) (arXiv 2511.17938)."""
+    # relu has gradient 0 on a bound itself. A fork often lies there: the bounds are order statistics of the forks.
     return torch.relu(low - entropy), torch.relu(entropy - high)
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(pi || ref) from the drawn tokens: exp(r) - 1 - r with r = ref_logp - logp >= 0."""
+    """Return Schulman's k3 estimate of KL(pi || ref) at the drawn tokens: exp(r) - 1 - r >= 0, r = ref_logp - logp."""
     log_ratio = ref_logp - logp
     return torch.expm1(log_ratio) - log_ratio
 
 
 def kl_exact(log_probs_SV: Tensor, ref_log_probs_SV: Tensor) -> Tensor:
-    """KL(pi || ref) = sum_v pi (log pi - log ref), shape (S,), nats.
+    """Return KL(pi || ref) = sum_v pi (log pi - log ref), shape (S,), nats.
 
-    A token banned by the policy (-inf) adds nothing. Mass where only the reference bans a token makes the value
-    infinite; that term has no gradient, so that none is nan.
+    A token that the policy bans (-inf) adds nothing. A token that only the reference bans makes the value infinite;
+    its term has no gradient, so that no gradient is nan.
     """
     banned = log_probs_SV == -torch.inf
     missing = ref_log_probs_SV == -torch.inf
@@ -59,10 +57,10 @@ def kl_exact(log_probs_SV: Tensor, ref_log_probs_SV: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, mask: Tensor, weights: Tensor, denominator: Tensor) -> Tensor:
-    """sum(values mask weights)/denominator, a scalar; 0 where the mask and the denominator are empty.
+    """Return sum(values * mask * weights)/denominator, a scalar; 0 where mask and denominator are 0.
 
-    `mask` has the shape of `values`; `weights` too, or one per row: (N,) or (N, 1) for values (N, T). What lies
-    outside the mask is never read, nan included.
+    `mask` has the shape of `values`, `weights` too or one value per response: (N,) or (N, 1) for values (N, T). Values
+    outside the mask are never used, not even nan.
     """
     weights = weights.reshape(weights.shape + (1,) * (values.dim() - weights.dim()))
     total = (torch.where(mask.bool(), values, 0.0) * weights).sum()
@@ -72,10 +70,10 @@ def weighted_mean(values: Tensor, mask: Tensor, weights: Tensor, denominator: Te
 def denominator(
     lengths_N: Tensor, selected_counts_N: Tensor, weights_N: Tensor, kind: Literal["all", "selected"]
 ) -> Tensor:
-    """The tokens a term is averaged over, each response counted `weight` times: a float64 scalar.
+    """Count the tokens that a term is averaged over, each response `weight` times: a float64 scalar.
 
-    "all" response tokens (TRL, SPINE v2's policy and band) or the "selected" ones. Sum it over micro-batches and
-    ranks before the first backward.
+    "all" response tokens (TRL; SPINE v2's policy term and band) or only the "selected" ones. The count must cover all
+    micro-batches and ranks before the first backward.
     """
     counts_N = lengths_N if kind == "all" else selected_counts_N
     return (counts_N.double() * weights_N.double()).sum()

@@ -1,4 +1,4 @@
-"""How many packed tokens a micro-batch may hold: found by a probe of the card, halved when its memory runs out."""
+"""How many packed tokens a micro-batch may hold: probed on the card, and halved when its memory runs out."""
 
 from __future__ import annotations
 
@@ -18,32 +18,30 @@ from mm_spine.training.engine import Engine
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-DEFAULT = 8192
-"""Packed tokens where nothing can be probed: on a CPU, and before the first update."""
+DEFAULT_TOKENS = 8192
+"""Packed tokens of a micro-batch where nothing can be probed: on a CPU, and before the first update."""
 
-SHARE = 0.85
-"""Of the memory that is free before the probe; the rest is for fragments, and for responses that grow."""
-
-
-LOWER = "sampling.max_new_tokens, sampling.train_rollouts or model.max_pixels, or set engine.checkpoint_activations"
+USABLE_SHARE = 0.85
+"""Share of the memory free before the probe that micro-batches may take. The rest is for fragments, and for responses
+that grow."""
 
 
 class MemoryReading(NamedTuple):
-    """One micro-batch, forward and backward: its packed tokens, and its peak above what stood before, in bytes."""
+    """What one micro-batch took, forward and backward: its packed tokens, and its peak of bytes above those before."""
 
     tokens: int
     bytes: int
 
 
 class MemoryShortage(RunStopped):
-    """A micro-batch that cannot be made small enough, or on several processes one that is too large."""
+    """A micro-batch that does not fit and cannot be made smaller, or that does not fit on one of several processes."""
 
 
-def tokens_that_fit(readings: Sequence[MemoryReading], available: int, share: float = SHARE) -> int:
-    """The largest token count whose bytes stay within `share` of the `available` ones; at least one.
+def tokens_that_fit(readings: Sequence[MemoryReading], available: int, share: float = USABLE_SHARE) -> int:
+    """Return the largest token count whose bytes stay within `share` of the `available` ones; at least 1.
 
-    Bytes are fixed + per_token x tokens, the line through the smallest and the largest reading. With one reading, or
-    when the larger took no more, the line goes through the origin: that asks for less than would fit.
+    Bytes are taken as fixed + per_token x tokens, the line through the smallest and the largest reading. With one
+    reading, or when the larger one took no more, the line goes through the origin, and the count is on the safe side.
     """
     small, large = min(readings), max(readings)
     fixed, per_token = 0.0, large.bytes / large.tokens
@@ -54,31 +52,31 @@ def tokens_that_fit(readings: Sequence[MemoryReading], available: int, share: fl
 
 
 def probe(measure: Callable[[int], int], tokens: int, available: int) -> int:
-    """The token budget, from one and two copies of the largest group of `tokens` packed tokens.
+    """Return the token budget, from one and two copies of the largest group, which has `tokens` packed tokens.
 
-    `measure(copies)` -> peak bytes above what stood before. Two copies take at most twice the bytes of one and are
-    tried only where that fits, so that a probe after the first cannot run out of memory.
+    `measure(copies)` returns the peak of bytes above those in use before.
     """
     readings = [MemoryReading(tokens, measure(1))]
-    if 2 * readings[0].bytes <= SHARE * available:
+    # Two copies take at most twice the bytes of one. Where that fits, the second probe cannot run out of memory.
+    if 2 * readings[0].bytes <= USABLE_SHARE * available:
         readings.append(MemoryReading(2 * tokens, measure(2)))
     return tokens_that_fit(readings, available)
 
 
 def can_probe(device: torch.device) -> bool:
-    """Whether a device says how much of its memory was in use at most."""
+    """Whether the device reports its peak memory."""
     return device.type == "cuda"
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that this process could still take of its card, with what it holds in reserve."""
+    """Return the bytes of the card that this process could still allocate, its unused reserve included."""
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that `work` held at once on the card, above what stood before."""
+    """Return the peak of bytes on the card during `work`, above those in use before."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     work()
@@ -86,33 +84,33 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class TokenBudget:
-    """The token budget in use: the one set, or what a probe found (`auto`, on CUDA; DEFAULT elsewhere).
+    """The token budget in use: the configured number, or with `auto` what a probe finds (DEFAULT_TOKENS on a CPU).
 
-    `tokens` is None before the probe. `running` are the rows of the micro-batch at work, so that a shortage of memory
-    can say what did not fit.
+    `tokens` is None before the probe. `running` holds the leaf groups of the micro-batch in progress, so that a
+    shortage of memory can name what did not fit.
     """
 
     def __init__(self, setting: int | Literal["auto"], policy: Policy, engine: Engine) -> None:
         self._policy, self._engine = policy, engine
-        auto = None if can_probe(policy.device) else DEFAULT
+        auto = None if can_probe(policy.device) else DEFAULT_TOKENS
         self.tokens: int | None = auto if setting == "auto" else setting
         self.running: Sequence[LeafGroup] = ()
 
     @property
     def at_once(self) -> int:
-        """Packed tokens of a micro-batch for now."""
-        return DEFAULT if self.tokens is None else self.tokens
+        """Packed tokens that a micro-batch may hold now."""
+        return DEFAULT_TOKENS if self.tokens is None else self.tokens
 
-    def find(self, rows: Sequence[LeafGroup], backward: Callable[[Sequence[LeafGroup]], object]) -> None:
-        """Probe with the largest of all ranks' `rows`, unless a budget is known; the gradients are thrown away.
+    def find(self, groups: Sequence[LeafGroup], backward: Callable[[Sequence[LeafGroup]], object]) -> None:
+        """Probe with the largest of `groups`, unless the budget is known. The probe's gradients are discarded.
 
-        All ranks probe the same group and agree on the highest peak and the least memory.
+        All ranks probe the same group, and agree on the highest peak and the least memory.
         """
         if self.tokens is not None:
             return
-        lengths = distributed.gather([packed_length(self._policy, row) for row in distributed.mine(rows)])
+        lengths = distributed.gather([packed_length(self._policy, group) for group in distributed.mine(groups)])
         tokens, device = max(lengths), self._policy.device
-        largest = rows[lengths.index(tokens)]
+        largest = groups[lengths.index(tokens)]
         spare = min(distributed.gather([available_bytes(device) - self._engine.bytes_to_come()]))
 
         def measure(copies: int) -> int:
@@ -125,7 +123,7 @@ class TokenBudget:
         log.info("engine.token_budget=auto: %d packed tokens; the largest group has %d", self.tokens, tokens)
 
     def within(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, started anew from zero gradients with a smaller budget when memory runs out.
+        """Return the result of `work`. When memory runs out, start it again from zero gradients with half the budget.
 
         Raises MemoryShortage where no smaller budget would help, and on several processes.
         """
@@ -134,13 +132,17 @@ class TokenBudget:
                 return work()
             except torch.OutOfMemoryError as error:
                 why = str(error).split(". ")[0]
-            # The exception is gone here, and with its traceback the activations.
+            # Outside the handler: the exception is gone, and with its traceback the activations.
             self._make_room(why)
 
     def _make_room(self, why: str) -> None:
         half = self._halved()
         if half is None:
-            raise MemoryShortage(f"{self._named()} does not fit into memory ({why}): lower {LOWER}")
+            raise MemoryShortage(
+                f"{self._running_name()} does not fit into memory ({why}): lower sampling.max_new_tokens, "
+                "sampling.train_rollouts or model.max_pixels, or set engine.checkpoint_activations"
+            )
+        # Ranks that did not fail are inside a collective: this one cannot start the step again without them.
         if distributed.world_size() > 1:
             raise MemoryShortage(f"rank {distributed.rank()}: {why}; set engine.token_budget={half} and start again")
         log.warning("%s: the step starts anew with engine.token_budget=%d, it was %d", why, half, self.at_once)
@@ -150,7 +152,7 @@ class TokenBudget:
             torch.cuda.empty_cache()
 
     def _halved(self) -> int | None:
-        """Half, as often as it takes to split the micro-batch that did not fit; None if it is a single group."""
+        """Halve the budget until it splits the micro-batch that did not fit. None if that is a single group."""
         half = self.at_once // 2
         if len(self.running) == 1 or half < 1:
             return None
@@ -158,7 +160,7 @@ class TokenBudget:
             half //= 2
         return half
 
-    def _named(self) -> str:
+    def _running_name(self) -> str:
         if not self.running:
             return "a single group"
         tokens = packed_length(self._policy, self.running[0])

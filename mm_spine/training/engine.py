@@ -31,7 +31,8 @@ class Engine:
 
     def __init__(self, policy: Policy, optim: OptimConfig, config: EngineConfig) -> None:
         if policy.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
+            # Otherwise DeepSpeed warns that it found no GPU.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
         # Skips a minute of compiling a CPU collective that one machine with gloo does not need.
@@ -55,17 +56,18 @@ class Engine:
         self._measure = config.measure_update
 
     def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None) -> Trained:
-        """The packed forward through the engine's hooks, with gradient."""
+        """Run the packed forward with gradient, through DeepSpeed's hooks."""
         with _training(self._checkpointed):
             return self._engine(batch, distribution, anchor)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of a sum over the whole step's tokens; `last` reduces over ranks."""
+        """Accumulate the gradient of `loss`. The `last` micro-batch of a step reduces it over ranks."""
         self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks. The loss is a part of a sum over the step's tokens on all ranks.
         self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
     def step(self, lr: float) -> tuple[float, float | None]:
-        """One AdamW step. Returns the gradient norm before clipping and, if measured, the update's norm."""
+        """Take one AdamW step. Returns the gradient norm before clipping and, if measured, the norm of the update."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         before = self.policy.weights() if self._measure else None
@@ -76,13 +78,14 @@ class Engine:
         return float(norm), None if before is None else self._distance(before)
 
     def discard(self) -> None:
-        """Forget the gradients since the last step, also where a backward that failed half-way has left them."""
+        """Drop the gradients since the last step, also those that a backward which failed half-way has left."""
+        # DeepSpeed has no call for this. Below is the state that its hooks fill during a backward.
         self._engine.zero_grad()
         if self._optimizer is self._adamw:
             return
         zero = self._optimizer
         for bucket in zero.ipg_buckets.values():
-            # Stage 3 fills its buffer from the start again, where the others allocate another.
+            # Stage 3 keeps its buffer and fills it from the start again; the other stages allocate a new one.
             bucket.clear_params() if self.partitioned else bucket.clear()
         reduced = zero.params_already_reduced
         for key in reduced if isinstance(reduced, dict) else range(len(reduced)):
@@ -101,12 +104,12 @@ class Engine:
             zero.micro_step_id = -1
 
     def bytes_to_come(self) -> int:
-        """AdamW's two moments, as long as no step has allocated them."""
+        """Return the bytes of AdamW's two moments, 0 once the first step has allocated them."""
         groups = [group["params"] for group in self._adamw.param_groups]
         return sum(2 * p.nbytes for params in groups for p in params if not self._adamw.state.get(p))
 
     def publish(self) -> None:
-        """Refresh `policy`'s whole weights from the partitioned ones; nothing to do below ZeRO-3."""
+        """Copy partitioned weights into the policy's whole ones. Below ZeRO-3 the engine trains those themselves."""
         if not self.partitioned:
             return
         import deepspeed
@@ -118,7 +121,7 @@ class Engine:
                     whole[name].copy_(parameter)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Whole gradients after reduction over ranks, by name; call between `backward` and `step`."""
+        """Return whole gradients by name, reduced over ranks. Call it between `backward` and `step`."""
         from deepspeed.utils import safe_get_full_grad
 
         named = self._engine.module.named_parameters()
@@ -141,7 +144,7 @@ class Engine:
         torch.use_deterministic_algorithms(self._was_deterministic)
 
     def _whole_norm(self) -> Tensor | None:
-        """The gradient norm where DeepSpeed keeps none: fp32 without ZeRO, gradients whole on every rank."""
+        """Return the gradient norm in fp32 without ZeRO, where DeepSpeed computes none; None otherwise."""
         if self._optimizer is not self._adamw:
             return None
         return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
@@ -159,17 +162,21 @@ class Engine:
 
 
 def checkpoint_layers(language_model: Any) -> list[Any]:
-    """Have transformers recompute each decoder layer in the backward. Returns the layers, asleep until they train."""
+    """Have transformers recompute each decoder layer in the backward. Returns the layers.
+
+    A layer checkpoints only while its `training` flag is set (see `_training`).
+    """
     language_model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    # Only the re-entrant kind needs embeddings that require gradients.
+    # Only re-entrant checkpointing needs embeddings that require gradients.
     language_model.disable_input_require_grads()
     return [m for m in language_model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 @contextmanager
 def _training(layers: Sequence[Any]) -> Iterator[None]:
-    """The layers checkpoint only while they say that they train, and would drop a sampler's cache. Their parts stay
-    in evaluation, so that no dropout is drawn."""
+    """Set the `training` flag of `layers` for the block."""
+    # transformers checkpoints a layer only in training, and such a layer drops a sampler's cache: so only here. The
+    # flag is set on the layer itself, not on its parts, so that no dropout is drawn.
     for layer in layers:
         layer.training = True
     try:
@@ -180,14 +187,14 @@ def _training(layers: Sequence[Any]) -> Iterator[None]:
 
 
 def deepspeed_settings(policy: Policy, optim: OptimConfig, config: EngineConfig) -> dict[str, Any]:
-    """DeepSpeed's own configuration: a file of the user's if given, ours for the keys we own."""
+    """Return DeepSpeed's configuration: the file `engine.deepspeed` if given, overlaid with the keys that are ours."""
     settings: dict[str, Any] = json.loads(config.deepspeed.read_text()) if config.deepspeed else {}
     zero = settings.setdefault("zero_optimization", {})
     bf16 = policy.text.head.weight.dtype == torch.bfloat16
-    # DeepSpeed's bf16 optimizer without ZeRO departs from fp32 within two steps (update norm 1.15 for 1.41); ZeRO-1's
-    # does not, and on one process it partitions nothing.
+    # Without ZeRO, DeepSpeed's bf16 optimiser departs from fp32 within two steps (update norm 1.15 against 1.41).
+    # That of ZeRO-1 does not, and on one process it partitions nothing.
     zero.update(stage=max(config.zero_stage, 1) if bf16 else config.zero_stage)
-    # DeepSpeed allocates its bucket anew in every step; its default of 2 GB is for models of that size.
+    # DeepSpeed allocates its bucket in every step. Its default of 2 GB is too much for a small model.
     size = sum(parameter.numel() for parameter in policy.trainable().values())
     zero.setdefault("reduce_bucket_size", min(size, 500_000_000))
     settings |= {

@@ -78,7 +78,7 @@ def test_the_setting_is_a_number_or_auto() -> None:
 
 def test_auto_on_a_cpu_is_the_usual_number() -> None:
     _, _, records, ended = run(PLAIN, {"engine": {"token_budget": "auto"}, "optim": {"steps": 1}})
-    assert ended.token_budget == records[0].token_budget == budget.DEFAULT
+    assert ended.token_budget == records[0].token_budget == budget.DEFAULT_TOKENS
 
 
 # The probe, with a card's memory made up.
@@ -120,7 +120,7 @@ def test_a_probe_waits_for_a_step_that_trains(monkeypatch: pytest.MonkeyPatch) -
     card = Card(monkeypatch, available=4000)
     _, _, records, ended = run({"engine": {"token_budget": "auto"}}, change=lambda r: replace(r, text="7"))
     assert card.copies == [] and ended.token_budget is None
-    assert [record.token_budget for record in records] == [budget.DEFAULT] * 3
+    assert [record.token_budget for record in records] == [budget.DEFAULT_TOKENS] * 3
 
 
 def test_adamws_moments_are_still_to_come_before_the_first_step() -> None:
