@@ -1,4 +1,4 @@
-"""What a method says of a step's groups: a credit for every response, and the tokens that each loss term acts on."""
+"""Apply a method to the groups of a step: a credit for every response, and the tokens that each loss term acts on."""
 
 from __future__ import annotations
 

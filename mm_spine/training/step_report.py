@@ -36,7 +36,7 @@ class Sums(NamedTuple):
 
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
-    """Sum what one micro-batch says of itself."""
+    """Sum the figures of one micro-batch."""
     stats, weight_N1 = trained.stats, micro.weight_N[:, None]
     gap = gap_of(micro, stats)
     clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high)
