@@ -110,11 +110,15 @@ def quiet_environment() -> None:
 
 
 def quiet_logs() -> None:
-    """Silence progress bars and notices of other libraries, which would drown the lines of a command; errors show.
-
-    Call before transformers is imported, so that this needs no import of it.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own bars obey it too
+    """Silence progress bars and notices of other libraries, which would drown the lines of a command; errors show."""
+    # By environment variables, because importing transformers to call it would take seconds in every command.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for transformers' own bars, too
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # It reads them when it is imported, so they come too late if it already is.
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+        disable_progress_bar()
+        set_verbosity_error()
     for noisy in ("DeepSpeed", "httpx", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -1,5 +1,7 @@
-"""The answer to a question for a terminal, and as JSON. Responses are a model's text: what a terminal would act on is
-written out."""
+"""The answer to a question, for a terminal and as JSON.
+
+Responses are a model's text, so control characters are written out as escapes before a terminal gets them.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +16,48 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mm_spine.commands.ask_session import Asked, Manner, Outcome, Response
+from mm_spine.commands.ask_session import AskResult, AskSettings, VotedResponse, VoteOutcome
 from mm_spine.reporting.entropy_colours import coloured, legend
 from mm_spine.types import Question
 from mm_spine.words import visible
 
-BAR = 20  # characters of a full bar, where there is room
-BESIDE = 100  # columns of a terminal from which before and after stand side by side
+BAR = 20
+"""Characters of a full bar in a terminal that is wide enough."""
+
+SIDE_BY_SIDE = 100
+"""Columns of a terminal from which the outcomes before and after stand side by side."""
 
 
 class NoAnswer(ValueError):
-    """No response could be read as an answer; the message shows them."""
+    """No response could be read as an answer. The message quotes all of them."""
 
 
-def as_json(question: Question, how: Manner, asked: Asked, images: list[str]) -> dict[str, Any]:
-    """One object: what was asked and how, the answer and its share, and `before` and `after` (null if not adapted).
+def as_json(question: Question, settings: AskSettings, result: AskResult, images: list[str]) -> dict[str, Any]:
+    """Return the JSON object that `--json` prints: question, settings, answer, share, and the outcomes.
 
-    Shares are in [0, 1], entropies in nats, seconds in seconds; `answer` is null where nothing could be read.
+    `adapted` and `after` are null without adaptation; `answer` is null if no response could be read. Shares are in
+    [0, 1], entropies in nats, times in seconds.
     """
-    config, outcome = how.config, asked.outcome
+    config, outcome = settings.config, result.outcome
     return {
         "question": question.prompt,
         "images": images,
         "kind": question.spec.kind,
         "choices": list(question.spec.choices),
-        "model": how.model,
+        "model": settings.model,
         "seed": config.seed,
         "votes": config.sampling.votes.max,
         "temperature": config.sampling.temperature,
         "answer": outcome.vote.answer,
         "share": outcome.vote.share,
-        "before": _outcome_json(asked.before),
-        "adapted": _adapted_json(how, asked) if asked.after else None,
-        "after": _outcome_json(asked.after) if asked.after else None,
+        "before": _outcome_json(result.before),
+        "adapted": _adapted_json(settings, result) if result.after else None,
+        "after": _outcome_json(result.after) if result.after else None,
     }
 
 
-def no_answer(outcome: Outcome) -> NoAnswer:
-    """The error for an outcome in which nothing was read, every response quoted."""
+def no_answer(outcome: VoteOutcome) -> NoAnswer:
+    """Return the error for an outcome in which no response could be read."""
     quoted = "\n".join(f"  {i}: {visible(r.text)!r}" for i, r in enumerate(outcome.responses))
     return NoAnswer(
         f"none of {len(outcome.responses)} responses could be read as an answer; try another --kind, or more tokens "
@@ -59,17 +65,19 @@ def no_answer(outcome: Outcome) -> NoAnswer:
     )
 
 
-def report(asked: Asked, console: Console) -> Iterator[ConsoleRenderable]:
-    """What to print: the answer, the vote and the winning response; if it adapted, before and after side by side,
-    or one below the other where the terminal is narrow."""
+def report(result: AskResult, console: Console) -> Iterator[ConsoleRenderable]:
+    """Yield what to print: answer, vote and winning response; after adaptation, both outcomes.
+
+    The outcomes stand side by side in a wide terminal, else one below the other.
+    """
     plain = console.color_system is None or console.no_color
-    if asked.after is None:
-        yield _outcome(asked.before, plain)
+    if result.after is None:
+        yield _outcome(result.before, plain)
     else:
-        steps = "1 step" if len(asked.steps) == 1 else f"{len(asked.steps)} steps"
+        steps = "1 step" if len(result.steps) == 1 else f"{len(result.steps)} steps"
         titles = Text("before", "bold"), Text(f"after {steps} on this question alone", "bold")
-        outcomes = _outcome(asked.before, plain), _outcome(asked.after, plain)
-        wide = console.width >= BESIDE
+        outcomes = _outcome(result.before, plain), _outcome(result.after, plain)
+        wide = console.width >= SIDE_BY_SIDE
         both = Table.grid(*(["", ""] if wide else [""]), expand=True, padding=(0, 1))
         for column in both.columns:
             column.ratio = 1
@@ -78,10 +86,10 @@ def report(asked: Asked, console: Console) -> Iterator[ConsoleRenderable]:
             both.add_row(*row)
         yield both
     yield legend(plain)
-    yield Text(_cost(asked))
+    yield Text(_cost(result))
 
 
-def _outcome(outcome: Outcome, plain: bool) -> ConsoleRenderable:
+def _outcome(outcome: VoteOutcome, plain: bool) -> ConsoleRenderable:
     parts: list[ConsoleRenderable] = [_headline(outcome), _counts(outcome)]
     if outcome.winner is not None:
         tokens = [token._replace(text=visible(token.text)) for token in outcome.winner.tokens]
@@ -89,14 +97,14 @@ def _outcome(outcome: Outcome, plain: bool) -> ConsoleRenderable:
     return Group(*parts)
 
 
-def _headline(outcome: Outcome) -> Text:
+def _headline(outcome: VoteOutcome) -> Text:
     if outcome.vote.answer is None:
         return Text("no answer could be read", "bold")
     votes = f"   {outcome.vote.share:.0%} of {len(outcome.responses)} votes"
     return Text.assemble(("answer: ", ""), (visible(outcome.vote.answer), "bold"), votes)
 
 
-def _counts(outcome: Outcome) -> Table:
+def _counts(outcome: VoteOutcome) -> Table:
     table, of = Table("answer", "votes", "", box=box.SIMPLE_HEAD), len(outcome.responses)
     table.columns[1].justify = "right"
     for name, count in [*outcome.vote.counts.items(), (None, of - outcome.vote.n_parsed)]:
@@ -107,24 +115,24 @@ def _counts(outcome: Outcome) -> Table:
     return table
 
 
-def _cost(asked: Asked) -> str:
-    outcomes = [outcome for outcome in (asked.before, asked.after) if outcome]
+def _cost(result: AskResult) -> str:
+    outcomes = [outcome for outcome in (result.before, result.after) if outcome]
     n, tokens = sum(len(o.responses) for o in outcomes), sum(o.tokens for o in outcomes)
     text = f"{n} responses, {tokens:,} tokens in {sum(o.seconds for o in outcomes):.1f} s"
-    return text + (f"; adapted in {asked.seconds:.1f} s" if asked.after else "")
+    return text + (f"; adapted in {result.seconds:.1f} s" if result.after else "")
 
 
-def _adapted_json(how: Manner, asked: Asked) -> dict[str, Any]:
-    shares = [report.majority_share for report in asked.steps]
+def _adapted_json(settings: AskSettings, result: AskResult) -> dict[str, Any]:
+    shares = [step.majority_share for step in result.steps]
     return {
-        "method": how.config.method.name,
-        "steps": len(asked.steps),
+        "method": settings.config.method.name,
+        "steps": len(result.steps),
         "shares": shares,
-        "seconds": round(asked.seconds, 3),
+        "seconds": round(result.seconds, 3),
     }
 
 
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+def _outcome_json(outcome: VoteOutcome) -> dict[str, Any]:
     return {
         "answer": outcome.vote.answer,
         "share": outcome.vote.share,
@@ -138,5 +146,5 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _winner_json(winner: Response | None) -> dict[str, Any] | None:
+def _winner_json(winner: VotedResponse | None) -> dict[str, Any] | None:
     return None if winner is None else {"text": winner.text, "tokens": [token._asdict() for token in winner.tokens]}

@@ -1,6 +1,6 @@
-"""One question about one image: sample, vote, show the winner's reasoning; adapted to it alone first, if asked.
+"""Ask one question about images: sample, vote, choose the response to show; with `--adapt`, adapt to it in between.
 
-What `mm-spine ask` and `mm-spine serve` do. There is no gold answer anywhere here.
+`mm-spine ask` and `mm-spine serve` both use this. No gold answer is involved.
 """
 
 from __future__ import annotations
@@ -40,32 +40,52 @@ from mm_spine.voting import make_group
 
 log = logging.getLogger(__name__)
 
-ID = "question"
+QUESTION_ID = "question"
 """The id of every question asked: draws depend on the seed, not on the words or the image."""
 
-GUESSED_OVER = ("text", "integer")
-"""Kinds that give way to yes_no where a question's own words ask for it."""
+KINDS_REPLACED_BY_YES_NO = ("text", "integer")
+"""Benchmark kinds that `yes_no` replaces where a question's own words ask for yes or no."""
 
-OTHERWISE = {"sampling": {"temperature": 0.7, "max_new_tokens": 1024, "batch_rows": 64}}
+DEFAULTS_WITHOUT_BENCHMARK = {"sampling": {"temperature": 0.7, "max_new_tokens": 1024, "batch_rows": 64}}
 """For a model without a benchmark: room for reasoning, at the temperature that SPINE samples with."""
 
 SCORED_TOKENS = 8192
-"""Tokens of a forward that gives entropies where a sampler has none, unless engine.token_budget says so."""
+"""Packed tokens of a scoring forward if `engine.token_budget` is no number."""
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How questions are asked: the model, how it decodes, whether it adapts first, and as which benchmark's, if any."""
+class AskOptions:
+    """What the options of `ask` and `serve` say. None stands for an option that was not given.
+
+    `steps` are optimiser steps on the question before the answer that counts (0: none); `overrides` are KEY=VALUE and
+    win over everything else.
+    """
+
+    model: str | None = None
+    benchmark: str | None = None
+    kind: str | None = None
+    votes: int = 16
+    steps: int = 0
+    method: str = "spine"
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AskSettings:
+    """`AskOptions` resolved: the model, the run's configuration, whether it adapts first, the kind and the benchmark
+    if they are named."""
 
     model: str
     config: RunConfig
     adapts: bool = False
+    kind: str | None = None
     benchmark: Benchmark | None = None
 
 
 @dataclass(frozen=True)
-class Response:
-    """A sampled response: its text, the name of its answer's class (None: no answer), its tokens."""
+class VotedResponse:
+    """A sampled response: its text, the class of its answer (None: no answer could be read), its tokens."""
 
     text: str
     answer: str | None
@@ -73,81 +93,86 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The vote so far over the responses in order; `winner` is the response shown for the winning answer.
+class VoteOutcome:
+    """The vote over the responses sampled so far, in order. `winner` is the response to show for the winning answer.
 
     `seconds` and `tokens` are what sampling took.
     """
 
     vote: Vote
-    responses: tuple[Response, ...]
-    winner: Response | None
+    responses: tuple[VotedResponse, ...]
+    winner: VotedResponse | None
     seconds: float
     tokens: int
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is known so far: the outcome before adaptation, the steps done (seconds: all of them), the one after."""
+class AskResult:
+    """What is known so far: the outcome before adaptation, the steps done and their seconds, the outcome after."""
 
-    before: Outcome
+    before: VoteOutcome
     steps: tuple[StepReport, ...] = ()
     seconds: float = 0.0
-    after: Outcome | None = None
+    after: VoteOutcome | None = None
 
     @property
-    def outcome(self) -> Outcome:
-        """The one that counts: after adaptation if there was one."""
+    def outcome(self) -> VoteOutcome:
+        """The outcome that counts: the one after adaptation if there is one."""
         return self.after or self.before
 
 
-def manner(
-    model: str | None = None,
-    benchmark: str | None = None,
-    *,
-    votes: int = 16,
-    steps: int = 0,
-    method: str = "spine",
-    seed: int = 0,
-    overrides: Sequence[str] = (),
-) -> Manner:
-    """The embedded model as `digits` asks it unless `model` is given; a benchmark's configuration where one is named.
+def ask_settings(options: AskOptions) -> AskSettings:
+    """Resolve the options before a model loads.
 
-    `overrides` (KEY=VALUE) go before everything. Raises ConfigError, ModelError or ValueError before a model loads.
+    A named benchmark gives its configuration. Without a benchmark and a model, the embedded model is asked as `digits`.
+
+    Raises:
+        ConfigError, ModelError, ValueError: an option, or the configuration that it leads to, is wrong.
     """
+    model = options.model
     if model is not None and not model.strip():
         raise ConfigError("--model is empty: give a model's folder or hub id, or leave it out for the embedded one")
-    name = benchmark or ("digits" if model is None else None)
-    ours = [f"sampling.votes.max={votes}", f"sampling.train_rollouts={min(votes, 16)}", "optim.questions_per_step=1"]
-    named = [] if model is None else [f"model.path={json.dumps(model)}"]
-    pairs = [*ours, *named, f"optim.steps={max(steps, 1)}", "scope=question", *overrides]
+    name = options.benchmark or ("digits" if model is None else None)
+    pairs = [
+        f"sampling.votes.max={options.votes}",
+        f"sampling.train_rollouts={min(options.votes, 16)}",
+        "optim.questions_per_step=1",
+        *([] if model is None else [f"model.path={json.dumps(model)}"]),
+        f"optim.steps={max(options.steps, 1)}",
+        "scope=question",
+        *options.overrides,
+    ]
     if name is not None:
-        config = load_config(name, pairs, method, seed)
+        config = load_config(name, pairs, options.method, options.seed)
     else:
-        config = configure(OTHERWISE, {"method": {"name": method}, "seed": seed}, parse_overrides(pairs))
+        named = {"method": {"name": options.method}, "seed": options.seed}
+        config = configure(DEFAULTS_WITHOUT_BENCHMARK, named, parse_overrides(pairs))
     plan = check(config)
-    if steps and not plan.method.trains:
-        raise ConfigError(f"method {config.method.name!r} does not train; take another --method")
-    return Manner(plan.model, config, steps > 0, None if name is None else resolve(name))
+    if options.steps and not plan.method.trains:
+        raise ConfigError(f"method {config.method.name!r} does not train; choose another --method to adapt")
+    benchmark = None if name is None else resolve(name)
+    return AskSettings(plan.model, config, options.steps > 0, options.kind, benchmark)
 
 
 def question_of(
     words: str,
     images: Sequence[ImageLike],
-    how: Manner,
-    kind: str | None = None,
+    settings: AskSettings,
     choices: Sequence[str] = (),
     as_is: bool = False,
 ) -> Question:
-    """The question as the model gets it, images unopened. ValueError: no words, no text, no such kind, no choice.
+    """Build the question as the model gets it; images stay unopened.
 
-    Choices are listed and instructions on how to answer added unless `as_is`; no instructions where the benchmark's own
-    questions have none: the embedded one's, and a folder's. For `kind` unset see `kind_for`.
+    Choices are listed and instructions on how to answer are added, unless `as_is`. No instructions are added where the
+    benchmark's own questions have none: those of the embedded benchmark and of a folder.
+
+    Raises:
+        ValueError: the question is empty or not UTF-8, the kind is unknown, or the choices cannot be used.
     """
     if not words.strip():
         raise ValueError("the question is empty; write what you want to know about the image")
-    benchmark = how.benchmark
-    spec = AnswerSpec(kind or kind_for(words, choices, benchmark), _options(choices))
+    benchmark = settings.benchmark
+    spec = AnswerSpec(settings.kind or kind_for(words, choices, benchmark), _options(choices))
     kind_of(spec)
     _check_text(words, *choices)
     if as_is:
@@ -155,12 +180,12 @@ def question_of(
     elif benchmark is not None and benchmark.source is None:
         prompt = "\n".join([words, *lettered(spec.choices).splitlines()])
     else:
-        prompt = render(Entry(ID, words, spec, ()), how.config.prompt)
-    return Question(ID, tuple(images), prompt, spec, benchmark.name if benchmark else "own")
+        prompt = render(Entry(QUESTION_ID, words, spec, ()), settings.config.prompt)
+    return Question(QUESTION_ID, tuple(images), prompt, spec, benchmark.name if benchmark else "own")
 
 
 def _options(choices: Sequence[str]) -> tuple[str, ...]:
-    """Strip the choices. ValueError: only one, more than there are letters, an empty one, or one twice."""
+    """Strip the choices. ValueError: only one, more than there are letters, an empty one, or the same twice."""
     options = tuple(choice.strip() for choice in choices)
     check_count(options)
     wanted = "give two or more different ones, or none"
@@ -174,105 +199,114 @@ def _options(choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_text(*texts: str) -> None:
-    """ValueError: a byte that is no UTF-8, which Python reads from a command line as half a character."""
+    """Raise ValueError for bytes that are not UTF-8: Python reads each from a command line as half a character."""
     for text in texts:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"{text!r} is no text in UTF-8; write it again")
 
 
 def kind_for(words: str, choices: Sequence[str], benchmark: Benchmark | None) -> str:
-    """`choice` with choices; `yes_no` where the words ask for it, as in "Is it enlarged?", and the benchmark's kind
-    is none of its own for that; else the benchmark's kind, `text` without one."""
+    """Return the answer kind of a question whose kind is not given.
+
+    `choice` with choices; `yes_no` where the words ask for it, as in "Is it enlarged?", unless the benchmark's kind
+    covers that itself; else the benchmark's kind, `text` without a benchmark.
+    """
     usual = benchmark.kind if benchmark else "text"
     if choices:
         return "choice"
-    return "yes_no" if usual in GUESSED_OVER and asks_yes_no(words) else usual
+    return "yes_no" if usual in KINDS_REPLACED_BY_YES_NO and asks_yes_no(words) else usual
 
 
 def check_images(question: Question) -> None:
-    """Open them all. Raises BadQuestion, naming the first that cannot be read."""
+    """Open every image of the question. Raises BadQuestion, naming the first that cannot be read."""
     for image in question.images:
         open_image(image, question.id)
 
 
-def load(how: Manner) -> Policy:
-    """The model, loaded; logged with the seconds it took. Raises ModelError."""
+def load(settings: AskSettings) -> Policy:
+    """Load the model and log the seconds it took. Raises ModelError."""
+    config = settings.config
     started = time.perf_counter()
-    if how.config.threads is not None:
-        torch.set_num_threads(how.config.threads)
-    policy = Policy.load(resolve_model(how.model), how.config.model, how.config.seed, how.config.cache)
-    log.info("loaded %s in %.1f s", how.model, time.perf_counter() - started)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    policy = Policy.load(resolve_model(settings.model), config.model, config.seed, config.cache)
+    log.info("loaded %s in %.1f s", settings.model, time.perf_counter() - started)
     return policy
 
 
-def answer(policy: Policy, question: Question, how: Manner) -> Asked:
-    """`ask` to its end, its progress logged."""
-    config = how.config
+def answer(policy: Policy, question: Question, settings: AskSettings) -> AskResult:
+    """Return the final result of `ask`, logging its progress."""
+    config = settings.config
     log.info("asking %s times (kind %s)", config.sampling.votes.max, question.spec.kind)
 
-    def say(report: StepReport) -> None:
+    def log_step(report: StepReport) -> None:
         log.info("step %s of %s: vote share %.2f", report.step + 1, config.optim.steps, report.majority_share)
 
-    *_, last = ask(policy, question, how, on_step=say)
+    *_, last = ask(policy, question, settings, on_step=log_step)
     return last
 
 
 def ask(
     policy: Policy,
     question: Question,
-    how: Manner,
+    settings: AskSettings,
     each: int | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
-) -> Generator[Asked]:
-    """What is known after every `each` responses (all at once by default); the last one yielded is complete.
+) -> Generator[AskResult]:
+    """Yield what is known after every `each` responses (default: all at once); the last result is complete.
 
-    If it adapts, then to this question alone, once something was voted for, and it is asked again with the same draws;
-    the weights are afterwards what they were, also when an error ends this. Raises BadQuestion.
+    If it adapts, then to this question only, once an answer won the vote; then the question is asked again with the
+    same draws. The weights are restored at the end, also after an error.
+
+    Raises:
+        BadQuestion: the model cannot be asked this question.
     """
-    config = how.config
+    config = settings.config
     sampler = make_sampler(policy, config, config.sampling)
     if not policy.can_ask(question, config.sampling.max_new_tokens):
         raise BadQuestion(policy.skipped[question.id])
-    asked = None
+    result = None
     for outcome in _outcomes(policy, sampler, question, config, each):
-        asked = Asked(outcome)
-        yield asked
-    if not how.adapts or asked is None or asked.before.vote.answer is None:
+        result = AskResult(outcome)
+        yield result
+    if not settings.adapts or result is None or result.before.vote.answer is None:
         return
     start = policy.weights()
     try:
-        asked = _adapted(asked, policy, sampler, question, config, on_step)
+        result = _adapted(result, policy, sampler, question, config, on_step)
         for outcome in _outcomes(policy, sampler, question, config, each):
-            yield replace(asked, after=outcome)
+            yield replace(result, after=outcome)
     finally:
         policy.restore(start)
         sampler.sync(policy.trainable().items())
 
 
 def _adapted(
-    asked: Asked,
+    result: AskResult,
     policy: Policy,
     sampler: Sampler,
     question: Question,
     config: RunConfig,
     on_step: Callable[[StepReport], None],
-) -> Asked:
+) -> AskResult:
+    """Adapt the policy in place to the question and return `result` with the steps done."""
     done: list[StepReport] = []
 
-    def note(record: StepRecord) -> None:
-        done.append(record.report)
-        on_step(record.report)
+    def record(step: StepRecord) -> None:
+        done.append(step.report)
+        on_step(step.report)
 
     started = time.perf_counter()
+    # Votes are counted over flat rollouts; a method that trains on trees samples those with a sampler of its own.
     trees = None if config.sampling.tree is None else make_sampler(policy, config)
-    adapt([question], policy, trees or sampler, None, config, Hooks(on_step=note))
-    return replace(asked, steps=tuple(done), seconds=time.perf_counter() - started)
+    adapt([question], policy, trees or sampler, None, config, Hooks(on_step=record))
+    return replace(result, steps=tuple(done), seconds=time.perf_counter() - started)
 
 
 def _outcomes(
     policy: Policy, sampler: Sampler, question: Question, config: RunConfig, each: int | None
-) -> Iterator[Outcome]:
-    """The outcome after each round; rounds do not change what is drawn."""
+) -> Iterator[VoteOutcome]:
+    """Yield the outcome after each round of `each` responses; rounds do not change what is drawn."""
     rollouts: list[Rollout] = []
     most, started = config.sampling.votes.max, time.perf_counter()
     for first in range(0, most, each or most):
@@ -284,47 +318,57 @@ def _outcomes(
 
 
 def _with_entropies(policy: Policy, group: Group, config: RunConfig) -> Group:
+    """Return the group with token entropies, from a forward of the policy where the sampler gave none."""
     if all(rollout.entropy is not None for rollout in group.rollouts):
         return group
     budget = config.engine.token_budget
     tokens = SCORED_TOKENS if isinstance(budget, str) else budget
-    return score(policy, [group], Distribution(config.sampling.temperature, policy.banned), tokens)[0][0]
+    groups, _ = score(policy, [group], Distribution(config.sampling.temperature, policy.banned), tokens)
+    return groups[0]
 
 
-def outcome_of(group: Group, config: RunConfig, tokenizer: Any, seconds: float = 0.0) -> Outcome:
-    """The group for people. Forks are the tokens of the method's band mask: the top 20 % by entropy unless it says
-    otherwise. The winner is, of the responses with the winning answer, the one likeliest per token."""
+def outcome_of(group: Group, config: RunConfig, tokenizer: Any, seconds: float = 0.0) -> VoteOutcome:
+    """Prepare a group for display.
+
+    Forking tokens are those of the method's band mask: by default the 20 % with the highest entropy. Of the responses
+    with the winning answer, `winner` is the one with the highest mean log-probability per token.
+    """
     options = config.method
-    entropies = [torch.from_numpy(_known(rollout)) for rollout in group.rollouts]
+    entropies = [torch.from_numpy(_entropies(rollout)) for rollout in group.rollouts]
     masks = select(entropies, find(options.name).band_mask(options), options.mask_scope)
     responses = tuple(
-        Response(rollout.text, answer, tokens_of(rollout, mask.numpy(), tokenizer))
+        VotedResponse(rollout.text, answer, tokens_of(rollout, mask.numpy(), tokenizer))
         for rollout, answer, mask in zip(group.rollouts, group.answers, masks, strict=True)
     )
+    # Ties go to the first response.
     best = max(
         (i for i, a in enumerate(group.answers) if a is not None and a == group.vote.answer),
         key=lambda i: (_mean(group.rollouts[i].logp), -i),
         default=None,
     )
     winner = None if best is None else responses[best]
-    return Outcome(group.vote, responses, winner, seconds, sum(len(r.token_ids) for r in group.rollouts))
+    return VoteOutcome(group.vote, responses, winner, seconds, sum(len(r.token_ids) for r in group.rollouts))
 
 
 def tokens_of(rollout: Rollout, forks_T: np.ndarray, tokenizer: Any) -> tuple[Token, ...]:
-    """The response in pieces that can be read: bytes of one character are joined; the end token is one of its own."""
-    pieces, ids, at = list[Token](), list[int](), 0
-    entropy_T = _known(rollout)
-    for t, token in enumerate(rollout.token_ids):
-        ids.append(token)
+    """Split a response into readable tokens, with the entropy of each and whether it is a forking token.
+
+    Tokens that hold bytes of one character are joined; the end token is one of the tokens.
+    """
+    entropy_T = _entropies(rollout)
+    tokens, ids, start = list[Token](), list[int](), 0
+    for t, token_id in enumerate(rollout.token_ids):
+        ids.append(token_id)
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        # A replacement character at the end means that bytes of the character are still to come.
         if text.endswith("\N{REPLACEMENT CHARACTER}") and t + 1 < len(rollout.token_ids):
             continue
-        pieces.append(Token(text, float(entropy_T[at : t + 1].max()), bool(forks_T[at : t + 1].any())))
-        ids, at = [], t + 1
-    return tuple(pieces)
+        tokens.append(Token(text, float(entropy_T[start : t + 1].max()), bool(forks_T[start : t + 1].any())))
+        ids, start = [], t + 1
+    return tuple(tokens)
 
 
-def _known(rollout: Rollout) -> np.ndarray:
+def _entropies(rollout: Rollout) -> np.ndarray:
     if rollout.entropy is None:
         raise ValueError(f"{rollout.question_id}: rollout {rollout.index} has no entropies; score it first")
     return rollout.entropy

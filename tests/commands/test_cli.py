@@ -21,9 +21,8 @@ from command_line import Command, refused
 from rich.console import Console
 from safetensors.torch import save_file
 
-from mm_spine import cli
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands import doctor
+from mm_spine.commands import doctor, printing
 from mm_spine.commands.estimate import Sizes, count_adapter, count_parameters, estimate, read_sizes
 from mm_spine.config import LoraConfig, ModelConfig
 from mm_spine.methods.table import METHODS, configure
@@ -307,7 +306,7 @@ def test_the_arithmetic_counts_what_the_loaded_model_has(model: dict[str, Any]) 
 
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "console", Console(width=300))
+    monkeypatch.setattr(printing, "console", Console(width=300))
 
 
 def test_methods_lists_every_row_with_its_own_defaults(command: Command, wide: None) -> None:

@@ -14,7 +14,7 @@ from tiny import tiny_processor
 
 from mm_spine.benchmarks import BENCHMARKS, digits, resolve
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands.preview import QWEN_PIXELS, Reading, facts, missing, reading, row_lines, shown
+from mm_spine.commands.preview import QWEN_PIXELS, PromptReader, facts, missing, prompt_reader, render_prompt, row_lines
 from mm_spine.processors.chat import encode
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import AnswerSpec, LabelledSet, Question
@@ -41,8 +41,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def by() -> Reading:
-    return Reading(tiny_processor(), *QWEN_PIXELS)
+def reader() -> PromptReader:
+    return PromptReader(tiny_processor(), *QWEN_PIXELS)
 
 
 def test_every_benchmark_is_listed_with_kind_split_and_licence(command: Command) -> None:
@@ -54,36 +54,36 @@ def test_every_benchmark_is_listed_with_kind_split_and_licence(command: Command)
         assert benchmark.source is None or benchmark.source.hub in words
 
 
-def test_the_prompt_is_what_the_model_gets(by: Reading) -> None:
+def test_the_prompt_is_what_the_model_gets(reader: PromptReader) -> None:
     question = digits.load("adapt").questions[0]
-    row = shown(question, by)
-    tokens = encode(question, by.processor, *QWEN_PIXELS).ids_L.tolist()
-    pad = by.processor.image_token
-    assert row.prompt.replace(f"{pad} x {row.image_tokens}", pad * row.image_tokens) == by.processor.decode(tokens)
+    row = render_prompt(question, reader)
+    tokens = encode(question, reader.processor, *QWEN_PIXELS).ids_L.tolist()
+    pad = reader.processor.image_token
+    assert row.prompt.replace(f"{pad} x {row.image_tokens}", pad * row.image_tokens) == reader.processor.decode(tokens)
     assert row.text_tokens + row.image_tokens == len(tokens)
     assert row.image_tokens == row.images[0].resized[0] * row.images[0].resized[1] // 28**2
 
 
-def test_sizes_are_before_and_after_the_pixel_limits(by: Reading) -> None:
+def test_sizes_are_before_and_after_the_pixel_limits(reader: PromptReader) -> None:
     question = Question("q", (Image.new("RGB", (1000, 500)),), "What?", TEXT)
-    assert shown(question, by).images == (((1000, 500), (1008, 504)),)
-    small = shown(question, by._replace(max_pixels=50176))
+    assert render_prompt(question, reader).images == (((1000, 500), (1008, 504)),)
+    small = render_prompt(question, reader._replace(max_pixels=50176))
     assert small.images[0].original == (1000, 500)
     assert small.images[0].resized[0] * small.images[0].resized[1] <= 50176
 
 
-def test_images_are_told_apart_where_the_prompt_names_them_in_another_order(by: Reading) -> None:
+def test_images_are_told_apart_where_the_prompt_names_them_in_another_order(reader: PromptReader) -> None:
     images = (Image.new("RGB", (112, 112)), Image.new("RGB", (280, 56)))
-    row = shown(Question("q", images, "Compare <image2> with <image1>.", TEXT), by)
+    row = render_prompt(Question("q", images, "Compare <image2> with <image1>.", TEXT), reader)
     assert [size.resized for size in row.images] == [(112, 112), (280, 56)]
     assert row.prompt.index("x 20") < row.prompt.index("x 16")
 
 
-def test_a_row_that_cannot_be_asked_says_why_and_still_shows_its_prompt(folder: Path, by: Reading) -> None:
+def test_a_row_that_cannot_be_asked_says_why_and_still_shows_its_prompt(folder: Path, reader: PromptReader) -> None:
     labelled = resolve(str(folder)).load("adapt")
     with pytest.raises(BadQuestion, match="three"):
-        shown(labelled.questions[2], by)
-    lines = list(row_lines(labelled.questions[2], labelled, by))
+        render_prompt(labelled.questions[2], reader)
+    lines = list(row_lines(labelled.questions[2], labelled, reader))
     assert any(line.startswith("cannot be asked: three: ") for line in lines)
     assert any("What is it?" in line for line in lines)
     assert lines[-1] == "gold (never shown to training): scan | x-ray"
@@ -106,10 +106,10 @@ def test_absent_images_are_counted_without_opening_any(tmp_path: Path) -> None:
 
 
 def test_the_benchmarks_own_model_reads_it_and_a_stand_in_says_so() -> None:
-    assert reading(BENCHMARKS["digits"]).remark == ""
-    other = reading(replace(BENCHMARKS["digits"], default_model=None))
+    assert prompt_reader(BENCHMARKS["digits"]).remark == ""
+    other = prompt_reader(replace(BENCHMARKS["digits"], default_model=None))
     assert "stands in" in other.remark and (other.min_pixels, other.max_pixels) == QWEN_PIXELS
-    assert reading(replace(BENCHMARKS["digits"], default_model=None), str(MODEL_DIR)).remark == ""
+    assert prompt_reader(replace(BENCHMARKS["digits"], default_model=None), str(MODEL_DIR)).remark == ""
 
 
 @pytest.mark.parametrize("unseen", ["\x1b", "\x07", "\r", "\x9b", "\u202e", "\ud800"])
@@ -161,8 +161,8 @@ def test_a_text_only_model_shows_text_and_refuses_images(tmp_path: Path) -> None
 
     AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(tmp_path)
     Qwen2Config().save_pretrained(tmp_path)
-    by = reading(BENCHMARKS["aime24"], str(tmp_path))
-    written = shown(Question("q", (), "What is 1 + 1?", AnswerSpec("math")), by)
+    reader = prompt_reader(BENCHMARKS["aime24"], str(tmp_path))
+    written = render_prompt(Question("q", (), "What is 1 + 1?", AnswerSpec("math")), reader)
     assert "What is 1 + 1?" in written.prompt and written.image_tokens == 0 and written.text_tokens > 0
     with pytest.raises(BadQuestion, match="no vision tower"):
-        shown(Question("q", (Image.new("RGB", (56, 56)),), "What?", AnswerSpec("math")), by)
+        render_prompt(Question("q", (Image.new("RGB", (56, 56)),), "What?", AnswerSpec("math")), reader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from command_line import Command, refused
 
 from mm_spine import voting
-from mm_spine.benchmarks import digits
+from mm_spine.benchmarks import BENCHMARKS, digits
 from mm_spine.benchmarks.release import ReleasedBenchmark
-from mm_spine.commands import saved_rows
-from mm_spine.commands.saved_rows import GRADED, VOTED, grade_file, rules, vote_file
+from mm_spine.commands import graded_rows, row_stream
+from mm_spine.commands.graded_rows import GradedRow, grade_file
+from mm_spine.commands.saved_rows import GradingRules, grading_rules
+from mm_spine.commands.voted_rows import VotedRow, vote_file
 from mm_spine.types import Answer, Verdict
 
 
@@ -30,13 +33,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def graded(tmp_path: Path, *rows: dict[str, Any] | str, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows written and the summary."""
-    summary = grade_file(write(tmp_path, *rows), rules(**options), tmp_path / "out.jsonl")
-    return read(tmp_path / "out.jsonl"), summary
+    summary = grade_file(write(tmp_path, *rows), grading_rules(**options), tmp_path / "out.jsonl")
+    return read(tmp_path / "out.jsonl"), asdict(summary)
 
 
 def voted(tmp_path: Path, *rows: dict[str, Any] | str, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    summary = vote_file(write(tmp_path, *rows), rules(**options), tmp_path / "out.jsonl")
-    return read(tmp_path / "out.jsonl"), summary
+    summary = vote_file(write(tmp_path, *rows), grading_rules(**options), tmp_path / "out.jsonl")
+    return read(tmp_path / "out.jsonl"), asdict(summary)
 
 
 RIGHT = {"id": "r", "response": r"So \boxed{7}.", "answer": 7}
@@ -68,7 +71,7 @@ BAD: dict[str, dict[str, Any] | str] = {
 
 def test_each_row_gets_its_verdict_in_order(tmp_path: Path) -> None:
     rows, summary = graded(tmp_path, RIGHT, WRONG, SILENT, kind="integer")
-    assert [list(row) for row in rows] == [list(GRADED)] * 3
+    assert [list(row) for row in rows] == [[field.name for field in fields(GradedRow)]] * 3
     assert [(row["id"], row["parsed"], row["score"], row["correct"]) for row in rows] == [
         ("r", "7", 1.0, True),
         ("w", "8", 0.0, False),
@@ -109,7 +112,7 @@ def test_a_fault_in_a_kind_costs_one_row(tmp_path: Path, monkeypatch: pytest.Mon
             raise RecursionError("too deep")
         return Answer("7", "7")
 
-    monkeypatch.setattr(saved_rows, "parse", fail)
+    monkeypatch.setattr(graded_rows, "parse", fail)
     rows, summary = graded(tmp_path, RIGHT, WRONG, RIGHT, kind="integer")
     assert [row["correct"] for row in rows] == [True, False, True]
     assert rows[1]["why"] == "line 2: RecursionError while grading: too deep"
@@ -124,7 +127,7 @@ def test_a_formula_beyond_the_limits_is_counted(tmp_path: Path) -> None:
 
 def test_only_the_first_problems_are_kept(tmp_path: Path) -> None:
     _, summary = graded(tmp_path, *["{"] * 9, kind="text")
-    assert (summary["errors"], len(summary["problems"]), summary["accuracy"]) == (9, saved_rows.SHOWN_PROBLEMS, None)
+    assert (summary["errors"], len(summary["problems"]), summary["accuracy"]) == (9, row_stream.LISTED_PROBLEMS, None)
 
 
 def test_numbers_are_read_as_text_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
@@ -169,7 +172,7 @@ def test_control_characters_and_half_characters_survive(tmp_path: Path) -> None:
 
 
 def test_fractions_make_accuracy_and_share_correct_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saved_rows, "grade", lambda *_: Verdict(0.6, False, "two of ten"))
+    monkeypatch.setattr(graded_rows, "grade", lambda *_: Verdict(0.6, False, "two of ten"))
     rows, summary = graded(tmp_path, RIGHT, WRONG, kind="integer")
     assert [(row["score"], row["correct"]) for row in rows] == [(0.6, False)] * 2
     assert (summary["accuracy"], summary["correct"]) == (0.6, 0.0)
@@ -215,14 +218,13 @@ def test_a_release_is_loaded_only_for_what_rows_lack(tmp_path: Path, monkeypatch
         raise AssertionError("loaded")
 
     monkeypatch.setattr(ReleasedBenchmark, "load", load)
-    by = rules(benchmark="mathvision")
-    by = saved_rows.Rules(benchmark=saved_rows.replace(by.benchmark, kind="integer"))  # type: ignore[type-var]
+    rules = GradingRules(benchmark=replace(BENCHMARKS["mathvision"], kind="integer"))
     path = write(tmp_path, {**RIGHT, "level": 3}, {**WRONG, "level": 4})
-    assert grade_file(path, by)["breakdowns"] == {
+    assert grade_file(path, rules).breakdowns == {
         "level": {"3": {"n": 1, "accuracy": 1.0}, "4": {"n": 1, "accuracy": 0.0}}
     }
     with pytest.raises(AssertionError, match="loaded"):
-        grade_file(write(tmp_path, {"id": 1, "response": "7"}), by)
+        grade_file(write(tmp_path, {"id": 1, "response": "7"}), rules)
 
 
 # --- votes ---
@@ -235,7 +237,7 @@ def test_a_vote_counts_classes_and_is_graded_afterwards(tmp_path: Path) -> None:
         {"id": 2, "responses": ["8", "8", "7.0", "8"], "answer": ["7"]},
         kind="integer",
     )
-    assert [list(row) for row in rows] == [list(VOTED)] * 2
+    assert [list(row) for row in rows] == [[field.name for field in fields(VotedRow)]] * 2
     first, second = rows
     assert first == {
         "id": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import sys
 import threading
@@ -20,9 +21,10 @@ from browser import Opened, open_page
 from PIL import Image
 
 from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
-from mm_spine.commands import ask_session, serve_page
-from mm_spine.commands.ask_session import Asked, Outcome, Response
-from mm_spine.commands.serve_page import Desk, Settings, View, Wanted, check_host, page_of, running
+from mm_spine.commands import ask_session, question_queue, serve_page
+from mm_spine.commands.ask_session import AskOptions, AskResult, VotedResponse, VoteOutcome, ask_settings
+from mm_spine.commands.question_queue import PageFields, PageState, QuestionQueue
+from mm_spine.commands.serve_page import check_host, page_of, running
 from mm_spine.config import ConfigError
 from mm_spine.reporting.entropy_colours import Token
 from mm_spine.types import Vote
@@ -37,19 +39,19 @@ pytest.importorskip("gradio", reason='no gradio: pip install -c constraints.txt 
 class Served(NamedTuple):
     address: str
     app: Any
-    desk: Desk
+    queue: QuestionQueue
 
 
 @pytest.fixture(scope="module")
-def desk() -> Desk:
-    return Desk(ask_session.load(Settings().manner()))
+def queue() -> QuestionQueue:
+    return QuestionQueue(ask_session.load(ask_settings(AskOptions())))
 
 
 @pytest.fixture(scope="module")
-def served(desk: Desk) -> Iterator[Served]:
+def served(queue: QuestionQueue) -> Iterator[Served]:
     """The page on a free port of this machine."""
-    with running(desk, max_upload_mb=MEGABYTES) as (address, app):
-        yield Served(address, app, desk)
+    with running(queue, max_upload_mb=MEGABYTES) as (address, app):
+        yield Served(address, app, queue)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +115,8 @@ def test_what_is_wrong_is_said_on_the_page(served: Served, picture: Path) -> Non
 
 
 def test_what_a_model_writes_runs_nowhere(served: Served, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = View(1, HOSTILE, outcome_of(HOSTILE), HOSTILE)
-    monkeypatch.setattr(Desk, "answer", lambda self, wanted: iter([shown, shown]))
+    shown = PageState(1, HOSTILE, outcome_of(HOSTILE), HOSTILE)
+    monkeypatch.setattr(QuestionQueue, "answer", lambda self, fields: iter([shown, shown]))
     with open_page(served.address) as opened:
         alerts: list[str] = []
         opened.page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
@@ -128,9 +130,9 @@ def test_what_a_model_writes_runs_nowhere(served: Served, picture: Path, monkeyp
         clean(opened)
 
 
-def outcome_of(text: str) -> Asked:
-    response = Response(text, text, (Token(text, 1.0, True),))
-    return Asked(Outcome(Vote(text, 1.0, {text: 1}, 1.0, 1), (response,), response, 0.1, 1))
+def outcome_of(text: str) -> AskResult:
+    response = VotedResponse(text, text, (Token(text, 1.0, True),))
+    return AskResult(VoteOutcome(Vote(text, 1.0, {text: 1}, 1.0, 1), (response,), response, 0.1, 1))
 
 
 def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
@@ -144,7 +146,7 @@ def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
         page.locator("text=/Adapting: /").wait_for(timeout=60_000)
         page.get_by_role("button", name="Stop", exact=True).click()
         page.get_by_text("Stopped.").wait_for()
-        assert becomes_free(served.desk)
+        assert becomes_free(served.queue)
         clean(opened)
 
 
@@ -165,12 +167,12 @@ def test_a_closed_page_ends_its_work_and_one_that_waits_is_told(served: Served, 
                 opened.page.get_by_role("button", name="Ask", exact=True).click()
                 opened.page.get_by_text("Waiting: another question").wait_for()
         opened.page.locator("text=/16 responses, \\d+ tokens/").wait_for(timeout=60_000)
-        assert becomes_free(served.desk)
+        assert becomes_free(served.queue)
 
 
-def becomes_free(desk: Desk) -> bool:
+def becomes_free(queue: QuestionQueue) -> bool:
     """Within some seconds: gradio notices by and by that a page has gone."""
-    return any(not desk._open or time.sleep(0.1) for _ in range(200))
+    return any(not queue._open or time.sleep(0.1) for _ in range(200))
 
 
 # Requests that no page sends
@@ -214,7 +216,7 @@ def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_no_path_of_a_request_is_opened(served: Served, picture: Path, opened_files: list[str]) -> None:
-    inside = serve_page.os.environ["GRADIO_TEMP_DIR"]
+    inside = os.environ["GRADIO_TEMP_DIR"]
     for image in (
         str(picture),
         file_data(str(picture)),
@@ -258,16 +260,16 @@ def test_a_file_above_the_limit_is_refused(served: Served) -> None:
 def test_the_question_can_be_asked_by_upload_alone(served: Served, picture: Path) -> None:
     files = {"files": ("a.png", picture.read_bytes(), "image/png")}
     (path,) = httpx.post(f"{served.address}gradio_api/upload", files=files, trust_env=False).json()
-    assert Path(path).is_relative_to(serve_page.os.environ["GRADIO_TEMP_DIR"])
+    assert Path(path).is_relative_to(os.environ["GRADIO_TEMP_DIR"])
     pixel = "data:image/png;base64,iVBORw0KGgo="
     for image in (file_data(path), file_data(path, url=pixel), file_data(path, url="https://example.invalid/a.png")):
         answer = post(served, image)
         assert "4 responses" in answer and "boxed" in answer, "the upload counts, whatever else is said of it"
 
 
-def test_uploads_are_gone_with_the_page(desk: Desk, picture: Path) -> None:
+def test_uploads_are_gone_with_the_page(queue: QuestionQueue, picture: Path) -> None:
     files = {"files": ("a.png", picture.read_bytes(), "image/png")}
-    with running(desk) as (address, _):
+    with running(queue) as (address, _):
         (path,) = httpx.post(f"{address}gradio_api/upload", files=files, trust_env=False).json()
         assert Path(path).is_file()
     assert not Path(path).exists()
@@ -284,71 +286,73 @@ def test_only_this_machine_is_listened_on_unless_meant(caplog: pytest.LogCapture
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_a_port_that_is_taken_is_named(desk: Desk, served: Served) -> None:
+def test_a_port_that_is_taken_is_named(queue: QuestionQueue, served: Served) -> None:
     port = int(served.address.rstrip("/").rpartition(":")[2])
     why = f"--host 127.0.0.1 --port {port}: nothing can listen there"
-    with pytest.raises(ConfigError, match=why), running(desk, port=port):
+    with pytest.raises(ConfigError, match=why), running(queue, port=port):
         pass
 
 
-def test_the_other_loopback_address_is_served_too(desk: Desk) -> None:
+def test_the_other_loopback_address_is_served_too(queue: QuestionQueue) -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 on this machine")
-    with running(desk, "::1") as (address, _):
+    with running(queue, "::1") as (address, _):
         assert httpx.get(address, trust_env=False).status_code == 200
 
 
-def test_without_gradio_the_extra_to_install_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gradio_the_extra_to_install_is_named(queue: QuestionQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ConfigError, match=r"mm-spine\[demo\]"), running(desk):
+    with pytest.raises(ConfigError, match=r"mm-spine\[demo\]"), running(queue):
         pass
 
 
-# The desk
+# The queue
 
 
-def wanted(picture: Path, **more: Any) -> Wanted:
-    return Wanted(picture.read_bytes(), WORDS, **{"votes": 8, **more})
+def fields(picture: Path, **more: Any) -> PageFields:
+    return PageFields(picture.read_bytes(), WORDS, **{"votes": 8, **more})
 
 
-def test_responses_arrive_in_rounds(desk: Desk, picture: Path) -> None:
-    views = list(desk.answer(wanted(picture)))
-    counts = [len(view.asked.outcome.responses) for view in views if view.asked]
-    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8] and views[-1].stage.startswith("8 responses, ")
-    assert "3 of 8 responses" in page_of(views[3])
+def test_responses_arrive_in_rounds(queue: QuestionQueue, picture: Path) -> None:
+    states = list(queue.answer(fields(picture)))
+    counts = [len(state.result.outcome.responses) for state in states if state.result]
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8] and states[-1].stage.startswith("8 responses, ")
+    assert "3 of 8 responses" in page_of(states[3])
 
 
-def test_an_adapted_answer_stands_beside_the_one_before(desk: Desk, picture: Path) -> None:
-    start = desk.policy.weights()
-    *early, last = desk.answer(wanted(picture, steps=2))
-    assert last.asked is not None and last.asked.after is not None and not last.problem
-    assert [view.stage for view in early if "step " in view.stage] == [f"Adapting: step {k} of 2 …" for k in (1, 2)]
+def test_an_adapted_answer_stands_beside_the_one_before(queue: QuestionQueue, picture: Path) -> None:
+    start = queue.policy.weights()
+    *early, last = queue.answer(fields(picture, steps=2))
+    assert last.result is not None and last.result.after is not None and not last.problem
+    assert [state.stage for state in early if "step " in state.stage] == [f"Adapting: step {k} of 2 …" for k in (1, 2)]
     assert "Before" in page_of(last) and "After 2 steps" in page_of(last)
-    assert all(torch.equal(start[name], value) for name, value in desk.policy.weights().items())
+    assert all(torch.equal(start[name], value) for name, value in queue.policy.weights().items())
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-def test_a_page_that_is_left_stops_the_work_and_frees_the_desk(desk: Desk, picture: Path, steps: int) -> None:
-    start = desk.policy.weights()
-    with closing(desk.answer(wanted(picture, steps=steps))) as views:
-        while (stage := next(views).stage) and "1 of 8" not in stage:
+def test_a_page_that_is_left_stops_the_work_and_frees_the_desk(queue: QuestionQueue, picture: Path, steps: int) -> None:
+    start = queue.policy.weights()
+    with closing(queue.answer(fields(picture, steps=steps))) as states:
+        while (stage := next(states).stage) and "1 of 8" not in stage:
             pass
-    *_, last = desk.answer(wanted(picture, votes=2))
-    assert last.asked is not None and not last.problem, "the next question finds the desk free"
-    assert all(torch.equal(start[name], value) for name, value in desk.policy.weights().items())
+    *_, last = queue.answer(fields(picture, votes=2))
+    assert last.result is not None and not last.problem, "the next question finds the queue free"
+    assert all(torch.equal(start[name], value) for name, value in queue.policy.weights().items())
 
 
-def test_one_question_is_answered_at_a_time(desk: Desk, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside, most, ask = [0], [0], serve_page.ask
+def test_one_question_is_answered_at_a_time(
+    queue: QuestionQueue, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, most, ask = [0], [0], question_queue.ask
 
-    def counted(*args: Any, **named: Any) -> Iterator[Asked]:
+    def counted(*args: Any, **named: Any) -> Iterator[AskResult]:
         inside[0] += 1
         most[0] = max(most[0], inside[0])
         yield from ask(*args, **named)
         inside[0] -= 1
 
-    monkeypatch.setattr(serve_page, "ask", counted)
-    threads = [threading.Thread(target=list, args=(desk.answer(wanted(picture)),)) for _ in range(3)]
+    monkeypatch.setattr(question_queue, "ask", counted)
+    threads = [threading.Thread(target=list, args=(queue.answer(fields(picture)),)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -356,25 +360,25 @@ def test_one_question_is_answered_at_a_time(desk: Desk, picture: Path, monkeypat
     assert most == [1] and inside == [0]
 
 
-def test_one_question_too_many_is_told_to_come_again(desk: Desk, picture: Path) -> None:
-    start = [desk.answer(wanted(picture)) for _ in range(serve_page.WAITING)]
+def test_one_question_too_many_is_told_to_come_again(queue: QuestionQueue, picture: Path) -> None:
+    start = [queue.answer(fields(picture)) for _ in range(question_queue.MAX_OPEN)]
     try:
-        first = [next(views).stage for views in start]
+        first = [next(states).stage for states in start]
         assert first[0] == "Reading the image …" and all(stage.startswith("Waiting") for stage in first[1:])
-        (refused,) = desk.answer(wanted(picture))
+        (refused,) = queue.answer(fields(picture))
         assert refused.problem.endswith("ask again later.")
     finally:
-        for views in start:
-            views.close()  # type: ignore[attr-defined]
-    *_, last = desk.answer(wanted(picture, votes=2))
-    assert last.asked is not None and not last.problem
+        for states in start:
+            states.close()  # type: ignore[attr-defined]
+    *_, last = queue.answer(fields(picture, votes=2))
+    assert last.result is not None and not last.problem
 
 
-def test_the_end_of_the_server_ends_its_work(desk: Desk, picture: Path) -> None:
-    views = desk.answer(wanted(picture, votes=64, steps=32))
-    next(view for view in views if "of 64" in view.stage)
-    desk.leave()
-    assert not any("Adapting" in view.stage for view in views)
+def test_the_end_of_the_server_ends_its_work(queue: QuestionQueue, picture: Path) -> None:
+    states = queue.answer(fields(picture, votes=64, steps=32))
+    next(state for state in states if "of 64" in state.stage)
+    queue.stop_all()
+    assert not any("Adapting" in state.stage for state in states)
 
 
 @pytest.mark.parametrize(
@@ -384,35 +388,35 @@ def test_the_end_of_the_server_ends_its_work(desk: Desk, picture: Path) -> None:
         ({"steps": -1}, "steps=-1"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"kind": "nothing"}, "unknown answer kind"),
-        ({"choices": ("x" * serve_page.WORDS,)}, "too long"),
+        ({"choices": ("x" * question_queue.MAX_CHARACTERS,)}, "too long"),
         ({"kind": "choice"}, "No response could be read"),
     ],
 )
 def test_what_cannot_be_answered_is_a_problem_in_words(
-    desk: Desk, picture: Path, change: dict[str, Any], expected: str
+    queue: QuestionQueue, picture: Path, change: dict[str, Any], expected: str
 ) -> None:
-    *_, last = desk.answer(wanted(picture, **change))
+    *_, last = queue.answer(fields(picture, **change))
     assert expected in last.problem and "Traceback" not in last.problem
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "cut off"])
-def test_a_bad_upload_is_a_problem_in_words(desk: Desk, data: bytes) -> None:
-    *_, last = desk.answer(Wanted(data, WORDS))
+def test_a_bad_upload_is_a_problem_in_words(queue: QuestionQueue, data: bytes) -> None:
+    *_, last = queue.answer(PageFields(data, WORDS))
     assert last.problem.startswith("question: cannot read image you gave: ")
 
 
-def test_uploads_are_not_kept_in_memory(desk: Desk, picture: Path) -> None:
-    before = dict(desk.policy._prompts)
-    list(desk.answer(wanted(picture)))
-    assert desk.policy._prompts == before and not desk.policy.skipped
+def test_uploads_are_not_kept_in_memory(queue: QuestionQueue, picture: Path) -> None:
+    before = dict(queue.policy._prompts)
+    list(queue.answer(fields(picture)))
+    assert queue.policy._prompts == before and not queue.policy.skipped
 
 
 def test_an_unforeseen_error_says_nothing_of_this_machine(
-    desk: Desk, picture: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    queue: QuestionQueue, picture: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*args: Any, **named: Any) -> Iterator[Asked]:
+    def fail(*args: Any, **named: Any) -> Iterator[AskResult]:
         raise RuntimeError("/elsewhere/secret")
 
-    monkeypatch.setattr(serve_page, "ask", fail)
-    *_, last = desk.answer(wanted(picture))
+    monkeypatch.setattr(question_queue, "ask", fail)
+    *_, last = queue.answer(fields(picture))
     assert "secret" not in last.problem and "log" in last.problem and "/elsewhere/secret" in caplog.text

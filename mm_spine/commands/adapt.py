@@ -1,0 +1,79 @@
+"""`mm-spine adapt`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from mm_spine.commands import printing
+from mm_spine.commands.options import Overrides, Seed
+from mm_spine.config import ConfigError, RunConfig
+
+EXIT_CODES = {"SIGINT": 128 + signal.SIGINT, "SIGTERM": 128 + signal.SIGTERM}
+"""Exit code of a run that a signal stopped, as shells count it."""
+
+
+def adapt(
+    target: Annotated[
+        str, typer.Argument(metavar="BENCHMARK|CONFIG.yaml", help="A benchmark, a folder of your own, or a YAML file.")
+    ],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; must not hold a run yet.")] = None,
+    method: Annotated[str | None, typer.Option(help="A method; `mm-spine methods` lists them.")] = None,
+    seed: Seed = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in --output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the configuration and what the run would take; load no model.")
+    ] = False,
+    allow_labels: Annotated[bool, typer.Option(help="Let the control `oracle` read the labels.")] = False,
+) -> None:
+    """Adapt a model to unlabelled questions; evaluate before and after."""
+    from mm_spine import distributed
+    from mm_spine.reporting.compare import comparison_table
+    from mm_spine.runs.listeners.live import watching
+    from mm_spine.runs.plan import check, load_config
+    from mm_spine.runs.run import run
+
+    config = load_config(target, overrides or (), method, seed)
+    plan = check(config, allow_labels)
+    if dry_run:
+        print_plan(config, plan.model)
+        return
+    if output is None:
+        raise ConfigError("--output is not set: name a folder for this run")
+    with watching() as listener:
+        summary = run(config, output, resume=resume, allow_labels=allow_labels, listener=listener)
+    printing.console.quiet = distributed.rank() > 0
+    if summary is None:
+        stopped_by = json.loads((output / "stopped.json").read_text())["stopped_by"]
+        # With scope=question the adapted weights are gone with each question, so no checkpoint can continue.
+        advice = "start again in a new folder"
+        if config.scope == "dataset":
+            advice = f"go on with: mm-spine adapt {target} ... --output {output} --resume"
+        printing.print_line(f"stopped by {stopped_by}; {advice}")
+        raise typer.Exit(EXIT_CODES[stopped_by])
+    printing.console.print(comparison_table([output]))
+    printing.print_losses(summary["skipped"].values(), summary["bad_rows"])
+    printing.print_written(output)
+
+
+def print_plan(config: RunConfig, model: str) -> None:
+    """Print the resolved configuration as YAML and, if the model is on this machine, what the run would take."""
+    from mm_spine.commands.estimate import estimate
+    from mm_spine.policy.errors import ModelAbsent
+    from mm_spine.policy.folder import resolve_model
+
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    # A wrapped line would not be the same YAML.
+    printing.console.print(resolved, end="", markup=False, soft_wrap=True)
+    try:
+        folder = resolve_model(model, fetch=False)
+    except ModelAbsent:
+        printing.print_line(f"no estimate: {model} is not on this machine yet; the run fetches it")
+        return
+    printing.print_mapping("By arithmetic", estimate(config, folder))

@@ -1,0 +1,27 @@
+"""`mm-spine compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mm_spine.commands import printing
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; differences are taken from the first.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Also write a page (.html: table and curves) or a picture (.png: curves).")
+    ] = None,
+) -> None:
+    """A table of runs: before, vote, after, paired differences with 95 % intervals; overlaid curves with --output."""
+    from mm_spine.reporting.compare import comparison_table
+    from mm_spine.reporting.report import write_comparison
+
+    if output is not None:
+        write_comparison(runs, output)
+    printing.console.print(comparison_table(runs))
+    if output is not None:
+        printing.print_written(output)

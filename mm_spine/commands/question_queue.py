@@ -1,0 +1,189 @@
+"""Questions from a web page, answered one at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+from threading import Event
+
+from mm_spine.commands.ask_session import AskOptions, AskResult, ask, ask_settings, question_of
+from mm_spine.config import RunStopped
+from mm_spine.policy.model import Policy
+from mm_spine.types import StepReport
+
+log = logging.getLogger(__name__)
+
+MAX_CHARACTERS = 4000
+"""Characters of a question together with its choices."""
+
+ROUNDS = 8
+"""In how many parts the responses arrive."""
+
+MAX_OPEN = 8
+"""Questions that may be open at once, including the one being answered; further ones are refused."""
+
+VOTES, STEPS, TEMPERATURE = (2, 64), (0, 32), (0.05, 2.0)
+"""What a page may ask for: the smallest and the largest value."""
+
+
+@dataclass(frozen=True)
+class PageFields:
+    """One question as the fields of the page hold it. `image` are the bytes of the uploaded file."""
+
+    image: bytes | None
+    words: str
+    kind: str | None = None
+    choices: tuple[str, ...] = ()
+    votes: int = 16
+    temperature: float = 1.0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class PageState:
+    """What the page shows: votes planned, what is going on, the result so far, what went wrong."""
+
+    votes: int
+    stage: str = ""
+    result: AskResult | None = None
+    problem: str = ""
+
+
+class _Upload:
+    """The bytes of an uploaded image. They are emptied after the answer, so that no later reference keeps them."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    # Errors name an image by this text.
+    def __str__(self) -> str:
+        return "you gave"
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+
+class _PageLeft(Exception):
+    """The page that asked was closed, or its question was stopped."""
+
+
+@dataclass
+class QuestionQueue:
+    """Answers one question at a time in a thread of its own; every question starts from the same weights."""
+
+    policy: Policy
+    options: AskOptions = field(default_factory=AskOptions)
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "answering"), repr=False)
+    _open: set[Event] = field(default_factory=set, repr=False)
+
+    def answer(self, fields: PageFields) -> Iterator[PageState]:
+        """Yield the state of the page as responses arrive.
+
+        The last state is complete or names the problem. If another question is being answered, the first state says so.
+        Closing the iterator stops the work at the next round or step.
+        """
+        if len(self._open) >= MAX_OPEN:
+            problem = f"{len(self._open)} questions are being asked already; ask again later."
+            yield PageState(fields.votes, problem=problem)
+            return
+        states: SimpleQueue[PageState | None] = SimpleQueue()
+        left, waits = Event(), bool(self._open)
+        self._open.add(left)
+        try:
+            self._worker.submit(self._work, fields, states.put, left)
+            if waits:
+                yield PageState(fields.votes, "Waiting: another question is being answered …")
+            while (state := states.get()) is not None:
+                yield state
+        finally:
+            left.set()
+            self._open.discard(left)
+
+    def stop_all(self) -> None:
+        """Stop the work on all open questions at their next round or step."""
+        for left in tuple(self._open):
+            left.set()
+
+    def _work(self, fields: PageFields, send: Callable[[PageState | None], None], left: Event) -> None:
+        """Answer one question in the worker thread. Every error becomes a state; None ends the states."""
+        try:
+            self._answer(fields, send, left)
+        except _PageLeft:
+            log.info("the page was left before its answer")
+        except (ValueError, RunStopped) as error:
+            send(PageState(fields.votes, problem=str(error)))
+        except Exception:
+            # The text of an unforeseen error may name paths of this machine, so only the log gets it.
+            log.exception("a question failed")
+            send(PageState(fields.votes, problem="Something went wrong here; the server's log says what."))
+        finally:
+            send(None)
+
+    def _answer(self, fields: PageFields, send: Callable[[PageState | None], None], left: Event) -> None:
+        def check_left() -> None:
+            if left.is_set():
+                raise _PageLeft
+
+        check_left()
+        _check(fields)
+        upload = _Upload(fields.image or b"")
+        settings = ask_settings(
+            replace(
+                self.options,
+                kind=fields.kind or self.options.kind,
+                votes=fields.votes,
+                steps=fields.steps,
+                overrides=(*self.options.overrides, f"sampling.temperature={fields.temperature}"),
+            )
+        )
+        question = question_of(fields.words, [upload], settings, fields.choices)
+        send(PageState(fields.votes, "Reading the image …"))
+        result: AskResult | None = None
+
+        def on_step(report: StepReport) -> None:
+            check_left()
+            send(PageState(fields.votes, f"Adapting: step {report.step + 1} of {fields.steps} …", result))
+
+        responses_per_round = -(-fields.votes // ROUNDS)
+        try:
+            with closing(ask(self.policy, question, settings, responses_per_round, on_step)) as results:
+                for result in results:
+                    check_left()
+                    send(PageState(fields.votes, _stage(result, fields), result))
+        finally:
+            upload.data = b""
+            self.policy.forget(question)
+        send(_final_state(result, fields))
+
+
+def _check(fields: PageFields) -> None:
+    """Raise ValueError for a missing image, and for values that our own page would not send."""
+    if fields.image is None:
+        raise ValueError("There is no image yet: upload one, or paste it.")
+    if len(fields.words) + sum(map(len, fields.choices)) > MAX_CHARACTERS:
+        raise ValueError(f"The question is too long: at most {MAX_CHARACTERS:,} characters, its choices included.")
+    limits = {"votes": VOTES, "steps": STEPS, "temperature": TEMPERATURE}
+    for name, (least, most) in limits.items():
+        if not least <= getattr(fields, name) <= most:
+            raise ValueError(f"{name}={getattr(fields, name)}: from {least} to {most}.")
+
+
+def _stage(result: AskResult, fields: PageFields) -> str:
+    done = len(result.outcome.responses)
+    if done < fields.votes:
+        return f"{done} of {fields.votes} responses{' after adaptation' if result.after else ''} …"
+    return "" if result.after or not fields.steps else f"Adapting: {fields.steps} steps …"
+
+
+def _final_state(result: AskResult | None, fields: PageFields) -> PageState:
+    if result is None or result.outcome.vote.answer is None:
+        problem = "No response could be read as an answer. Try another kind of answer; all responses are below."
+        return PageState(fields.votes, result=result, problem=problem)
+    outcomes = [outcome for outcome in (result.before, result.after) if outcome]
+    n, tokens = sum(len(o.responses) for o in outcomes), sum(o.tokens for o in outcomes)
+    seconds = sum(o.seconds for o in outcomes) + result.seconds
+    return PageState(fields.votes, f"{n} responses, {tokens:,} tokens, {seconds:.1f} s.", result)
