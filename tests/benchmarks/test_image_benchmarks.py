@@ -1,19 +1,38 @@
-"""The image benchmarks: rows of every layout they accept, tiny releases on disk, real rows where they are at hand."""
+"""The image benchmarks: rows of every layout that they accept, and tiny releases on disk."""
 
 from __future__ import annotations
 
 import csv
 import json
-import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from image_rows import (
+    BYTES,
+    MATHVISION,
+    MATHVISTA,
+    MEDXPERT_EVAL,
+    MEDXPERT_HUB,
+    MMMU,
+    MMMU_OPEN,
+    OMNI,
+    PMC,
+    SCIENCEQA,
+    SLAKE,
+    VQA_RAD,
+    VQAV2,
+    askable,
+    entry,
+    lost_gold,
+    picture,
+    right,
+    same,
+)
 
 from mm_spine.benchmarks import (
     BENCHMARKS,
@@ -29,199 +48,8 @@ from mm_spine.benchmarks import (
     vqa_rad,
     vqav2,
 )
-from mm_spine.benchmarks.benchmark import Entry, Read
-from mm_spine.benchmarks.prompts import STYLES, asks_yes_no, place_images, render
-from mm_spine.benchmarks.release import labelled_set
+from mm_spine.benchmarks.prompts import render
 from mm_spine.processors.answers import grade, parse
-from mm_spine.processors.answers.choice import LABELS
-from mm_spine.processors.chat import content
-from mm_spine.processors.vision import BadQuestion, open_image
-from mm_spine.types import LabelledSet, Question
-
-NAMES = [
-    "mathvision",
-    "mathvista",
-    "medxpertqa",
-    "mmmu",
-    "omnimedvqa",
-    "path_vqa",
-    "pmc_vqa",
-    "scienceqa",
-    "slake",
-    "vqa_rad",
-    "vqav2",
-]
-BYTES: Any = {"bytes": b"picture", "path": None}
-
-MATHVISION = {
-    "id": "7",
-    "question": "Which shape fits?\n<image1>\n<image2>",
-    "options": ["A", "B", "D"],
-    "answer": "C",
-    "image": "images/7.jpg",
-    "level": 2,
-    "subject": "counting",
-}
-SLAKE = {
-    "img_id": 4,
-    "img_name": "xmlab4/source.jpg",
-    "question": "Is the liver enlarged?",
-    "answer": "No",
-    "q_lang": "en",
-    "location": "Abdomen",
-    "modality": "CT",
-    "answer_type": "CLOSED",
-    "base_type": "vqa",
-    "triple": ["vhead", "_", "_"],
-    "qid": 31,
-    "content_type": "Abnormality",
-}
-MEDXPERT_HUB: dict[str, Any] = {
-    "id": "MM-9",
-    "question": "What is shown?\nAnswer Choices: (A) A cyst (B) A stone (C) Gas (D) Fat (E) Bone",
-    "options": {"A": "A cyst", "B": "A stone", "C": "Gas", "D": "Fat", "E": "Bone"},
-    "label": "B",
-    "images": ["MM-9-a.jpeg", "MM-9-b.jpeg"],
-    "medical_task": "Diagnosis",
-    "body_system": "Urinary",
-    "question_type": "Understanding",
-}
-MEDXPERT_EVAL = {
-    **MEDXPERT_HUB,
-    "options": [{"letter": letter, "content": text} for letter, text in MEDXPERT_HUB["options"].items()],
-    "label": ["B"],
-    "images": [{"image_path": "MM-9-a.jpeg"}, {"image_path": "MM-9-b.jpeg"}],
-}
-VQA_RAD = {
-    "qid": "12",
-    "phrase_type": "test_para",
-    "image_name": "synpic1.jpg",
-    "question": "How many nodules are there?",
-    "answer": 2,
-    "answer_type": "CLOSED ",
-}
-PMC = {
-    "Figure_path": "PMC1_F1.jpg",
-    "Question": "What is the pattern?",
-    "Answer": "Focal",
-    "Choice A": " A:Diffuse",
-    "Choice B": "B:Focal",
-    "Choice C": "C:None: at all",
-    "Choice D": "D:Unclear",
-    "Answer_label": "B",
-}
-OMNI = {
-    "dataset": "Eyes",
-    "question_id": "Eyes_0003",
-    "question_type": "Modality Recognition",
-    "question": "What kind of picture is this?",
-    "gt_answer": "Fundus photography",
-    "image_path": "Images/Eyes/3.png",
-    "option_A": "CT",
-    "option_B": "Fundus photography",
-    "option_C": None,
-    "modality_type": "Fundus Photography",
-}
-MATHVISTA = {
-    "pid": "5",
-    "question": "How long is the rod?",
-    "image": "images/5.jpg",
-    "choices": None,
-    "unit": "cm",
-    "precision": 2.0,
-    "answer": "6.36",
-    "question_type": "free_form",
-    "answer_type": "float",
-    "metadata": {
-        "category": "general-vqa",
-        "task": "figure question answering",
-        "context": "bar chart",
-        "grade": "college",
-        "skills": ["statistical reasoning", "numeric commonsense"],
-    },
-    "query": "Hint: Give two decimal places.\nQuestion: How long is the rod? (Unit: cm)",
-}
-MMMU = {
-    "id": "validation_Art_Theory_3",
-    "question": "Compare <image 2> with the first.",
-    "options": "['older, by far', \"the artist's\", '<image 3>', 'none']",
-    "answer": "C",
-    "question_type": "multiple-choice",
-    "image_1": {"bytes": b"one", "path": None},
-    "image_2": {"bytes": b"two", "path": None},
-    "image_3": {"bytes": b"three", "path": None},
-    **{f"image_{k}": None for k in range(4, 8)},
-    "topic_difficulty": "Easy",
-}
-MMMU_OPEN = {**MMMU, "id": "validation_Math_8", "question": "Find x.", "question_type": "open", "options": "[]"}
-SCIENCEQA = {
-    "image": BYTES,
-    "question": "Which is warmer?",
-    "choices": ["the left", "the right"],
-    "answer": 1,
-    "hint": "Look at the sun.",
-    "grade": "grade7",
-    "subject": "natural science",
-    "topic": "physics",
-    "lecture": "Warm is warm.",
-    "solution": "The right.",
-}
-VQAV2 = {
-    "question_type": "how many",
-    "multiple_choice_answer": "2",
-    "answers": [{"answer": "2"}] * 9 + [{"answer": "two"}],
-    "image_id": 42,
-    "answer_type": "number",
-    "question_id": 42001,
-    "question": "How many cats?",
-    "image": BYTES,
-}
-
-
-def same(value: Any) -> Any:
-    """Stands for the look-up of images: the field's value itself."""
-    return value
-
-
-def entry(read: Read, row: Mapping[str, Any], place: int = 0) -> Entry:
-    found = read(row, same, place)
-    assert found is not None
-    return found
-
-
-def lost_gold(found: Entry) -> str:
-    """Why `found` is asked and not graded."""
-    labelled = labelled_set("one", [found], "reason")
-    assert len(labelled.questions) == 1 and not labelled.key
-    return labelled.problems[0]
-
-
-def right(found: Entry, response: str) -> bool:
-    return grade(parse(response, found.spec), found.golds, found.spec).correct
-
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 6), "red").save(path)
-
-
-def askable(labelled: LabelledSet) -> list[bool]:
-    """For each question, whether its images open."""
-    found = []
-    for question in labelled.questions:
-        try:
-            found.append(bool([open_image(image, question.id) for image in question.images]))
-        except BadQuestion:
-            found.append(False)
-    return found
-
-
-# MathVision
 
 
 def test_mathvision_keeps_the_markers_of_its_one_picture() -> None:
@@ -233,9 +61,6 @@ def test_mathvision_keeps_the_markers_of_its_one_picture() -> None:
 def test_mathvision_prefers_the_decoded_picture_and_marks_it_first() -> None:
     found = entry(mathvision.read, {**MATHVISION, "question": "Which?", "decoded_image": BYTES})
     assert (found.body, found.images) == ("<image1>\nWhich?", (BYTES,))
-
-
-# SLAKE
 
 
 def test_slake_reads_english_rows_and_passes_over_chinese_ones() -> None:
@@ -272,9 +97,6 @@ def test_slake_loads_both_languages_from_one_file(tmp_path: Path) -> None:
     assert [q.id for q in BENCHMARKS["slake"].load("test_zh", str(tmp_path)).questions] == ["32"]
 
 
-# MedXpertQA
-
-
 @pytest.mark.parametrize("row", [MEDXPERT_HUB, MEDXPERT_EVAL, {**MEDXPERT_HUB, "options": None}])
 def test_medxpertqa_reads_each_layout_alike(row: Mapping[str, Any]) -> None:
     found = entry(medxpertqa.read, row)
@@ -288,9 +110,6 @@ def test_medxpertqa_reads_each_layout_alike(row: Mapping[str, Any]) -> None:
 def test_medxpertqa_lists_its_options_once() -> None:
     assert render(entry(medxpertqa.read, MEDXPERT_EVAL), "reason").count("A cyst") == 1
     assert render(entry(medxpertqa.read, {**MEDXPERT_HUB, "question": "What?"}), "short").count("(A) A cyst") == 1
-
-
-# VQA-RAD and PathVQA
 
 
 def test_vqa_rad_reads_the_original_and_leaves_out_its_training_part() -> None:
@@ -320,31 +139,6 @@ def test_a_gold_that_leaves_a_yes_no_question_open_is_reported_and_not_graded() 
     row = {"image": BYTES, "question": "Is the trachea midline?", "answer": "cannot be determined"}
     problem = lost_gold(entry(vqa_rad.read, row))
     assert problem.startswith("vqa_rad/test/00000 kept without its answer") and "'cannot be determined'" in problem
-
-
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ("Is this a CT or an MRI?", False),
-        ("Is there any fluid or air?", True),
-        ("Is the heart enlarged or not?", True),
-        ("Are/Is there kidneys in the picture?", True),
-        ("In this image, does the lung look normal?", True),
-        ("which organ is abnormal, heart or lung?", False),
-        ("island of cells?", False),
-        ("Where is/are the abnormality located?", False),
-        ("肺部是正常的还是异常的？", False),
-        ("请问这是CT吗，还是MRI？", False),
-        ("这张图片是否包含肝脏？", True),
-        ("肺健康吗", True),
-        ("图中最大的器官是什么?", False),
-    ],
-)
-def test_yes_no_questions_are_told_by_their_words(question: str, expected: bool) -> None:
-    assert asks_yes_no(question) is expected
-
-
-# PMC-VQA, OmniMedVQA
 
 
 def test_pmc_vqa_takes_the_labels_off_its_choices() -> None:
@@ -405,9 +199,6 @@ def test_omnimedvqa_reads_the_unpacked_archive_one_file_a_collection(tmp_path: P
         assert askable(labelled) == [False, True] and len(labelled.key) == 2
 
 
-# MathVista
-
-
 def test_mathvista_asks_its_query_and_keeps_form_and_unit() -> None:
     found = entry(mathvista.read, {**MATHVISTA, "decoded_image": BYTES})
     assert found.body == f"<image1>\n{MATHVISTA['query']}" and found.images == (BYTES,)
@@ -443,9 +234,6 @@ def test_mathvista_reads_the_original_object_of_objects(tmp_path: Path) -> None:
 
 def test_mathvista_questions_without_an_answer_have_no_gold() -> None:
     assert entry(mathvista.read, {**MATHVISTA, "answer": ""}).golds == ()
-
-
-# MMMU
 
 
 def test_mmmu_names_images_as_everywhere_and_puts_the_unnamed_ones_first() -> None:
@@ -511,9 +299,6 @@ def test_mmmu_loads_both_hub_layouts(tmp_path: Path, name: str) -> None:
     assert askable(labelled) == [True] and len(labelled.questions[0].images) == 3
 
 
-# ScienceQA, VQAv2
-
-
 def test_scienceqa_turns_the_place_of_the_answer_into_its_letter() -> None:
     found = entry(scienceqa.read, SCIENCEQA, 4)
     assert (found.id, found.golds, found.images) == ("scienceqa/test/00004", ("B",), (BYTES,))
@@ -544,166 +329,3 @@ def test_vqav2_keeps_the_ten_answers(answers: Any) -> None:
 
 def test_vqav2_withheld_answers_are_no_golds() -> None:
     assert entry(vqav2.read, {**VQAV2, "answers": None, "answer_type": None}).golds == ()
-
-
-# All of them
-
-
-ROWS: Mapping[str, tuple[Read, Mapping[str, Any]]] = {
-    "mathvision": (mathvision.read, MATHVISION),
-    "mathvista": (mathvista.read, MATHVISTA),
-    "medxpertqa": (medxpertqa.read, MEDXPERT_HUB),
-    "mmmu": (mmmu.read, MMMU),
-    "omnimedvqa": (omnimedvqa.read, OMNI),
-    "path_vqa": (path_vqa.read, {"image": BYTES, "question": "what is seen?", "answer": "a cyst"}),
-    "pmc_vqa": (pmc_vqa.read, PMC),
-    "scienceqa": (scienceqa.read, SCIENCEQA),
-    "slake": (slake.reader("en"), SLAKE),
-    "vqa_rad": (vqa_rad.read, VQA_RAD),
-    "vqav2": (vqav2.read, VQAV2),
-}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_says_where_it_is_from_and_what_is_reported(name: str) -> None:
-    benchmark = BENCHMARKS[name]
-    assert benchmark.name == name and benchmark.summary and benchmark.metric and benchmark.licence
-    assert re.search(r"\((19|20)\d\d\)", benchmark.citation)
-    assert benchmark.source is not None and benchmark.source.revision == "main"
-    assert benchmark.adapt_split in benchmark.splits
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_split_is_an_error_that_names_the_splits(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"no split 'nowhere'; take one of {', '.join(BENCHMARKS[name].splits)}"):
-        BENCHMARKS[name].load("nowhere", str(tmp_path))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_tags_of_a_row_are_what_results_are_broken_down_by(name: str) -> None:
-    read, row = ROWS[name]
-    found = entry(read, row)
-    assert found.spec.kind in (BENCHMARKS[name].kind, "text")
-    assert set(found.tags) & set(BENCHMARKS[name].breakdowns) or not BENCHMARKS[name].breakdowns
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_gold_is_right_boxed_announced_and_bare_and_is_nowhere_in_the_prompt(name: str) -> None:
-    read, row = ROWS[name]
-    found = entry(read, row)
-    gold = found.golds[0]
-    assert all(right(found, form) for form in (f"\\boxed{{{gold}}}", f"The answer is {gold}.", gold))
-    assert not right(found, "\\boxed{zebra}")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_asked_does_not_depend_on_the_gold(name: str) -> None:
-    read, row = ROWS[name]
-    others = {"answer": {"scienceqa": 0}.get(name, "A"), "label": "A", "Answer_label": "A", "gt_answer": "CT"}
-    other = entry(read, {**row, **{field: value for field, value in others.items() if field in row}, "answers": None})
-    found = entry(read, row)
-    assert (other.body, other.spec, other.images, other.tags) == (found.body, found.spec, found.images, found.tags)
-    assert all(render(other, style) == render(found, style) for style in STYLES)
-
-
-PROMPTS = {
-    ("slake", "reason"): "<image1>\nIs the liver enlarged?\nThink step by step, then give yes or no in \\boxed{}.",
-    ("slake", "short"): "<image1>\nIs the liver enlarged?\nAnswer with yes or no alone.",
-    ("omnimedvqa", "short"): "<image1>\nWhat kind of picture is this?\n(A) CT\n(B) Fundus photography\n"
-    "Answer with the letter of the right option alone.",
-    ("mathvision", "reason"): "Which shape fits?\n<image1>\n<image2>\n(A) A\n(B) B\n(C) D\n"
-    "Think step by step, then give the letter of the right option in \\boxed{}.",
-    ("vqav2", "short"): "<image1>\nHow many cats?\nAnswer with a single word or phrase.",
-    ("mathvista", "reason"): "<image1>\nHint: Give two decimal places.\nQuestion: How long is the rod? (Unit: cm)\n"
-    "Think step by step, then give the final answer in \\boxed{}.",
-}
-
-
-@pytest.mark.parametrize(("name", "style"), PROMPTS)
-def test_the_rendered_prompt(name: str, style: str) -> None:
-    read, row = ROWS[name]
-    assert render(entry(read, row), style) == PROMPTS[name, style]
-
-
-def test_images_that_nothing_names_come_first() -> None:
-    assert place_images("See <image2>.", 4, "<image4>") == "<image1>\n<image3>\nSee <image2>."
-    assert place_images("No picture.", 0) == "No picture."
-
-
-# Real rows
-
-
-@pytest.mark.parametrize(
-    ("name", "folder", "split", "count", "with_images"),
-    [
-        ("mathvision", "mathvision", "test", 48, 48),
-        ("mathvista", "mathvista", "testmini", 40, 0),
-        ("medxpertqa", "medxpertqa_mm", "test", 40, 0),
-    ],
-)
-def test_every_real_row_is_read_and_one_without_its_picture_is_graded_not_asked(
-    shared: Path, name: str, folder: str, split: str, count: int, with_images: int
-) -> None:
-    source = shared / "data" / "real_rows" / folder
-    if not source.is_dir():
-        pytest.skip(f"no rows of {folder} in ../shared/data/real_rows")
-    labelled = BENCHMARKS[name].load(split, str(source))
-    assert len(labelled.questions) == len(labelled.key) == count and not labelled.problems
-    assert sum(askable(labelled)) == with_images
-    wrong = [
-        (question.id, form)
-        for question in labelled.questions
-        for gold in labelled.key[question.id]
-        for form in (f"\\boxed{{{gold}}}", f"The answer is {gold}.", gold)
-        if not grade(parse(form, question.spec), gold, question.spec).correct
-    ]
-    assert wrong == []
-    assert not [question.id for question in labelled.questions if other_is_right(question, labelled.key[question.id])]
-
-
-def other_is_right(question: Question, golds: tuple[str, ...]) -> bool:
-    """Whether an answer that is not the gold's grades correct: another option, or the number with a 7 before it.
-
-    Where options are letters themselves, one that is the text of the gold's option counts as right.
-    """
-    spec = question.spec
-    mine = {label for label, text in zip(LABELS, spec.choices, strict=False) if golds[0] in (label, text)}
-    mine |= {spec.choices[LABELS.index(label)] for label in mine}
-    others = [letter for letter in LABELS[: len(spec.choices)] if letter not in mine]
-    answers = others if spec.choices else [f"7{golds[0]}"]
-    return any(grade(parse(f"\\boxed{{{answer}}}", spec), golds, spec).correct for answer in answers)
-
-
-def test_medxpertqa_is_found_in_the_folder_of_its_configuration(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "MM" / "test.jsonl", [MEDXPERT_HUB])
-    write_jsonl(tmp_path / "Text" / "test.jsonl", [{**MEDXPERT_HUB, "id": "Text-1", "images": None}])
-    for letter in "ab":
-        picture(tmp_path / "images" / f"MM-9-{letter}.jpeg")
-    labelled = BENCHMARKS["medxpertqa"].load("test", str(tmp_path))
-    assert [question.id for question in labelled.questions] == ["MM-9"] and askable(labelled) == [True]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_of_another_split_are_never_taken_for_the_one_asked_for(name: str, tmp_path: Path) -> None:
-    for other in ("train", "dev_set"):
-        write_jsonl(tmp_path / f"{other}.jsonl", [{"id": "x"}])
-    with pytest.raises(ValueError, match=r"no file of split .*it holds dev_set.jsonl, train.jsonl"):
-        BENCHMARKS[name].load(BENCHMARKS[name].adapt_split, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        (
-            "mmmu",
-            [1, "\nCompare ", 2, " with the first.\n(A) older, by far\n(B) the artist's\n(C) ", 3, "\n(D) none\n"],
-        ),
-        ("mathvision", ["Which shape fits?\n", 1, "\nimage 2\n(A) A\n(B) B\n(C) D\n"]),
-        ("medxpertqa", [1, "\n", 2, "\nWhat is shown?\nAnswer Choices: (A) A cyst"]),
-    ],
-)
-def test_pictures_stand_where_the_question_names_them(name: str, parts: list[int | str]) -> None:
-    read, row = ROWS[name]
-    found = entry(read, row)
-    shown = [part.get("image", part.get("text")) for part in content(render(found, "short"), len(found.images))]
-    assert shown[:-1] == parts[:-1] and str(shown[-1]).startswith(str(parts[-1]))
