@@ -8,7 +8,8 @@ Floats agree if they do to six decimals, as math-verify rounds: 0.333333 is 1/3,
 H. Kydlíček et al., github.com/huggingface/Math-Verify.
 """
 
-# Why not multiprocessing's forkserver: tried in Python 3.11, it saves 52 lines of 436 and is about as fast, but
+# Why not multiprocessing's forkserver: tried in Python 3.11, it saves 52 lines of 436, starts as fast and compares more
+# pairs per second (340 against 260, on a noisy machine), but
 # - a child imports the caller's main module again, which fails for a program on stdin and for a script without
 #   `if __name__ == "__main__"`;
 # - daemonic processes, such as data loader workers, may not start children;
