@@ -227,15 +227,11 @@ def from_json(row: Mapping[str, Any]) -> Item:
         odd = sorted(set(row) ^ set(Item.__dataclass_fields__))
         raise ValueError(f"item {row.get('id')!r}: missing or unknown keys {odd}; evaluate again with this version")
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    fields["greedy"] = _verdict(row["greedy"])
+    fields["greedy"] = None if row["greedy"] is None else Verdict(**row["greedy"])
+    fields["verdicts"] = None if row["verdicts"] is None else tuple(Verdict(**verdict) for verdict in row["verdicts"])
     fields["vote"] = _answer(row["vote"])
     fields["answers"] = tuple(map(_answer, row["answers"]))
-    fields["verdicts"] = None if row["verdicts"] is None else tuple(map(_verdict, row["verdicts"]))
     return Item(**fields)
-
-
-def _verdict(row: Mapping[str, Any] | None) -> Verdict | None:
-    return None if row is None else Verdict(**row)
 
 
 def _answer(row: Mapping[str, Any] | None) -> Answer | None:
@@ -343,11 +339,7 @@ def oracle_reward(key: AnswerKey) -> Reward:
     return _Oracle(key)
 
 
-def step_accuracy(
-    rollouts_dir: Path,
-    questions: Sequence[Question],
-    key: AnswerKey,
-) -> list[StepAccuracy]:
+def step_accuracy(rollouts_dir: Path, questions: Sequence[Question], key: AnswerKey) -> list[StepAccuracy]:
     """Compute the rows of evaluation/steps.jsonl after the run, from its saved `step_*.parquet`, in order of steps.
 
     Raises ValueError naming a question that is not among `questions`.
@@ -368,7 +360,7 @@ def _step_row(path: Path, known: Mapping[str, Question], key: AnswerKey) -> Step
     if unknown := groups.keys() - known.keys():
         raise ValueError(f"{path.name}: question {min(unknown)!r} is not among the {len(known)} questions given")
     graded = [_graded_question(groups[name], known[name].spec, key[name]) for name in groups if name in key]
-    result = StepAccuracy(
+    return StepAccuracy(
         step=rows[0]["step"] if rows else int(path.stem.removeprefix("step_")),
         questions=len(groups),
         majority_ratio=_mean([float(np.mean([_agrees(row) for row in group])) for group in groups.values()]),
@@ -377,7 +369,6 @@ def _step_row(path: Path, known: Mapping[str, Question], key: AnswerKey) -> Step
         pass_at_n=_mean([question.pass_at_n for question in graded]),
         ground_truth_ratio=_mean([question.ground_truth_ratio for question in graded]),
     )
-    return result
 
 
 def _agrees(row: Mapping[str, Any]) -> bool:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import Silent, digit_policy, small_config
+from small import digit_policy, small_config
 from tiny import tiny_questions
 from torch import Tensor
 
@@ -29,18 +26,15 @@ from mm_spine.config import ConfigError
 from mm_spine.methods.table import METHODS
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
-from mm_spine.policy.text import TextPolicy
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training import update
-from mm_spine.training.checkpoint import newest_checkpoint
 from mm_spine.training.engine import Engine
-from mm_spine.training.loss import losses
-from mm_spine.training.parity import ParityError
-from mm_spine.training.schedule import batch_of, learning_rate
+from mm_spine.training.schedule import batch_of
 from mm_spine.types import AnswerSpec, Group, Question, Rollout
 
 QUESTIONS = tiny_questions(5)
 PLAIN = {"method": {"name": "ttrl", "kl": "none"}}
+MIXED = {"method": {"unanimous": "regularise", "kl": "none"}, "optim": {"questions_per_step": 5}}
+"""Every group trains, so that every step has the same five leaf groups."""
 
 
 class Altered:
@@ -180,16 +174,6 @@ def test_an_unanimous_group_is_run_only_for_a_term_that_has_a_weight(
     assert len(count) == forwards
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_old_log_probs_cost_no_pass(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """As many forwards, with gradient or without, as there are optimiser steps."""
-    count, trunks = counting_forwards(monkeypatch), []
-    usual = TextPolicy.trunk
-    monkeypatch.setattr(TextPolicy, "trunk", lambda *args: trunks.append(1) or usual(*args))
-    run(PLAIN, {"optim": {"steps": 1, "epochs": epochs}})
-    assert len(count) == len(trunks) == epochs
-
-
 def test_nothing_parsed_is_no_update() -> None:
     policy, start, records, _ = run(change=with_text("no number here"))
     assert not moved(policy, start)
@@ -227,67 +211,6 @@ def test_a_step_of_bad_questions_alone_is_an_empty_step() -> None:
     assert ended.steps == 3 and not moved(policy, start)
     assert set(policy.skipped) == {question.id for question in QUESTIONS}
     assert all(record.report.tokens_sampled == 0 and not record.groups for record in records)
-
-
-def test_every_epoch_compares_with_the_forward_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sampler's log-probs are shifted by 0.1: no epoch may see that."""
-    gaps: list[float] = []
-    olds: list[Tensor] = []
-
-    def spying(trained: Any, micro: Any, old_NT: Tensor, *rest: Any) -> Any:
-        chosen = trained.stats.selected_NT
-        olds.append(old_NT)
-        gaps.append(float((old_NT - trained.stats.logp_NT.detach())[chosen].abs().max()))
-        return losses(trained, micro, old_NT, *rest)
-
-    monkeypatch.setattr(update, "losses", spying)
-    shifted = {"optim": {"steps": 1, "epochs": 2, "lr": 0.01}, "engine": {"parity_limit": 0.2}}
-    _, _, records, _ = run(PLAIN, shifted, change=lambda r: replace(r, logp=r.logp - np.float32(0.1)))
-    assert gaps[0] == 0.0 and gaps[1] > 0.1
-    assert torch.equal(olds[0], olds[1])
-    report = records[0].report
-    assert report.parity_mean == pytest.approx(0.1, abs=1e-4) and report.parity_max == pytest.approx(0.1, abs=1e-3)
-    assert report.ratio_clipped > 0.0
-
-
-def test_one_epoch_is_never_clipped() -> None:
-    assert all(record.report.ratio_clipped == 0.0 for record in run({"optim": {"lr": 0.01}})[2])
-
-
-def test_sampler_and_trainer_that_disagree_end_the_run() -> None:
-    with pytest.raises(ParityError, match=r"step 0: .* differ by 0\.3 nats .*parity_limit=0\.2"):
-        run(PLAIN, {"engine": {"parity_limit": 0.2}}, change=lambda r: replace(r, logp=r.logp + np.float32(0.3)))
-
-
-@pytest.mark.parametrize("silent", [False, True])
-def test_a_gap_is_found_before_any_weight_moves(silent: bool) -> None:
-    config, policy = small_config(PLAIN), digit_policy()
-    start = policy.weights()
-    shift = Altered(policy, config, lambda r: replace(r, logp=r.logp + np.float32(0.02)))
-    with pytest.raises(ParityError, match=r"differ by 0\.02 nats .*parity_limit=0\.01"):
-        adapt(QUESTIONS, policy, Silent(shift) if silent else shift, config=config)
-    assert not moved(policy, start)
-
-
-@pytest.mark.parametrize("silent", [False, True])
-def test_the_gap_is_measured_where_nothing_is_trained(silent: bool) -> None:
-    """Unanimous votes train nothing, and still every step says how far sampler and trainer are apart."""
-    config, policy, records = small_config(PLAIN), digit_policy(), list[StepRecord]()
-    same = Altered(policy, config, lambda r: replace(r, text="1", logp=r.logp + np.float32(0.005)))
-    adapt(QUESTIONS, policy, Silent(same) if silent else same, config=config, hooks=Hooks(records.append))
-    assert [r.report.tokens_trained for r in records] == [0, 0, 0]
-    assert [r.report.parity_mean for r in records] == pytest.approx([0.005] * 3, abs=1e-4)
-
-
-def test_log_probs_that_are_no_numbers_end_the_run() -> None:
-    with pytest.raises(ParityError, match="differ by nan nats"):
-        run(PLAIN, change=lambda r: replace(r, logp=r.logp * np.float32(np.nan)))
-
-
-def test_a_sampler_with_other_weights_is_found_out() -> None:
-    config = small_config(PLAIN)
-    with pytest.raises(ParityError, match="took over the last weights"):
-        adapt(QUESTIONS, digit_policy(), HFSampler(digit_policy(model_seed=1), config.sampling), config=config)
 
 
 def test_a_tower_parameter_unfrozen_behind_the_back_is_refused() -> None:
@@ -375,55 +298,6 @@ def test_groups_from_other_ranks_bring_no_image_and_no_second_prompt(monkeypatch
     assert all(group.question.images for record in records for group in record.groups)
 
 
-@pytest.mark.parametrize("count, size", [(6, 2), (4, 4), (3, 8), (9, 3)])
-def test_every_epoch_asks_every_question_once(count: int, size: int) -> None:
-    config = small_config({"optim": {"questions_per_step": size}})
-    questions = tiny_questions(count)
-    per_epoch = max(1, count // size)
-    for epoch in range(3):
-        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        asked = Counter(question.id for step in steps for question in batch_of(questions, config, step))
-        assert asked == Counter(question.id for question in questions)
-
-
-def test_a_batch_across_two_epochs_never_asks_twice() -> None:
-    """Five questions, four a step: each step but the last of the cycle straddles an epoch."""
-    config = small_config({"optim": {"questions_per_step": 4}})
-    batches = [[question.id for question in batch_of(QUESTIONS, config, step)] for step in range(20)]
-    assert all(len(set(batch)) == len(batch) for batch in batches)
-    assert set(batches[0]) | set(batches[1]) == {question.id for question in QUESTIONS}
-    asked = Counter(name for batch in batches for name in batch)
-    assert min(asked.values()) > 16 - 5 and max(asked.values()) <= 16
-
-
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    questions = tiny_questions(9)
-    config = small_config({"optim": {"questions_per_step": 3}})
-    ids = [[q.id for q in batch_of(questions, config, step)] for step in range(6)]
-    assert [[q.id for q in batch_of(questions, config, step)] for step in reversed(range(6))] == ids[::-1]
-    first, second = (sorted(chain(*epoch)) for epoch in (ids[:3], ids[3:]))
-    assert first == second == [f"q{i}" for i in range(9)]
-    assert ids[:3] != ids[3:]
-    other = small_config({"optim": {"questions_per_step": 3}, "seed": 1})
-    assert [[q.id for q in batch_of(questions, other, step)] for step in range(6)] != ids
-
-
-@pytest.mark.parametrize(
-    "schedule, warmup, expected",
-    [
-        ("constant", 0.0, [1, 1, 1, 1]),
-        ("linear", 0.0, [1, 0.75, 0.5, 0.25]),
-        ("cosine", 0.0, [1, 0.8535534, 0.5, 0.1464466]),
-        ("constant", 0.5, [1 / 3, 2 / 3, 1, 1]),
-        ("linear", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
-        ("cosine", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
-    ],
-)
-def test_learning_rate(schedule: str, warmup: float, expected: list[float]) -> None:
-    config = small_config({"optim": {"steps": 4, "lr": 0.2, "schedule": schedule, "warmup": warmup}})
-    assert [learning_rate(config, step) / 0.2 for step in range(4)] == pytest.approx(expected)
-
-
 def test_the_learning_rate_reaches_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     step = Engine.step
@@ -465,42 +339,6 @@ def test_a_stop_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     _, _, records, ended = run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(2))
     assert ended == Adapted(2, "SIGTERM", 8192) and len(records) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
-
-
-def test_another_thread_count_or_token_budget_is_said_on_resuming(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
-    with caplog.at_level(logging.WARNING, "mm_spine.training.checkpoint"):
-        run(PLAIN, checkpoints=tmp_path, resume=True, should_stop=stopping_after(1))
-        assert not caplog.messages
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-        run(PLAIN, {"engine": {"token_budget": 77}}, checkpoints=tmp_path, resume=True)
-    assert any("threads=64" in message for message in caplog.messages)
-    assert any("token_budget=77, written with 8192" in message for message in caplog.messages)
-
-
-def test_checkpoints_are_kept_to_the_last_two_and_a_torn_one_is_not_seen(tmp_path: Path) -> None:
-    run(PLAIN, {"checkpoint": {"every": 1, "keep": 2}}, checkpoints=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
-    torn = tmp_path / "writing"
-    (torn / "engine").mkdir(parents=True)
-    (torn / "state.json").write_text("{")
-    (tmp_path / "step_000009").mkdir()
-    assert newest_checkpoint(tmp_path) == tmp_path / "step_000003"
-
-
-def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
-        run(PLAIN, checkpoints=tmp_path, resume=True)
-
-
-def test_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
-    run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
-    state = tmp_path / "step_000001" / "state.json"
-    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
-    with pytest.raises(ConfigError, match="written by 2 processes, resumed with 1"):
-        run(PLAIN, checkpoints=tmp_path, resume=True)
 
 
 def test_a_step_is_told_after_its_weights_are_there() -> None:

@@ -410,6 +410,7 @@ QUESTION = Question("q", (), "1 + 6?", INTEGER)
 def test_group_parses_and_votes() -> None:
     group = make_group(QUESTION, [rollout(0, "\\boxed{7}"), rollout(1, "7.0"), rollout(2, "dunno"), rollout(3, "8")])
     assert group.answers == ("7", "7", None, "8")
+    assert [answer and answer.key for answer in group.parsed] == ["7", "7", None, "8"]
     assert (group.vote.answer, group.vote.share, group.vote.margin, group.vote.n_parsed) == ("7", 0.5, 0.25, 3)
     assert group.rewards is None and group.advantages is None
 
@@ -443,6 +444,7 @@ def test_subsample_keeps_the_first_by_index_and_the_vote_of_all() -> None:
     kept = subsample(group, 2)
     assert [r.index for r in kept.rollouts] == [0, 1]
     assert kept.answers == ("9", "7")
+    assert [answer and answer.text for answer in kept.parsed] == ["9", "7"]
     assert kept.vote == group.vote and kept.vote.answer == "8"
     assert [r.index for r in subsample(group, 9).rollouts] == [0, 1, 2, 3]
 

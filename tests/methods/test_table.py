@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -54,6 +56,13 @@ def test_the_table_holds_the_methods_and_controls() -> None:
     assert [name for name, row in METHODS.items() if not row.label_free] == ["oracle"]
     assert [name for name, row in METHODS.items() if not row.trains] == ["none"]
     assert all(row.summary and row.source for row in METHODS.values())
+
+
+def test_the_table_is_read_without_torch() -> None:
+    """Listing the methods takes a fraction of a second; importing torch takes several."""
+    code = "import sys; from mm_spine.methods.table import METHODS; print(len(METHODS), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(METHODS)), "False"]
 
 
 def test_every_row_has_valid_options() -> None:

@@ -1,0 +1,126 @@
+"""The loss of a step, worked out by hand, and its gradient over merged leaves and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from credited_groups import QUESTIONS, credited, options, rollout
+from small import digit_policy
+from torch import Tensor
+
+from mm_spine.config import MethodConfig
+from mm_spine.methods.apply import Tokens
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.model import Policy
+from mm_spine.policy.text import Trained
+from mm_spine.training.batch import (
+    Leaf,
+    LeafGroup,
+    MicroBatch,
+    collate,
+    trained_groups,
+)
+from mm_spine.training.loss import Denominators, denominators, losses
+from mm_spine.types import TokenStats
+
+
+@cache
+def policy() -> Policy:
+    return digit_policy()
+
+
+@pytest.mark.parametrize("policy, band, kl", [("all", "selected", "all"), ("selected", "all", "selected")])
+def test_denominators_count_every_kept_rollout(policy: str, band: str, kl: str) -> None:
+    """3 + 2 + 2 + 1 + 4 x 5 = 28 tokens, 8 of them selected: skipped groups and repeats count too."""
+    _, tokens, own = credited(policy_denominator=policy, band_denominator=band, kl_denominator=kl)
+    sizes = {"all": 28.0, "selected": 8.0}
+    assert denominators(tokens, own) == Denominators(sizes[policy], sizes[band], sizes[kl])
+
+
+def test_losses_by_hand() -> None:
+    """Two leaves, the second twice; ratio 1.5 at one token of A = 2 (clipped to 1.2), 0.5 at one of A = -1.
+
+    policy: -(1.2 x 2 + 1 x 2 + 2 x (-0.8)) / 10 = -0.28 (min(0.5 A, 0.8 A) = -0.8);
+    band: (2 x 0.3 x 0.1 + 2 x 3 x 0.3) / 5; KL: 0.5 x (0.7 + 2 x 0.9) / 4.
+    """
+    mask = torch.tensor([[True, True], [True, False]])
+    micro = MicroBatch(
+        packed=None,  # type: ignore[arg-type]  # the loss does not look at it
+        advantage_N1=torch.tensor([[2.0], [-1.0]]),
+        weight_N=torch.tensor([1.0, 2.0]),
+        sampled_logp_NT=torch.zeros(2, 2),
+        policy_NT=mask,
+        band_NT=torch.tensor([[False, False], [True, True]]),
+        low_N1=torch.tensor([[0.0], [1.0]]),
+        high_N1=torch.tensor([[9.0], [2.0]]),
+    )
+    old_NT = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
+    now_NT = old_NT + torch.tensor([[1.5, 1.0], [0.5, 1.0]]).log()
+    entropy_NT = torch.tensor([[5.0, 5.0], [0.9, 2.3]])
+    kl_NT = torch.tensor([[0.7, 0.0], [0.9, 4.0]])
+    own = options("spine", band_low_weight=0.3, band_high_weight=3, kl_weight=0.5)
+    parts = losses(Trained(TokenStats(now_NT, entropy_NT, mask), kl_NT), micro, old_NT, own, Denominators(10, 5, 4))
+    assert float(parts.policy) == pytest.approx(-0.28, rel=1e-5)
+    assert float(parts.band) == pytest.approx((2 * 0.3 * 0.1 + 2 * 3 * 0.3) / 5, rel=1e-5)
+    assert float(parts.kl) == pytest.approx(0.5 * (0.7 + 2 * 0.9) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("noise, slope", [(-2e-6, 0.0), (2e-6, 0.0), (-1e-2, -0.25), (1e-2, 1.0)])
+def test_a_token_on_its_bound_is_not_pushed_by_rounding(noise: float, slope: float) -> None:
+    """Both bounds are at 1.5; the hinge of weight 1 (low) or 4 (high) over 4 tokens has its slope only beyond them."""
+    one = torch.ones(1, 1)
+    micro = MicroBatch(None, one, one[0], one * 0, one > 0, one > 0, one * 1.5, one * 1.5)  # type: ignore[arg-type]
+    entropy_NT = torch.tensor([[1.5 + noise]], requires_grad=True)
+    own = options("spine", band_low_weight=1, band_high_weight=4)
+    trained = Trained(TokenStats(one * 0, entropy_NT, one > 0), one * 0)
+    losses(trained, micro, one * 0, own, Denominators(4, 4, 4)).band.backward()
+    assert entropy_NT.grad is not None and float(entropy_NT.grad) == pytest.approx(slope)
+
+
+def gradient(batches: Sequence[Sequence[LeafGroup]], own: MethodConfig, over: Denominators) -> Tensor:
+    """The whole gradient of the step's loss, summed over the micro-batches."""
+    text = policy().text
+    text.zero_grad()
+    for rows in batches:
+        micro = collate(policy(), rows)
+        trained = text(micro.packed, Distribution(1.0, policy().banned))
+        parts = losses(trained, micro, trained.stats.logp_NT.detach(), own, over)
+        (parts.policy + parts.band + parts.kl).backward()
+    return torch.cat([p.grad.flatten() for p in text.parameters() if p.grad is not None]).clone()
+
+
+def test_neither_merging_nor_batching_changes_the_gradient() -> None:
+    """Identical responses as one weighted leaf or apart; all groups in one micro-batch or each alone."""
+    groups, tokens, own = credited(unanimous="regularise", share=0.5)
+    over = denominators(tokens, own)
+    merged = trained_groups(groups, tokens, own)
+    apart = [
+        LeafGroup(
+            g.question, tuple(Leaf(r, a, t) for r, a, t in zip(g.rollouts, g.advantages.tolist(), chosen, strict=True))
+        )
+        for g, chosen in zip(groups, tokens, strict=True)
+    ]
+    expected = gradient([[row] for row in apart], own, over)
+    assert float(expected.norm()) > 1e-3
+    for batches in ([merged], [[row] for row in merged], [merged[::-1]], [apart]):
+        assert float((gradient(batches, own, over) - expected).norm()) < 1e-5 * float(expected.norm())
+
+
+def test_empty_responses_change_no_gradient() -> None:
+    """Beside others in a group, as a group of their own, and alone in a micro-batch."""
+    groups, tokens, own = credited(unanimous="regularise", share=0.5)
+    rows = trained_groups(groups, tokens, own)
+    nothing = torch.zeros(0, dtype=torch.bool)
+    empty = Leaf(rollout(9, [], []), 1.0, Tokens(nothing, nothing, None))
+    among = [LeafGroup(row.question, (empty, *row.leaves)) for row in rows]
+    over = denominators(tokens, own)
+    expected = gradient([rows], own, over)
+    for batches in (
+        [among],
+        [[LeafGroup(QUESTIONS[2], (empty,)), *rows]],
+        [rows, [LeafGroup(QUESTIONS[2], (empty, empty))]],
+    ):
+        assert float((gradient(batches, own, over) - expected).norm()) < 1e-5 * float(expected.norm())
