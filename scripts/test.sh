@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests and the static checks.
+# Run the tests. The static checks are in lint.sh.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
 

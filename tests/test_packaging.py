@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -22,12 +21,6 @@ LINKED = ("processors", "benchmarks", "configs")
 LONGEST_FUNCTION = 60
 MACHINE_PATH = re.compile(r"(?<![\w.$}/])/(?:work|root|home|tmp|Users)/\w")
 TEXT = {".py", ".sh", ".toml", ".yaml", ".yml", ".json", ".md", ".txt"}
-
-
-def run(repository: Path, *command: str) -> None:
-    """Run a command at the root of the checkout; its output is the failure's message."""
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
 
 
 def files_of(repository: Path) -> list[Path]:
@@ -61,23 +54,6 @@ def requirements(project: dict[str, Any]) -> Iterator[Requirement]:
     table = project["project"]
     for line in [*table["dependencies"], *(row for rows in table["optional-dependencies"].values() for row in rows)]:
         yield Requirement(line)
-
-
-def test_ruff_finds_nothing(repository: Path) -> None:
-    run(repository, sys.executable, "-m", "ruff", "check", "--no-cache", ".")
-
-
-def test_the_code_is_formatted(repository: Path) -> None:
-    run(repository, sys.executable, "-m", "ruff", "format", "--check", "--no-cache", ".")
-
-
-def test_types_check(repository: Path) -> None:
-    run(repository, sys.executable, "-m", "mypy")
-
-
-def test_imports_run_one_way(repository: Path) -> None:
-    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    run(repository, sys.executable, "-c", command, "--no-cache")
 
 
 def test_no_function_is_longer_than_a_page(repository: Path) -> None:
@@ -177,44 +153,6 @@ def test_the_linked_packages_import_from_another_folder(repository: Path, tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in a wheel built offline from a copy of the checkout, which stays as it is."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for path in files_of(repository):
-        copy = source / path.relative_to(repository)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    for name in LINKED:
-        (source / "mm_spine" / name).symlink_to(Path("..") / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(out), "."]
-    run(source, *pip)
-    (built,) = out.glob("*.whl")
-    with zipfile.ZipFile(built) as archive:
-        return archive.namelist()
-
-
-def test_the_wheel_holds_one_top_level_name(wheel: list[str]) -> None:
-    tops = {name.partition("/")[0] for name in wheel}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"mm_spine"}
-
-
-def test_the_wheel_holds_code_and_data(repository: Path, wheel: list[str]) -> None:
-    """Every module, every configuration and the embedded model arrive, each once."""
-    assert len(wheel) == len(set(wheel))
-    expected = {"mm_spine/py.typed"}
-    for path in files_of(repository):
-        relative = path.relative_to(repository).as_posix()
-        top, _, rest = relative.partition("/")
-        inside = f"mm_spine/{relative}" if top in LINKED else relative
-        is_data = (top == "configs" and path.suffix in {".yaml", ".json"}) or rest.startswith("digits_model/")
-        if top in {*LINKED, "mm_spine"} and (path.suffix == ".py" or is_data):
-            expected.add(inside)
-    assert expected <= set(wheel), f"missing from the wheel: {sorted(expected - set(wheel))}"
-    assert "mm_spine/processors/__init__.py" in wheel
-    assert any(name.endswith("licenses/LICENSE") for name in wheel)
-
-
 TOOLS = ("bash", "cat", "cp", "cut", "dirname", "env", "flock", "mkdir", "rm", "sha256sum", "touch")
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
@@ -245,6 +183,7 @@ class Checkout:
         self.interpreter = self.tools / "python3"
         self.interpreter.write_text(FAKE_PYTHON)
         self.interpreter.chmod(0o755)
+        self.code = 0
 
     def call(self, script: str, *arguments: str, **environment: str) -> tuple[list[str], str]:
         """(what the interpreter was asked to do, stderr)."""
@@ -252,6 +191,7 @@ class Checkout:
         base = {"PATH": str(self.tools), "LOG": str(self.log)}
         command = [str(self.tools / "bash"), str(self.root / "scripts" / script), *arguments]
         done = subprocess.run(command, cwd="/", env={**base, **environment}, capture_output=True, text=True)
+        self.code = done.returncode
         return self.log.read_text().splitlines(), done.stderr
 
 
@@ -335,5 +275,17 @@ def test_an_interpreter_that_cannot_serve_is_named(checkout: Checkout) -> None:
 
 
 def test_help_installs_nothing(checkout: Checkout) -> None:
-    for script in ("demo.sh", "test.sh"):
+    for script in ("demo.sh", "lint.sh", "test.sh"):
         assert checkout.call(script, "--help") == ([], "")
+
+
+def test_every_check_runs_after_one_has_failed(checkout: Checkout) -> None:
+    """The stand-in interpreter fails what runs `ruff`."""
+    checkout.interpreter.write_text(
+        FAKE_PYTHON.replace("  *) echo", '  "-m ruff") echo "$1 $2 $3" >>"$LOG"; exit 1 ;;\n  *) echo')
+    )
+    log, _ = checkout.call("lint.sh")
+    ran = [line.split(" in ")[0] for line in log if line.startswith(("run", "-m"))]
+    assert ran[:2] == ["-m ruff check", "-m ruff format"]
+    assert ran[-2:] == ["run scripts/check_wheel.py", "run -m mypy"] and len(ran) == 5
+    assert checkout.code == 1
