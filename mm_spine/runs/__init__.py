@@ -1,1 +1,1 @@
-"""A run in its folder: evaluate, adapt, evaluate; the checks before it, its files, and those who follow it."""
+"""A run: evaluate, adapt, evaluate. Its plan and checks, its output folder, its summary, and its listeners."""

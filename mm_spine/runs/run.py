@@ -87,6 +87,7 @@ class Run:
 
         Raises FrozenError if the vision tower has changed.
         """
+        # Load the questions and the model, and claim the folder once nothing can be refused any more.
         self.folder.check(self.config, self.resume)
         self.listeners.phase("loading")
         splits = self.plan.load_splits()
@@ -96,16 +97,19 @@ class Run:
         check_shared_before(self.config.evaluation.before, start)
         self._claim_folder()
 
+        # Evaluate the starting model.
         before = self.evaluations.before(policy, splits)
         lmms = {"before": self.evaluations.with_lmms(policy, "before")}
         self._announce_adaptation(before, splits)
 
+        # Adapt, without labels.
         if self.config.scope == "question":
             adapted, after = self._adapt_to_each(policy, splits.adapted)
         else:
             adapted, after = self._adapt_to(policy, splits.adapted), []
         stopped = adapted.stopped_by != "steps"
 
+        # Evaluate the adapted model. With scope=question, each question was answered by the weights adapted to it.
         if not stopped and self.config.scope == "dataset":
             after = self.evaluations.after(policy, splits, before)
         if not stopped:
@@ -117,6 +121,7 @@ class Run:
             self.folder.write("stopped.json", {"stopped_by": adapted.stopped_by, "steps": adapted.steps})
             return None
 
+        # Write the results.
         self.evaluations.grade_votes(splits.adapted)
         if self.plan.method.trains and self.config.scope == "dataset":
             self.folder.save_adapted(policy)
@@ -140,17 +145,14 @@ class Run:
     def _claim_folder(self) -> None:
         if self.folder.writes:
             self.folder.claim(self.config, environment(self.config.seed))
-            first = self.folder.steps_done() if self.resume else None
-            for name, tracker in open_trackers(self.folder.path, self.config, first).items():
+            resumed_at = self.folder.steps_done() if self.resume else None
+            for name, tracker in open_trackers(self.folder.path, self.config, resumed_at).items():
                 self.listeners.add(name, tracker)
-
-    # Adapt
 
     def _adapt_to(self, policy: Policy, labelled: LabelledSet, earlier_steps: int = 0) -> Adapted:
         """Adapt the policy to the questions; `earlier_steps` is how many the run has done for other questions."""
         sampler = make_sampler(policy, self.config)
         listen_to_sampler(sampler, self.listeners.sampled)
-        in_dataset = self.config.scope == "dataset"
         asked = min(self.config.optim.questions_per_step, len(labelled.questions))
         asked_here = -(-asked // distributed.world_size())
         most_responses = {"sample": asked_here * self.config.sampling.votes.max}
@@ -161,7 +163,7 @@ class Run:
                 on_step=lambda record: self._finish_step(policy, record, earlier_steps),
                 on_part=lambda part: self.listeners.part(part, most_responses.get(part)),
                 should_stop=lambda: received[-1] if received else None,
-                checkpoints=self.folder.checkpoints if in_dataset else None,
+                checkpoints=self.folder.checkpoints if self.config.scope == "dataset" else None,
                 resume=self.resume and self.folder.steps_done() > 0,
             )
             return adapt(labelled.questions, policy, sampler, self._method(labelled.key), self.config, hooks)
@@ -194,7 +196,8 @@ class Run:
         selected = [[tokens.policy_T.numpy() for tokens in group] for group in record.tokens]
         timing = StepTiming(
             report.step,
-            **record.seconds,
+            sample=record.seconds["sample"],
+            update=record.seconds["update"],
             selected=sum(int(mask_T.sum()) for group in selected for mask_T in group),
             peak_memory_bytes=peak_memory(),
             token_budget=record.token_budget,
@@ -207,29 +210,27 @@ class Run:
         if every and done % every == 0 and done < self.config.optim.steps:
             self.evaluations.with_lmms(policy, f"step_{done:06d}")
 
-    # Report
-
     def _announce_adaptation(self, before: list[evaluation.Item], splits: Splits) -> None:
-        """Tell the listeners that the steps begin, or go on, and what the starting model is worth."""
+        """Tell the listeners that the steps begin or go on, and the figures of the starting model."""
         done = self.folder.steps_done() if self.resume else 0
         if self.config.scope == "question":
             self.all_steps = self.config.optim.steps * len(splits.adapted.questions)
         if self.plan.method.trains and self.all_steps:
             self.listeners.phase("adapting", self.all_steps, done)
-        # A run that goes on from a checkpoint has told this in its first part.
+        # A run that goes on from a checkpoint has reported these figures in its first part.
         if not done:
             self.listeners.figures({"evaluation": metrics_by_split(before)}, 0)
 
     def _announce_results(self, summary: Summary) -> None:
-        """Tell the listeners what is known only after the run, each figure at the step that it belongs to."""
+        """Tell the listeners the figures known only after the run, each with the step that it belongs to."""
         if not self.folder.writes:
             return
         steps, held_out, lmms = summary["steps"], summary["held_out"] or {}, summary["lmms_eval"] or {}
         self.listeners.figures({"evaluation": {"adapted": summary["after"], "held_out": held_out.get("after")}}, steps)
         for when, step in (("before", 0), ("after", steps)):
             self.listeners.figures({"lmms_eval": lmms.get(when)}, step)
-        worth = self.folder.evaluation_file("steps")
-        for row in files.read_json_lines(worth) if worth.is_file() else ():
+        accuracy = self.folder.evaluation_file("steps")
+        for row in files.read_json_lines(accuracy) if accuracy.is_file() else ():
             self.listeners.figures({"accuracy": {name: x for name, x in row.items() if name != "step"}}, row["step"])
 
     def _report(self, splits: Splits) -> None:
@@ -237,15 +238,14 @@ class Run:
         if not self.folder.writes:
             return
         self.listeners.phase("report")
-        output = self.folder.path
         try:
             # Imported here because matplotlib takes a second.
             from mm_spine.reporting import changes, report
 
             before, after = (files.read_json_lines(self.folder.evaluation_file(when)) for when in ("before", "after"))
             shown = changes.find_changes(before, after).shown()
-            changes.save_for_report(output, shown, splits.questions, self.config.reporting.images)
-            report.write_report(output)
+            changes.save_for_report(self.folder.path, shown, splits.questions, self.config.reporting.images)
+            report.write_report(self.folder.path)
         except Exception:
             # The results are all written; a report that fails must not make the run fail.
-            log.exception("the run is complete, its report is not; write it with: mm-spine report %s", output)
+            log.exception("the run is complete, its report is not; write it with: mm-spine report %s", self.folder.path)

@@ -1,1 +1,1 @@
-"""What follows a run while it goes on: its files, a terminal or a log, trackers."""
+"""The listeners of a run: the files of its steps, the live view, and trackers."""

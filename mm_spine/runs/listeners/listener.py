@@ -1,4 +1,4 @@
-"""What a run reports while it goes on, and the guarded list of those who listen."""
+"""The events of a run, the `Listener` that receives them, and the guarded list of a run's listeners."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Listener:
         """A step has ended."""
 
     def figures(self, figures: Mapping[str, Any], step: int) -> None:
-        """Figures of the run after `step` steps are known, in nested mappings: an evaluation, the worth of votes."""
+        """Figures that belong to `step` are known: nested mappings, of an evaluation or of the accuracy of votes."""
 
     def close(self) -> None:
         """No event follows."""
