@@ -154,8 +154,7 @@ class Run:
         sampler = make_sampler(policy, self.config)
         listen_to_sampler(sampler, self.listeners.sampled)
         asked = min(self.config.optim.questions_per_step, len(labelled.questions))
-        asked_here = -(-asked // distributed.world_size())
-        most_responses = {"sample": asked_here * self.config.sampling.votes.max}
+        most_responses = {"sample": -(-asked // distributed.world_size()) * self.config.sampling.votes.max}
         with noted_signals() as received:
             if self.resume:
                 self.totals.add_earlier_steps(self.folder.drop_steps_after_checkpoint())

@@ -94,7 +94,8 @@ def test_an_output_that_cannot_be_a_folder_is_named(
         refused(command("adapt", "digits", "--output", str(tmp_path / output)), str(tmp_path / output))
     assert (tmp_path / "file").read_text() == "mine"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    refused(command("adapt", "digits", "--output", str(tmp_path / "run")), f"{tmp_path} is not a folder that can be written to")
+    ended = command("adapt", "digits", "--output", str(tmp_path / "run"))
+    refused(ended, f"{tmp_path} is not a folder that can be written to")
 
 
 def test_resuming_wants_the_same_unfinished_run(command: Command, nothing_loads: None, tmp_path: Path) -> None:
