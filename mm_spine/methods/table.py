@@ -61,23 +61,23 @@ class Method:
 
 TTRL = "arXiv 2504.16084"
 SPINE = "arXiv 2511.17938"
-_TTRL = {"kl": "k3", "kl_weight": 0.001}
-_SPINE = {"kl": "exact", "kl_weight": 0.01}
+_TTRL_OPTIONS = {"kl": "k3", "kl_weight": 0.001}
+_SPINE_OPTIONS = {"kl": "exact", "kl_weight": 0.01}
 
 METHODS: Mapping[str, Method] = {
     "none": Method("no adaptation: the base model and its vote", "-", trains=False),
-    "ttrl": Method("majority reward, all tokens", TTRL, options=_TTRL),
+    "ttrl": Method("majority reward, all tokens", TTRL, options=_TTRL_OPTIONS),
     "ttrl-ear": Method(
         "ttrl with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
         shape=entropy_shaped,
-        options={**_TTRL, "std": "population"},
+        options={**_TTRL_OPTIONS, "std": "population"},
     ),
     "ettrl": Method(
         "tree rollouts (ETMR) with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
         shape=entropy_shaped,
-        options={**_TTRL, "std": "population"},
+        options={**_TTRL_OPTIONS, "std": "population"},
         sampling={"tree": {}},
     ),
     "rent": Method("reward of low entropy instead of a vote", "RENT", reward=negative_entropy),
@@ -86,7 +86,7 @@ METHODS: Mapping[str, Method] = {
         SPINE,
         policy_mask=top_share,
         bounds=quantile_band,
-        options=_SPINE,
+        options=_SPINE_OPTIONS,
     ),
     "spine-v2": Method(
         "forking tokens (Otsu) with a median/MAD band (v2)",
@@ -94,30 +94,33 @@ METHODS: Mapping[str, Method] = {
         policy_mask=otsu_split,
         band_mask=otsu_split,
         bounds=median_band,
-        options=_SPINE,
+        options=_SPINE_OPTIONS,
     ),
-    "forks-only": Method("control: spine without the band", SPINE, policy_mask=top_share, options=_SPINE),
+    "forks-only": Method("control: spine without the band", SPINE, policy_mask=top_share, options=_SPINE_OPTIONS),
     "band-only": Method(
-        "control: spine's band on the forks, policy term on all tokens", SPINE, bounds=quantile_band, options=_SPINE
+        "control: spine's band on the forks, policy term on all tokens",
+        SPINE,
+        bounds=quantile_band,
+        options=_SPINE_OPTIONS,
     ),
     "random-mask": Method(
         "control: spine's share of tokens at random, no band",
         SPINE,
         signal=random_draw,
         policy_mask=exact_share,
-        options=_SPINE,
+        options=_SPINE_OPTIONS,
     ),
     "low-entropy-mask": Method(
         "control: the 80 % of tokens with the lowest entropy, no band",
         "arXiv 2506.01939",
         policy_mask=lowest_share,
-        options={**_SPINE, "share": 0.8},
+        options={**_SPINE_OPTIONS, "share": 0.8},
     ),
     "oracle": Method(
         "control: ttrl with the true labels as reward (--allow-labels)",
         TTRL,
         reward=from_labels,
-        options=_TTRL,
+        options=_TTRL_OPTIONS,
         label_free=False,
     ),
 }

@@ -1,1 +1,1 @@
-"""One optimiser step: rows and micro-batches, loss, parity, DeepSpeed, token budget, schedule, report."""
+"""One optimiser step: leaves and micro-batches, loss, parity, DeepSpeed, token budget, schedule, report."""
