@@ -95,7 +95,7 @@ class Columns:
 
 
 def load_columns(folder: Path, image: tuple[str, ...] = COLUMNS["image"]) -> Columns:
-    """Read `columns.yaml` in `folder`; without it, fields are in columns of their own names, images in `image`.
+    """Read `columns.yaml` in `folder`; without it, each field is in the column of its name, images in `image`.
 
     Raises ValueError where it is not YAML, or holds an unknown key or a value of the wrong type.
     """

@@ -72,7 +72,7 @@ def _collect(lines: Iterable[Numbered]) -> Table:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Numbered]:
-    # Lines are decoded one by one, so that a badly encoded line is lost alone.
+    # Lines are decoded one by one, so that a badly encoded line does not spoil the others.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line := line.removeprefix(b"\xef\xbb\xbf").strip():

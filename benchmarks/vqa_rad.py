@@ -32,7 +32,7 @@ def read(row: Row, images: Images, index: int) -> Entry | None:
 def medical_entry(id: str, row: Row, image: ImageLike) -> Entry:
     """Make an entry with a short answer.
 
-    Its tag `answer_type` is that of the release, or else told by the words of the question.
+    Its tag `answer_type` is that of the release; where that is missing, the words of the question decide.
     """
     question = str(row["question"]).strip()
     spec = short_answer(question)
