@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +20,11 @@ from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
-from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
 from mm_spine.types import Group, Question
+
+# The study of trees and this benchmark count the same tokens. The folder comes last, so that no name here is hidden.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "study"))
+from tree_metrics import fork_depths, ratio_by_forks, token_ratio
 
 DEFAULT_ROUND = VotesConfig().round
 FULL, DECIDED, CONFIDENT = "flat, full", "flat, until decided", "flat, until confident"
@@ -108,7 +113,7 @@ def figures(voted: Mapping[str, Voted]) -> dict[str, Any]:
     leaves = flat([group.rollouts for group in voted[TREES].groups])
     return {
         "tree_token_ratio": voted[TREES].tokens / voted[LEAVES].tokens,
-        "tree_token_ratio_by_leaves": token_ratio([r.fork_at for r in leaves], [len(r.token_ids) for r in leaves]),
+        "tree_token_ratio_by_leaves": token_ratio(leaves),
         "tree_token_ratio_by_forks": ratio_by_forks(leaves),
         "tree_mean_fork_position": float(np.mean(fork_depths(leaves))),
         "tree_same_labels": agreement(voted, TREES),

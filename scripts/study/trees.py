@@ -29,6 +29,7 @@ from draws import (
     percent,
     plain,
 )
+from tree_metrics import fork_depths, ratio_by_forks, token_ratio
 
 from mm_spine import evaluation
 from mm_spine.config import RunConfig, TreeConfig
@@ -36,7 +37,6 @@ from mm_spine.intervals import Interval, over_seeds
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.sampling.registry import make_sampler
-from mm_spine.sampling.tree import fork_depths, ratio_by_forks, token_ratio
 from mm_spine.types import LabelledSet, Question, Rollout
 
 TREE, FULL, FEWER, MATCHED = "trees", "flat, as many votes", "flat, votes of uniform forks", "flat, tokens as drawn"
@@ -74,7 +74,7 @@ def run_seed(policy: Policy, labelled: LabelledSet, tree: TreeConfig, roots: int
     items |= {name: graded(labelled, [group[:n] for group in many]) for name, n in counts.items()}
     drawn = {TREE: trees, FULL: many} | {name: [group[:n] for group in many] for name, n in counts.items()}
     arms = {name: _arm(drawn[name], items[name]) for name in items}
-    by_leaves = token_ratio([leaf.fork_at for leaf in leaves], [len(leaf.token_ids) for leaf in leaves])
+    by_leaves = token_ratio(leaves)
     same = [a.vote == b.vote for a, b in zip(items[TREE], items[FULL], strict=True)]
     return Seed(arms, by_leaves, ratio_by_forks(leaves), float(np.mean(fork_depths(leaves))), float(np.mean(same)))
 
