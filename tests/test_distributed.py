@@ -19,6 +19,8 @@ from mm_spine.config import ConfigError
 from mm_spine.runs.plan import check
 from mm_spine.runs.run import run
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 300
 COUNTED = ("step", "rollouts_sampled", "tokens_sampled", "tokens_saved", "tokens_trained", "cache_hits")
 ROUNDED = {

@@ -109,6 +109,7 @@ TELEMETRY_OFF = {
 }
 
 
+@pytest.mark.slow
 def test_the_demo_reaches_for_no_other_machine(demo: Demo) -> None:
     assert demo.report["reached"] == [], "not even an attempt that a library would have swallowed"
     guarded = [["socket.getaddrinfo", "example.org"], ["socket.connect", "192.0.2.1"]]
@@ -118,10 +119,12 @@ def test_the_demo_reaches_for_no_other_machine(demo: Demo) -> None:
         assert json.loads((demo.folder / method / "summary.json").read_text())["method"] == method
 
 
+@pytest.mark.slow
 def test_telemetry_is_off_in_the_process_and_its_children(demo: Demo) -> None:
     assert demo.report["environment"].items() >= TELEMETRY_OFF.items()
 
 
+@pytest.mark.slow
 def test_images_stay_out_of_the_run_folder(demo: Demo) -> None:
     assert load_config(str(demo.folder / "spine" / "config.yaml")).reporting.images is False
     magic = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")

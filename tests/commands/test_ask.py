@@ -146,6 +146,7 @@ def test_the_script_without_its_environment_says_how_to_make_one(repository: Pat
     assert "run scripts/demo.sh" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_script_is_the_command_from_anywhere(repository: Path, picture: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(repository / "scripts" / "ask.py"), str(picture), WORDS]
     done = subprocess.run(

@@ -395,6 +395,7 @@ def alone() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ranks}
 
 
+@pytest.mark.slow
 def test_the_shell_sees_code_2_and_no_traceback() -> None:
     arguments = ["adapt", "digits", "optim.rl=1", "--output", "nowhere"]
     done = subprocess.run([*SHELL, *arguments], capture_output=True, text=True, timeout=120, check=False, env=alone())
@@ -445,6 +446,7 @@ def stopped_at(output: Path, by: str) -> int:
     return int(stopped["steps"])
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(
     started: Callable[..., tuple[subprocess.Popen[bytes], Path]], tmp_path: Path
 ) -> None:

@@ -84,7 +84,6 @@ exec {shlex.quote(sys.executable)} -c 'import json, os, sys; print(json.dumps([o
 
 @needed
 @pytest.mark.slow
-@pytest.mark.slow
 def test_lmms_evals_own_command_gives_the_responses_and_scores_of_our_evaluation(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "mm_spine.integrations.lmms_cli", str(MODEL_DIR), DIGITS, "--output", "out"]
     more = ["--", "--limit", "4", "--include_path", str(lmms_tasks.SHIPPED)]

@@ -46,6 +46,8 @@ from mm_spine.sampling.vllm.sampler import VLLMSampler
 from mm_spine.training.checkpoint import newest_checkpoint
 from mm_spine.types import Question, Rollout
 
+pytestmark = pytest.mark.slow
+
 needs_vllm = pytest.mark.skipif(bool(why_not()), reason=f"vLLM cannot run here: {why_not()}")
 KINDS = ("qwen3_vl", "qwen2", "qwen3")
 TOKEN_BYTES = 2 * 2 * 32 * 4

@@ -30,6 +30,8 @@ from mm_spine.policy.model import Policy
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import LabelledSet, Rollout
 
+pytestmark = pytest.mark.slow
+
 TINY = Sizes(image_tokens=6, rollouts=6, response_tokens=5, vocab=500, hidden=64, layers=2, questions=2)
 FEW = sampling_digits.Sizes(questions=3, votes=6, least=2, roots=1, max_new_tokens=24)
 NO_VLLM = {"vllm": "left out"}

@@ -17,6 +17,8 @@ import timing
 import workload
 from workload import Sizes
 
+pytestmark = pytest.mark.slow
+
 TINY = Sizes(image_tokens=6, rollouts=4, response_tokens=10, vocab=500, hidden=64, layers=2, questions=2)
 
 

@@ -174,6 +174,7 @@ def test_the_dry_run_of_a_launcher(name: str, recorder: Checkout, mm_spine: Comm
     assert list(recorder.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_dry_run_in_a_process_of_its_own(real: Checkout) -> None:
     given = ("--dry-run", "--method", "ttrl", "--seed", "3", "optim.steps=24")
     ended = real.run("slake", *given, MODEL="nobody/has-this", SOURCE="it's here: #1", HF_HUB_OFFLINE="1")
@@ -276,6 +277,7 @@ def test_other_gpus_are_refused(gpus: str, recorder: Checkout) -> None:
     assert f"mm-spine: GPUS={gpus}: give a number" in ended.err
 
 
+@pytest.mark.slow
 def test_what_mm_spine_refuses_ends_with_its_message_and_code(real: Checkout) -> None:
     ended = real.run("medqa", "--dry-run", "--nonsense")
     assert ended.code == 2
