@@ -1,4 +1,4 @@
-"""The table of the study: which runs it is made of, and which of them are finished."""
+"""Define the table of the study: the runs that it consists of, and which of them are finished."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config_layers import build, read_yaml
-from mm_spine.runs.plan import load_config
 
 BASE = "none"
 MAIN = (
@@ -38,9 +37,17 @@ class Group:
     model: str | None = None
 
 
+def digits_config(overrides: Sequence[str] = (), method: str | None = None, seed: int | None = None) -> RunConfig:
+    """Resolve the configuration of `digits` with overrides, a method and a seed."""
+    # Imported here: it loads torch, which a process that only receives cells does not need.
+    from mm_spine.runs.plan import load_config
+
+    return load_config("digits", overrides, method, seed)
+
+
 def groups() -> Mapping[str, Group]:
-    """The groups in the order in which they are run."""
-    default = load_config("digits").optim
+    """Return the groups in the order in which they are run."""
+    default = digits_config().optim
     pair = ("ttrl", "spine")
     steps, lr = FACTOR * default.steps, FACTOR * default.lr
     return {
@@ -76,16 +83,16 @@ class Cell:
         return tuple(name for name in (self.before, self.model) if name is not None)
 
     def config(self, output: Path) -> RunConfig:
-        """The resolved configuration; "before" is taken over only where that cell is finished."""
+        """Resolve the configuration; it takes "before" over only from a cell that is finished."""
         method, variant = VARIANTS.get(self.label, (self.label, ()))
         model = [] if self.model is None else [f"model.path={output / self.model}"]
         shared = self.before is not None and (output / self.before / "summary.json").is_file()
         before = [f"evaluation.before={output / str(self.before)}"] if shared else []
-        return load_config("digits", [*COMMON, *variant, *model, *self.overrides, *before], method, self.seed)
+        return digits_config([*COMMON, *variant, *model, *self.overrides, *before], method, self.seed)
 
 
 def cells(extra: Sequence[str] = ()) -> list[Cell]:
-    """The table: group by group, seed by seed, `none` first, so that after any time all methods have the same seeds."""
+    """List the cells group by group and seed by seed, `none` first: at any time all methods have the same seeds."""
     return [
         _cell(name, group, label, seed, extra)
         for name, group in groups().items()
@@ -102,7 +109,7 @@ def _cell(name: str, group: Group, label: str, seed: int, extra: Sequence[str]) 
 
 
 def missing(cell: Cell, output: Path) -> str | None:
-    """Why the cell is not finished, None when it is. One made with other settings counts as not finished."""
+    """Say why the cell is not finished; None when it is. A cell made with other settings counts as not finished."""
     folder = output / cell.name
     if not (folder / "summary.json").is_file():
         failed = folder / "failed.txt"
@@ -110,7 +117,7 @@ def missing(cell: Cell, output: Path) -> str | None:
         kind = failed.read_text().partition(":")[0] if failed.is_file() else ""
         return f"failed with {kind}, see failed.txt in its folder" if kind else "not run to its end"
     try:
-        # Built anew, so that an option that came later counts as its default.
+        # Build it again, so that an option that was added later counts as its default.
         saved = build(read_yaml(folder / "config.yaml")).model_dump(mode="json")
     except ConfigError as error:
         return f"made by another version ({' '.join(str(error).split())}): remove its folder to redo it"
@@ -120,7 +127,7 @@ def missing(cell: Cell, output: Path) -> str | None:
 
 
 def _part(config: Mapping[str, Any], key: str) -> Any:
-    """A section of a configuration without what only says where its inputs lie."""
+    """Return a section of a configuration without the paths of its inputs."""
     section = config.get(key)
     places = {("evaluation", "before"), ("model", "path")}
     return section if not isinstance(section, Mapping) else {k: v for k, v in section.items() if (key, k) not in places}

@@ -1,4 +1,4 @@
-"""The study of `digits`: methods and controls over seeds, a run too long, a learning rate too high, a bad start.
+"""Run the study of `digits`: methods and controls over seeds, a long run, a high learning rate, another start.
 
     python scripts/study/run_cells.py [--jobs 2] [--only GLOB] [--report-only] [--output runs/study]
 
@@ -26,11 +26,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from cells import Cell, cells
-from report import write_report
-from transformers.utils.logging import disable_progress_bar
 
 from mm_spine.files import read_json, write_json
-from mm_spine.runs.run import run
 
 log = logging.getLogger("study")
 
@@ -50,7 +47,7 @@ class Task:
 
 
 def tasks(chosen: Iterable[Cell], output: Path) -> list[Task]:
-    """What is to be done for `chosen`, in order. Finished cells, and those with a summary, are left alone."""
+    """List what is to be done for `chosen`, in order. Cells that have a summary are finished and left out."""
     todo = [cell for cell in chosen if not (output / cell.name / "summary.json").is_file()]
     listed: dict[str, Task] = {}
     for cell in todo:
@@ -61,7 +58,7 @@ def tasks(chosen: Iterable[Cell], output: Path) -> list[Task]:
 
 
 class Schedule:
-    """Which task is next: the first whose needs are neither waiting nor running. A failed need holds nothing up."""
+    """Hands out the first task whose needs are neither waiting nor running. A need that failed holds nothing up."""
 
     def __init__(self, todo: Sequence[Task]) -> None:
         self.waiting = {task.name: task for task in todo}
@@ -80,11 +77,22 @@ class Schedule:
 
 
 Runner = Callable[..., Mapping[str, Any] | None]
-"""`mm_spine.runs.run.run`, or what a test puts in its place."""
+"""Runs a configuration in a folder; returns its summary, None when a signal stopped it."""
 
 
-def perform(task: Task, output: Path, runner: Runner = run) -> str | None:
-    """Do one task in its folder, from the start. Returns why it failed (kept in failed.txt), None when it did not."""
+def run_quietly(*arguments: Any, **named: Any) -> Mapping[str, Any] | None:
+    """Call `mm_spine.runs.run.run` without the progress bars of transformers."""
+    # Imported here: a worker that is only asked for its exit, or a report, does not load torch.
+    from transformers.utils.logging import disable_progress_bar
+
+    from mm_spine.runs.run import run
+
+    disable_progress_bar()
+    return run(*arguments, **named)
+
+
+def perform(task: Task, output: Path, runner: Runner = run_quietly) -> str | None:
+    """Do one task in its folder, from the start. Return why it failed, which failed.txt keeps too, or None."""
     folder = output / task.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +112,7 @@ def perform(task: Task, output: Path, runner: Runner = run) -> str | None:
 
 
 def _build_model(folder: Path) -> None:
-    """The second source checkpoint, written aside and renamed."""
+    """Build the second source checkpoint in a folder beside `folder`, then rename it."""
     aside = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     script = SCRIPTS / "train_source_checkpoint.py"
@@ -115,7 +123,7 @@ def _build_model(folder: Path) -> None:
 REPEATED = ("steps.jsonl", "evaluation/after.jsonl")
 
 
-def repeat(cell: Cell, output: Path, runner: Runner = run) -> bool:
+def repeat(cell: Cell, output: Path, runner: Runner = run_quietly) -> bool:
     """Run a finished cell once more, aside. Whether `REPEATED` came out the same to the byte; kept in repeated.json."""
     folder, aside = output / cell.name, output / "repeated" / cell.name
     shutil.rmtree(aside, ignore_errors=True)
@@ -131,9 +139,9 @@ Work = Callable[[Task, Path], str | None]
 
 
 def serve(pipe: Connection, output: Path, work: Work) -> None:
-    """A worker: does the tasks it is sent, one after another, so that imports are paid once."""
-    disable_progress_bar()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides, and says so with SIGTERM
+    """Do the tasks that arrive through `pipe`, one after another, so that a process imports its packages once."""
+    # The driver decides when to stop, and sends SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -144,7 +152,7 @@ def serve(pipe: Connection, output: Path, work: Work) -> None:
 
 
 class Worker:
-    """A process, the pipe to it, and the task it is at."""
+    """A process, the pipe to it, and the task it works on."""
 
     def __init__(self, output: Path, work: Work) -> None:
         context = multiprocessing.get_context("spawn")
@@ -230,7 +238,7 @@ OUTPUT, RESULTS = Path("runs/study"), Path("docs/results")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line. Exits when a trial would overwrite the study."""
+    """Parse the command line. Exits when a trial would overwrite the study."""
     parser = argparse.ArgumentParser(prog="scripts/study_digits.sh", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each (default: %(default)s)")
     parser.add_argument("--only", action="append", metavar="GLOB", help="cells by name, e.g. 'main/spine/*'")
@@ -248,7 +256,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def choose(table: Sequence[Cell], patterns: Sequence[str] | None) -> list[Cell]:
-    """The cells that match one of the patterns, all without any. Exits when none matches."""
+    """Return the cells that match one of the patterns, or all without a pattern. Exits when none matches."""
     chosen = [c for c in table if not patterns or any(fnmatch.fnmatch(c.name, pattern) for pattern in patterns)]
     if not chosen:
         raise SystemExit(f"--only {' '.join(patterns or ())}: no such cell; names are like {table[0].name}")
@@ -256,9 +264,12 @@ def choose(table: Sequence[Cell], patterns: Sequence[str] | None) -> list[Cell]:
 
 
 def main() -> int:
+    from report import write_report
+
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
+    # The workers inherit it.
+    os.environ["OMP_NUM_THREADS"] = "1"
     if options.repeat is not None:
         for cell in choose(cells(), [options.repeat]):
             log.info("%s again: %s", cell.name, "the same" if repeat(cell, options.output) else "NOT the same")

@@ -50,7 +50,7 @@ def test_the_table_is_seed_major_with_the_base_first() -> None:
 
 
 def test_every_cell_has_the_settings_it_is_named_for(tmp_path: Path) -> None:
-    default = cells.load_config("digits")
+    default = cells.digits_config()
     configs = {cell.name: cell.config(tmp_path) for cell in cells.cells()}
     for name, config in configs.items():
         assert (config.threads, config.engine.measure_update, config.reporting.images) == (1, True, False), name
@@ -149,7 +149,6 @@ def test_a_failing_cell_says_why(tmp_path: Path) -> None:
     assert study.perform(Task(cell.name, (), cell), tmp_path, lambda *_, **__: None) == "stopped by a signal"
 
 
-@pytest.mark.slow
 def test_a_worker_that_fails_or_dies_costs_one_cell_and_an_interrupt_ends_them_all(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
