@@ -104,7 +104,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def quiet_environment() -> None:
-    """Set the variables of `QUIET` for this process and its children. Call it before importing torch, vLLM or gradio."""
+    """Set the variables of `QUIET` for this process and its children. Call before importing torch, vLLM or gradio."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 

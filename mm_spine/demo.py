@@ -1,4 +1,4 @@
-"""The demo: adapt the embedded model to unlabelled handwriting, SPINE beside its controls, and say what it gained."""
+"""Adapt the embedded model to unlabelled handwritten digits with SPINE and its controls, and compare the results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from rich.console import Console
 from mm_spine.compat import quiet_logs
 
 METHODS = ("none", "ttrl", "spine", "random-mask")
+"""Methods in the order of the table; the evaluation before adapting is run for the first and shared by the others."""
 
 
 def main() -> None:
-    """Run `METHODS` on `digits` with one seed and one shared "before", then print one table."""
+    """Run each of `METHODS` on `digits` with the same seed and print one table of the results."""
     parser = argparse.ArgumentParser(prog="scripts/demo.sh", description=__doc__)
     parser.add_argument(
         "--output", type=Path, default=Path("runs/demo"), help="folder of the runs (default: %(default)s)"
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 def run_method(name: str, output: Path, seed: int, overrides: list[str]) -> Path:
-    """One run in `output/name`, an earlier demo's replaced; the first run's "before" serves all."""
+    """Run one method in the folder `output/name`, which is emptied first. Returns that folder."""
     from mm_spine.runs.listeners.live import watching
     from mm_spine.runs.plan import load_config
     from mm_spine.runs.run import run
@@ -47,7 +48,7 @@ def run_method(name: str, output: Path, seed: int, overrides: list[str]) -> Path
 
 
 def report(folders: list[Path], seconds: float) -> None:
-    """The table, then where to look."""
+    """Print the table of the runs, the seconds that they took and the files of their folders."""
     from mm_spine.reporting.compare import comparison_table
 
     console = Console()

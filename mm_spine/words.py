@@ -1,4 +1,4 @@
-"""Text for people: the nearest valid word for a wrong one, and a model's text made safe for a terminal."""
+"""Texts for messages and terminals: the nearest valid word for a wrong one, and text without control characters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
-# What a terminal would act on instead of showing: controls, and marks that turn the direction of text.
+# Characters that a terminal acts on instead of showing: control characters, marks that change the direction of text,
+# and halves of surrogate pairs, which cannot be encoded.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -18,10 +19,10 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """Write out, as escapes, the characters with which `text` could move a terminal's cursor or turn its direction."""
-    return _UNSEEN.sub(lambda unseen: unseen[0].encode("unicode_escape").decode(), text)
+    """Replace characters that could move a terminal's cursor or change the direction of text by their escapes."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:
-    """Return `text` on one line, without characters that cannot be printed."""
+    """Return `text` on one line: white space and characters that cannot be printed become single spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Ask about an image, from a checkout: the same as `mm-spine ask`.
+"""Run `mm-spine ask` from a checkout.
 
     scripts/ask.py IMAGE "QUESTION" [--adapt STEPS] [--model DIR] [--json] ...
 
-`scripts/ask.py --help` lists the rest. It runs in the checkout's .venv, which scripts/demo.sh makes, unless the python
-that starts it has mm_spine itself.
+`scripts/ask.py --help` lists all options. If the Python that starts the script has no mm_spine, the script restarts
+itself with the Python of the checkout's .venv, which scripts/demo.sh creates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VENV = Path(__file__).resolve().parents[1] / ".venv"
 
 
 def main() -> None:
-    """`mm-spine ask` with these arguments, once there is a python that can."""
+    """Run the command in this process, or restart with the Python of .venv."""
     python = VENV / "bin" / "python"
     if importlib.util.find_spec("mm_spine") is None:
         if Path(sys.prefix) == VENV or not python.exists():

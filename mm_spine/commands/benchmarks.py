@@ -17,11 +17,11 @@ app = typer.Typer(invoke_without_command=True)
 @app.callback()
 def benchmarks(context: typer.Context) -> None:
     """List the benchmarks; `benchmarks show NAME` prints rows and prompts of one."""
+    if context.invoked_subcommand is not None:
+        return
     from mm_spine.benchmarks import BENCHMARKS
     from mm_spine.commands.preview import place
 
-    if context.invoked_subcommand is not None:
-        return
     table = Table("name", "kind", "split", "source, what it is, metric, licence", show_lines=True)
     for name, benchmark in BENCHMARKS.items():
         about = "\n".join((place(benchmark), benchmark.summary, benchmark.metric, benchmark.licence))

@@ -65,7 +65,7 @@ class RowJob(ABC, Generic[R]):
 
 
 @dataclass
-class TagScores:
+class TagSum:
     """The rows that share one value of a tag: how many, and the sum of their scores."""
 
     n: int = 0
@@ -80,7 +80,7 @@ class Tally:
     errors: int = 0
     problems: list[str] = field(default_factory=list)
     checker_stopped: int = 0
-    _by_tag: dict[str, dict[str, TagScores]] = field(default_factory=dict)
+    _by_tag: dict[str, dict[str, TagSum]] = field(default_factory=dict)
 
     def add(self, result: ResultRow, tags: Mapping[str, str], problem: str) -> None:
         """Count one row; its score also under each of its tags."""
@@ -91,7 +91,7 @@ class Tally:
         if result.error or result.score is None:
             return
         for tag, value in tags.items():
-            scores = self._by_tag.setdefault(tag, {}).setdefault(value, TagScores())
+            scores = self._by_tag.setdefault(tag, {}).setdefault(value, TagSum())
             scores.n += 1
             scores.score += result.score
 
