@@ -111,10 +111,11 @@ def quiet_environment() -> None:
 
 def quiet_logs() -> None:
     """Silence progress bars and notices of other libraries, which would drown the lines of a command; errors show."""
-    # By environment variables, because importing transformers to call it would take seconds in every command.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for transformers' own bars, too
+    # Environment variables suffice before transformers is imported, and importing it takes seconds. Its progress bars
+    # obey the variable of the hub.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # It reads them when it is imported, so they come too late if it already is.
+    # transformers reads the variables only on import.
     if "transformers" in sys.modules:
         from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
