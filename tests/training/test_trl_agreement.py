@@ -18,6 +18,9 @@ from mm_spine.methods.weights import select, top_quantile
 
 pytest.importorskip("trl", reason="TRL is not installed: agreement with its GRPO is not checked (dev extra)")
 
+# Importing TRL's trainer takes more than ten seconds.
+pytestmark = pytest.mark.slow
+
 LENGTHS = [7, 1, 12, 0, 5]
 WIDTH = 12
 
