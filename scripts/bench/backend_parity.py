@@ -1,4 +1,4 @@
-"""Whether two backends are the same policy: greedy responses side by side, and log-probs after updates and syncs."""
+"""Check that two backends are the same policy: their greedy responses, and log-probs after updates and syncs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def greedy_differences(
 
 
 def _apart(policy: Policy, question: Question, a: Rollout, b: Rollout) -> float | None:
-    """Nats between the first two tokens that differ, None where the responses are the same."""
+    """Return the nats between the first two tokens that differ; None if the responses are the same."""
     if a.token_ids == b.token_ids:
         return None
     at = next((t for t, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=False)) if x != y), None)
@@ -46,7 +46,7 @@ def _apart(policy: Policy, question: Question, a: Rollout, b: Rollout) -> float 
 def gap_after_updates(
     policy: Policy, questions: Sequence[Question], sampler: Sampler, rounds: int, rollouts: int = 2
 ) -> float:
-    """Largest log-prob gap (nats) between sampler and trainer over `rounds` of noise on the weights and a sync."""
+    """Return the largest log-prob gap (nats) of sampler and trainer over `rounds` of noisy updates and syncs."""
     return max(_round(policy, questions, sampler, rollouts, step) for step in range(rounds))
 
 

@@ -1,4 +1,4 @@
-"""What was drawn: its tokens, and how far the sampler's log-probs are from the trainer's; tables for pages."""
+"""Measure drawn rollouts: their tokens, and the gap of the sampler's log-probs to the trainer's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Drawn = Sequence[Sequence[Rollout]]
 
 
 def flat(drawn: Drawn) -> list[Rollout]:
-    """The rollouts of all questions."""
+    """Return the rollouts of all questions in one list."""
     return [rollout for group in drawn for rollout in group]
 
 
 def drawn_tokens(drawn: Drawn) -> int:
-    """Tokens that were generated: of a branch, those from its fork on."""
+    """Count the tokens that were generated: of a branch, those from its fork on."""
     return sum(rollout.own_tokens for rollout in flat(drawn))
 
 
 def logprob_gap(policy: Policy, questions: Sequence[Question], drawn: Drawn, temperature: float = 1.0) -> float:
-    """Largest |sampler's - trainer's| log-prob (nats) of any drawn token, by the trainer's own packed forward."""
+    """Return the largest |sampler's - trainer's| log-prob (nats) of all drawn tokens, by the packed forward."""
     distribution = Distribution(temperature, policy.banned)
     pairs = zip(questions, drawn, strict=True)
     return max(gap for question, group in pairs for gap in _gaps(policy, question, group, distribution))
@@ -39,5 +39,5 @@ def _gaps(policy: Policy, question: Question, group: Sequence[Rollout], distribu
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as a page has it, one line a row."""
+    """Write a Markdown table, one line per row."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))

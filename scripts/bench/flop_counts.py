@@ -1,4 +1,4 @@
-"""Counted and needed work of a step, and the matmul rate to hold wall time against."""
+"""Count the work of a step, compute the work it needs, and measure the matmul rate to compare wall time with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cp
 
 
 def _pairs(query: Sequence[int], key: Sequence[int], causal: bool) -> int:
-    """(query, key) pairs that the kernel computes: it skips what a causal call may not see."""
+    """Count the (query, key) pairs that the kernel computes; it skips those that a causal mask hides."""
     q, k = query[-2], key[-2]
     return q * (q + 1) // 2 + q * (k - q) if causal and k >= q else q * k
 
@@ -52,14 +52,14 @@ class Counter:
 
 
 def counted(step: Callable[[], object]) -> int:
-    """Floating-point operations of one call of `step`."""
+    """Count the floating-point operations of one call of `step`."""
     counter = Counter()
     counter(step)
     return counter.flops
 
 
 class Needed(NamedTuple):
-    """The work that an exact update cannot do without, warm: floating-point operations of its matrix products."""
+    """Compute the work that an exact update needs, warm: floating-point operations of its matrix products."""
 
     trunk: float
     attention: float

@@ -1,4 +1,4 @@
-"""The same update in plain transformers: every rollout a padded row of its own that encodes its image again."""
+"""Do the same update in plain transformers: every rollout is a padded row that encodes its image again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 
 
 def make_rows(work: Work, processor: Any, device: torch.device, dtype: torch.dtype) -> list[Rows]:
-    """Padded rows per question; each row brings its own copy of the image's patches."""
+    """Build padded rows per question; each row has its own copy of the image's patches."""
     return [
         Rows(*(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in _rows(group, chosen, processor)))
         for group, chosen in zip(work.groups, work.tokens, strict=True)
@@ -55,7 +55,7 @@ def _rows(group: Group, chosen: Any, processor: Any) -> Rows:
 
 
 def backward(model: Any, rows: Rows, tokens: int, options: MethodConfig) -> float:
-    """Forward with the tower, logits of every response token, loss over `tokens`, backward. Returns the loss."""
+    """Run the tower, the logits of every response token, the loss over `tokens` and the backward. Return the loss."""
     logits_NTV = model(
         input_ids=rows.ids_NP,
         attention_mask=rows.mask_NP,
@@ -77,7 +77,7 @@ class Cached(NamedTuple):
 
 @torch.no_grad()
 def cache(model: Any, rows: Rows) -> Cached:
-    """The tower once, its features repeated for every row, and positions."""
+    """Run the tower once, repeat its features for every row, and compute the positions."""
     per_row = len(rows.pixels) // len(rows.ids_NP)
     grid = rows.grids_N3[: len(rows.grids_N3) // len(rows.ids_NP)]
     features = model.model.visual(rows.pixels[:per_row], grid_thw=grid).pooler_output
@@ -88,7 +88,7 @@ def cache(model: Any, rows: Rows) -> Cached:
 
 
 def backward_cached(model: Any, rows: Rows, cached: Cached, tokens: int, options: MethodConfig) -> float:
-    """`backward` with image features from a cache in the tower's place."""
+    """Do as `backward`, with image features from a cache in place of the tower."""
     embeds = model.model.language_model.embed_tokens(rows.ids_NP)
     at_image = (rows.types_NP == 1)[..., None].expand_as(embeds)
     hidden = model.model.language_model(
@@ -102,7 +102,7 @@ def backward_cached(model: Any, rows: Rows, cached: Cached, tokens: int, options
 
 
 def _finish(logits_NTV: Tensor, rows: Rows, tokens: int, options: MethodConfig) -> float:
-    """PPO's clipped term at ratio 1 on the chosen tokens, averaged over all `tokens` of the step; backward."""
+    """Compute PPO's clipped term at ratio 1 on the chosen tokens, averaged over all `tokens`; run the backward."""
     log_probs_NTV = torch.log_softmax(logits_NTV.float(), dim=-1)
     logp_NT = log_probs_NTV.gather(-1, rows.response_NT[..., None])[..., 0]
     ratio = torch.exp(logp_NT - logp_NT.detach())
@@ -115,7 +115,7 @@ def _finish(logits_NTV: Tensor, rows: Rows, tokens: int, options: MethodConfig) 
 
 @torch.no_grad()
 def encode_images(model: Any, rows: list[Rows]) -> None:
-    """The tower once per distinct image: what a cold step does beyond a warm one."""
+    """Run the tower once per distinct image, which a cold step does beyond a warm one."""
     for each in rows:
         count = len(each.ids_NP)
         per_row = len(each.pixels) // count

@@ -72,7 +72,7 @@ class Bench(NamedTuple):
 
 
 def why_not(backend: str) -> str:
-    """Why `backend` cannot run here, in a sentence; "" where it can."""
+    """Say in a sentence why `backend` cannot run here; "" if it can."""
     return SAMPLERS[backend].why_not(True) if backend in SAMPLERS else f"there is no backend {backend} in this version"
 
 
@@ -163,7 +163,7 @@ def _keep(way: Way, drawn: list[Any]) -> None:
 
 
 def measure(bench: Bench, repeats: int) -> dict[str, Any]:
-    """Tokens a second of every way, and how much faster ours are."""
+    """Measure the tokens per second of every way, and how much faster ours are."""
     taken, tokens = take_turns(bench.ways, repeats)
     taken[TRL], tokens[TRL] = together(taken[PROCESS], taken[GENERATE]), tokens[GENERATE]
     _check_equal_tokens(tokens, bench.sizes)
@@ -222,7 +222,7 @@ def _gap(bench: Bench, sampler: Sampler) -> float:
 
 
 def measure_digits(sizes: sampling_digits.Sizes, backends: Sequence[str]) -> dict[str, Any]:
-    """By backend what `sampling_digits.figures` says, with the log-prob gap; and bf16's batches."""
+    """Return by backend the figures of `sampling_digits`, with the log-prob gap, and those of bf16's batches."""
     questions = digits.load("adapt").questions[: sizes.questions]
     policy = Policy.load(digits.MODEL_DIR)
     found: dict[str, Any] = {}
@@ -236,7 +236,7 @@ TOP_LEVEL = ("tree_token_ratio", "tree_mean_fork_position", "adaptive_token_rati
 
 
 def summary(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--json` prints: the figures of ours on transformers at the top, everything else below."""
+    """Return what `--json` prints: the figures of ours on transformers at the top, all others below."""
     hf = on_digits["backends"]["hf"]
     after = [prompts["parity"]["logprob_gap_after_updates"]] if prompts["parity"] else []
     gaps = [
@@ -257,7 +257,7 @@ def summary(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> dict[st
 
 
 def show(bench: Bench, prompts: Mapping[str, Any], on_digits: Mapping[str, Any], sizes: sampling_digits.Sizes) -> str:
-    """Both tables and the figures that floors are set for, as markdown."""
+    """Write both tables and the figures that have floors, as Markdown."""
     base = prompts["ways"][GENERATE]["wall"]
     rates = ([name, *_rates(way), f"{base / way['wall']:.2f}"] for name, way in prompts["ways"].items())
     votes = (
@@ -344,7 +344,7 @@ def _parity_in_words(found: Mapping[str, Any]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Sizes, sampling_digits.Sizes]:
-    """Command line -> options, the prompts' sizes, those of the part on `digits`."""
+    """Parse the command line into options, the sizes of the prompts, and those of the part on `digits`."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     mine = [field for field in fields(Sizes) if field.name not in ("questions", "selected")]

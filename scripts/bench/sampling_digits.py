@@ -1,4 +1,4 @@
-"""What trees and votes that stop early draw on the embedded benchmark, beside full votes, and bf16's batches."""
+"""Measure what trees and votes that stop early draw on `digits` beside full votes, and bf16's batches."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Voted(NamedTuple):
 
 
 def configuration(sizes: Sizes, backend: str, tree: bool = False) -> RunConfig:
-    """`digits`' own sampling on `backend`, for the full vote or for the leaves."""
+    """Return the configuration of `digits` on `backend`, for the full vote or for the leaves."""
     sampling = {"backend": backend, "max_new_tokens": sizes.max_new_tokens, "train_rollouts": min(sizes.least, 2)}
     more = {"votes": sizes.leaves, "tree": sizes.tree.model_dump()} if tree else {"votes": sizes.votes}
     return configure({"seed": sizes.seed, "sampling": sampling | more})
 
 
 def vote(policy: Policy, questions: Sequence[Question], sizes: Sizes, backend: str) -> dict[str, Voted]:
-    """All ways to vote, after one draw that nobody counts: prompts and images are known to all of them."""
+    """Vote in every way, after one draw that is not counted: prompts and images are then known to all of them."""
     sampler = make_sampler(policy, configuration(sizes, backend))
     trees = make_sampler(policy, configuration(sizes, backend, tree=True))
     sampler.sample(questions, 1, step=1, purpose="train")
@@ -103,13 +103,13 @@ FULL_VOTE = {DECIDED: FULL, IN_ROUNDS: FULL, CONFIDENT: FULL, TREES: LEAVES, TRE
 
 
 def agreement(voted: Mapping[str, Voted], name: str) -> float:
-    """Share of the questions whose answer is the full vote's."""
+    """Return the share of the questions whose answer is the full vote's."""
     mine, full = voted[name].groups, voted[FULL_VOTE.get(name, name)].groups
     return float(np.mean([a.vote.answer == b.vote.answer for a, b in zip(mine, full, strict=True)]))
 
 
 def figures(voted: Mapping[str, Voted]) -> dict[str, Any]:
-    """Ratios of drawn tokens, fork positions and agreements of one backend, and its table."""
+    """Compute the ratios of drawn tokens, fork positions and agreements of one backend, and its table."""
     leaves = flat([group.rollouts for group in voted[TREES].groups])
     return {
         "tree_token_ratio": voted[TREES].tokens / voted[LEAVES].tokens,
@@ -139,7 +139,7 @@ def figures(voted: Mapping[str, Voted]) -> dict[str, Any]:
 
 
 def gap(policy: Policy, voted: Mapping[str, Voted]) -> float:
-    """Largest log-prob gap (nats) between sampler and trainer, of the full flat vote and of the trees."""
+    """Return the largest log-prob gap (nats) between sampler and trainer, of the full vote and of the trees."""
     return max(
         logprob_gap(policy, [g.question for g in voted[name].groups], [g.rollouts for g in voted[name].groups])
         for name in (FULL, TREES)
@@ -147,7 +147,7 @@ def gap(policy: Policy, voted: Mapping[str, Voted]) -> float:
 
 
 def batch_shares(sizes: Sizes, questions: Sequence[Question], rows: Sequence[int] = (512, 16)) -> dict[str, float]:
-    """By dtype, the share of responses that differ between batches of up to `rows` rows, ours on transformers."""
+    """Return by dtype the share of responses that differ between batches of up to `rows` rows, on transformers."""
     return {dtype: _differing(dtype, sizes, questions, rows) for dtype in ("float32", "bfloat16")}
 
 

@@ -61,7 +61,7 @@ class Contestant(NamedTuple):
     gradients: dict[str, Step]
 
     def update(self, variant: str) -> None:
-        """One optimiser step."""
+        """Take one optimiser step."""
         self.gradients[variant]()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -84,7 +84,7 @@ class Bench(NamedTuple):
     tower_share: float
 
     def take_gradients(self, variant: str) -> dict[str, Any]:
-        """The gradients that are there, by parameter's name; none is there afterwards."""
+        """Return the gradients by parameter name, and remove them from the parameters."""
         model = self.models.get(variant, self.policy.model)
         found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         for parameter in model.parameters():
@@ -93,7 +93,7 @@ class Bench(NamedTuple):
 
 
 def options_for(sizes: Sizes) -> MethodConfig:
-    """The loss that all variants share."""
+    """Return the options of the loss that all variants share."""
     return MethodConfig(
         share=sizes.selected, eps=workload.STD_EPS, kl="none", band_low_weight=0.0, band_high_weight=0.0
     )
@@ -114,22 +114,22 @@ def ours(policy: Policy, work: Work, options: MethodConfig, keep_all: bool = Fal
 
 
 def also(work: Work, add: Callable[[torch.Tensor], torch.Tensor]) -> Work:
-    """The same loss with tokens projected that it does not need: `add` says which, by a band of weight 0."""
+    """Compute the same loss with more tokens projected than it needs: those of `add`, by a band of weight 0."""
     return Work(work.groups, [[Tokens(t.policy_T, add(t.policy_T), None) for t in row] for row in work.tokens])
 
 
 def all_tokens(mask_T: torch.Tensor) -> torch.Tensor:
-    """Every response token."""
+    """Select every response token."""
     return torch.ones_like(mask_T)
 
 
 def last_token(mask_T: torch.Tensor) -> torch.Tensor:
-    """The last one, so that no rollout can be cut."""
+    """Select the last token, so that no rollout can be cut."""
     return torch.arange(len(mask_T)) == len(mask_T) - 1
 
 
 def set_up(sizes: Sizes, device: torch.device) -> Bench:
-    """Three models with the same weights, the saved step, and the functions to measure."""
+    """Build three models with the same weights, the saved step, and the functions to measure."""
     options, processor = options_for(sizes), workload.make_processor()
     work = workload.make_work(sizes, options)
     base = workload.make_model(sizes, device)
@@ -179,7 +179,7 @@ def _our_gradients(policy: Policy, work: Work, options: MethodConfig) -> dict[st
 
 
 def _tower_share(model: Any, rows: Any, sizes: Sizes) -> float:
-    """Counted work of one image token in the tower over that in the text model's layers."""
+    """Return the counted work of one image token in the tower over that in the text model's layers."""
     embeds = torch.zeros(1, sizes.image_tokens, sizes.hidden, device=model.device, dtype=model.dtype)
     with torch.no_grad():
         text = flop_counts.counted(lambda: model.model.language_model(inputs_embeds=embeds, use_cache=False))
@@ -202,7 +202,7 @@ class Seen(NamedTuple):
 
 
 def inspect(bench: Bench) -> Seen:
-    """Forward and backward of each variant once, which warms it up."""
+    """Run forward and backward of each variant once, which also warms it up."""
     seen, plain = Seen({}, {}, {}), dict[str, torch.Tensor]()
     for name, gradients in sorted(bench.gradients.items(), key=lambda item: item[0] != PLAIN):
         counter = flop_counts.Counter()
@@ -222,7 +222,7 @@ def _relative(ours: torch.Tensor | None, plain: torch.Tensor | None) -> float:
 
 
 def measure(bench: Bench, repeats: int) -> dict[str, Any]:
-    """Every figure: what `--json` prints."""
+    """Measure every figure: what `--json` prints."""
     flops, memory, errors = inspect(bench)
     product = flop_counts.Matmul(bench.device, DTYPES[bench.sizes.dtype])
     steps: dict[str, Step] = {**bench.steps, MATMUL: lambda: [product() for _ in range(PRODUCTS)]}
@@ -257,7 +257,7 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
 
 
 def _ratios(taken: dict[str, list[Took]]) -> dict[str, float]:
-    """Speed-ups by the clock and by processor time, and what de-duplication and skipped groups give."""
+    """Compute speed-ups by wall and by processor time, and what de-duplication and skipped groups save."""
     pairs = {
         "speedup_vs_trl": (TRL, WARM),
         "speedup_vs_trl_cold": (TRL, COLD),
@@ -272,7 +272,7 @@ def _ratios(taken: dict[str, list[Took]]) -> dict[str, float]:
 
 
 def head_table(sizes: Sizes, device: torch.device, repeats: int) -> dict[str, float]:
-    """Seconds of the head's parts on one step's response tokens: entropy pass, and gradient part by share selected."""
+    """Time the head's parts on one step's response tokens: entropy pass, and gradient part by share selected."""
     count, dtype = sizes.questions * sizes.rollouts * sizes.response_tokens, DTYPES[sizes.dtype]
     random = torch.Generator(device).manual_seed(sizes.seed)
     weight = torch.randn(sizes.vocab, sizes.hidden, generator=random, device=device).to(dtype) / sizes.hidden**0.5
@@ -308,7 +308,7 @@ def head_table(sizes: Sizes, device: torch.device, repeats: int) -> dict[str, fl
 
 
 def show(console: Console, bench: Bench, figures: dict[str, Any]) -> None:
-    """The set-up in words, the table, and the figures that floors are set for."""
+    """Write the set-up, the table, and the figures that have floors."""
     console.print(_set_up_in_words(bench))
     console.print(
         f"load average {figures['load']:.1f}; matrix products {figures['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s"
@@ -370,7 +370,7 @@ def show_head(console: Console, seconds: dict[str, float]) -> None:
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sizes]:
-    """Command line -> options and sizes."""
+    """Parse the command line into options and sizes."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for field in fields(Sizes):

@@ -1,4 +1,4 @@
-"""Time and peak memory of steps that stand side by side."""
+"""Measure time and peak memory of steps side by side."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Took(NamedTuple):
 
 
 def interleaved(steps: Mapping[str, Step], device: torch.device, repeats: int) -> dict[str, list[Took]]:
-    """`repeats` calls of each step, warm already; the steps take turns, so that noise hits all alike."""
+    """Time `repeats` calls of each step, already warm; the steps take turns, so that noise affects all alike."""
     taken: dict[str, list[Took]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -36,7 +36,7 @@ def interleaved(steps: Mapping[str, Step], device: torch.device, repeats: int) -
 
 
 def timed(step: Step, device: torch.device) -> Took:
-    """One call, with nothing left running on the device; collecting garbage is no part of it."""
+    """Time one call until the device has finished; garbage collection is not included."""
     gc.collect()
     _wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -51,17 +51,17 @@ def together(one: Sequence[Took], other: Sequence[Took]) -> list[Took]:
 
 
 def middle(taken: Sequence[Took]) -> Took:
-    """The median of each kind of seconds."""
+    """Return the median of each kind of seconds."""
     return Took(median(each.wall for each in taken), median(each.cpu for each in taken))
 
 
 def ratio(slow: Sequence[Took], fast: Sequence[Took], kind: str = "wall") -> float:
-    """The median over turns of slow/fast: a disturbance that lasts for a turn cancels."""
+    """Return the median over turns of slow/fast; a disturbance that lasts for a turn cancels."""
     return median(getattr(a, kind) / getattr(b, kind) for a, b in zip(slow, fast, strict=True))
 
 
 def peak_memory(step: Step, device: torch.device) -> int:
-    """Bytes that one call needs at its peak above what was held before it: weights, optimiser state, caches.
+    """Return the bytes that one call needs at its peak above what was held before: weights, optimiser state, caches.
 
     CUDA: the allocator's count. CPU: the high-water mark of the process's resident memory (Linux), with every block
     above 64 KiB mapped by itself, so that memory freed by earlier work cannot be used unseen.

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer as it generates: a real trainer, nothing replaced, called as its own training step calls it."""
+"""Generate with TRL's GRPOTrainer: a real trainer, unchanged, called as its own training step calls it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ready(NamedTuple):
 
 
 def make_trainer(model: Any, processor: Any, questions: Sequence[Question], sizes: Sizes) -> Any:
-    """A GRPOTrainer around `model` that generates with transformers, all rollouts of a step in one batch (defaults)."""
+    """Make a GRPOTrainer for `model` that generates with transformers, all rollouts of a step in one batch."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     def no_reward(completions: list[Any], **_: Any) -> list[float | None]:
@@ -82,7 +82,7 @@ def process(trainer: Any, questions: Sequence[Question]) -> Ready:
 
 
 def generate(trainer: Any, ready: Ready) -> list[list[int]]:
-    """The token ids of every rollout, its end token included."""
+    """Return the token ids of every rollout, its end token included."""
     ids, _ = trainer._generate_single_turn(*ready, trainer.num_generations)
     drawn: list[list[int]] = ids
     return drawn

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with saved rollouts, rewards and token selection in place of drawn ones; its update is its own."""
+"""Train with TRL's GRPOTrainer on saved rollouts, rewards and token selection; the update is TRL's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ assert STD_EPS == 1e-4, "TRL adds 1e-4 to the standard deviation of a group's re
 
 
 def make_trainer(model: Any, processor: Any, work: Work, sizes: Sizes, options: MethodConfig, optimizer: Any) -> Any:
-    """A GRPOTrainer around `model` (its tower already frozen) that has prepared one batch of the saved rollouts."""
+    """Make a GRPOTrainer for `model`, whose tower is frozen, that has prepared one batch of the saved rollouts."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     class Saved(GRPOTrainer):  # type: ignore[misc]
@@ -36,7 +36,7 @@ def make_trainer(model: Any, processor: Any, work: Work, sizes: Sizes, options: 
             return {**scored, "selected": selected.to(scored["completion_ids"].device)}
 
         def _prepare_inputs(self, generation_batch: Any) -> Any:
-            """The dictionary that training_step is given is prepared already."""
+            """Return the dictionary unchanged: what training_step receives is already prepared."""
             return generation_batch if isinstance(generation_batch, dict) else super()._prepare_inputs(generation_batch)
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -104,7 +104,7 @@ def _dataset(work: Work) -> Any:
 
 
 def prepare(trainer: Any, work: Work) -> dict[str, Any]:
-    """What TRL does between generation and the update: chat, image processing for every rollout, padding, rewards."""
+    """Do what TRL does between generation and the update: chat, images of every rollout, padding, rewards."""
     batch: dict[str, Any] = trainer._prepare_inputs(list(_rows(work)))
     return batch
 
@@ -117,12 +117,12 @@ def _rows(work: Work) -> Iterator[dict[str, Any]]:
 
 
 def backward(trainer: Any, batch: dict[str, Any]) -> None:
-    """TRL's training step: loss and backward of the prepared batch, gradients left on the parameters."""
+    """Take TRL's training step: loss and backward of the prepared batch; gradients stay on the parameters."""
     trainer.training_step(trainer.model_wrapped, batch, None)
 
 
 def update(trainer: Any, batch: dict[str, Any]) -> None:
-    """One optimiser step as Trainer's loop takes it: training step, gradient clipping, AdamW, zero gradients."""
+    """Take one optimiser step as Trainer's loop does: training step, gradient clipping, AdamW, zero gradients."""
     backward(trainer, batch)
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
     trainer.optimizer.step()

@@ -1,4 +1,4 @@
-"""What `step` measures on: a random Qwen2.5-VL of given sizes, square images, saved rollouts and rewards.
+"""Build what the benchmarks run on: a random Qwen2.5-VL of given sizes, images, saved rollouts and rewards.
 
 The text model has the proportions of Qwen2.5-VL-3B (MLP 5.375 times the width, two key-value heads), the tower's MLP
 is fitted until an image token costs the tower 0.9 of what it costs the text model, as in the 3B.
@@ -67,7 +67,7 @@ class Sizes:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Image tokens (high, wide), as square as possible."""
+        """Return the image tokens (high, wide), as square as possible."""
         high = max(h for h in range(1, math.isqrt(self.image_tokens) + 1) if self.image_tokens % h == 0)
         return high, self.image_tokens // high
 
@@ -81,7 +81,7 @@ class Tower(NamedTuple):
     intermediate: int
 
     def flops(self, image_tokens: int, out: int) -> float:
-        """Multiply-adds x 2 of one image token: four patches through the blocks, then the merger."""
+        """Count the multiply-adds x 2 of one image token: four patches through the blocks, then the merger."""
         width, window = self.hidden, 4 * min(WINDOW_TOKENS**2, image_tokens)
         block = 2 * (4 * width**2 + 3 * width * self.intermediate) + 4 * window * width
         merger = 2 * (16 * width**2 + 4 * width * out)
@@ -96,14 +96,14 @@ class Work(NamedTuple):
 
 
 def text_flops(sizes: Sizes, context: int) -> float:
-    """Multiply-adds x 2 of one token of the text model's layers, attending causally to half of `context` on average."""
+    """Count the multiply-adds x 2 of one token in the text model, attending to half of `context` on average."""
     kv = sizes.key_heads * sizes.head_dim
     linear = 2 * (2 * sizes.hidden**2 + 2 * sizes.hidden * kv + 3 * sizes.hidden * sizes.intermediate)
     return sizes.layers * (linear + 4 * sizes.hidden * context / 2)
 
 
 def fit_tower(sizes: Sizes) -> Tower:
-    """The tower nearest to the 3B's proportions whose image token costs `TOWER_SHARE` of the text model's."""
+    """Find the tower nearest to the 3B's proportions whose image token costs `TOWER_SHARE` of the text model's."""
     wanted = TOWER_SHARE * text_flops(sizes, sizes.image_tokens)
     return min((_fitted(sizes, d, w, wanted) for d in range(1, sizes.layers + 1) for w in _widths(sizes)), key=_oddness)
 
@@ -120,12 +120,12 @@ def _fitted(sizes: Sizes, depth: int, width: int, wanted: float) -> Tower:
 
 
 def _oddness(tower: Tower) -> float:
-    """How far the MLP is from 2.67 times the width, as a factor's logarithm."""
+    """Return how far the MLP is from 2.67 times the width, as the logarithm of the factor."""
     return abs(math.log(tower.intermediate / tower.hidden / 2.67))
 
 
 def make_processor() -> Any:
-    """The shipped processor, its limits opened for images of any number of tokens."""
+    """Load the shipped processor, without its limits on the number of image tokens."""
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(MODEL_DIR)
@@ -134,7 +134,7 @@ def make_processor() -> Any:
 
 
 def make_model(sizes: Sizes, device: torch.device) -> Any:
-    """A random model on `device`, the same for the same sizes; nothing in it trains differently from the real one."""
+    """Build a random model on `device`, the same for the same sizes; it trains as the real one does."""
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
     config = AutoConfig.from_pretrained(MODEL_DIR)
@@ -168,7 +168,7 @@ def make_model(sizes: Sizes, device: torch.device) -> Any:
 
 @torch.no_grad()
 def _randomise(model: Any, random: torch.Generator) -> None:
-    """Every tensor random and scaled by its width, so that no gradient vanishes and logits have a spread of about 1."""
+    """Draw every tensor scaled by its width, so that no gradient vanishes and logits have a spread of about 1."""
     for name, parameter in model.named_parameters():
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
         noise = torch.randn(parameter.shape, generator=random, device=parameter.device) / math.sqrt(fan_in)
@@ -176,18 +176,18 @@ def _randomise(model: Any, random: torch.Generator) -> None:
 
 
 def make_policy(model: Any, processor: Any, sizes: Sizes) -> Policy:
-    """Our policy around `model`."""
+    """Make our policy for `model`."""
     limits = {"min_pixels": TOKEN_PIXELS**2, "max_pixels": MOST_PIXELS}
     return Policy(model, processor, ModelConfig.model_validate({"dtype": sizes.dtype, **limits}))
 
 
 def copy_of(model: Any) -> Any:
-    """A model of its own with the same weights."""
+    """Copy a model."""
     return deepcopy(model)
 
 
 def adamw(model: Any) -> torch.optim.Optimizer:
-    """AdamW with its state in place and learning rate 0: the work of a step, and every step from the same weights."""
+    """Make AdamW with its state allocated and learning rate 0: every step starts from the same weights."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0)
     for parameter in trainable:
@@ -198,7 +198,7 @@ def adamw(model: Any) -> torch.optim.Optimizer:
 
 
 def make_questions(sizes: Sizes) -> list[Question]:
-    """Questions about random images of exactly `image_tokens` tokens."""
+    """Make questions about random images of exactly `image_tokens` tokens."""
     high, wide = (TOKEN_PIXELS * side for side in sizes.grid)
     rng = generator(sizes.seed, "images")
     shape = (sizes.questions, high, wide, 3)
@@ -207,7 +207,7 @@ def make_questions(sizes: Sizes) -> list[Question]:
 
 
 def make_work(sizes: Sizes, options: MethodConfig) -> Work:
-    """Distinct random responses of equal length, half of them right, and a share of tokens selected at random."""
+    """Make distinct random responses of equal length, half of them right, and select a share of tokens at random."""
     groups = [_group(question, sizes) for question in make_questions(sizes)]
     rewards = [group.rewards for group in groups if group.rewards is not None]
     shaped = advantages(rewards, options.advantage, options.std, options.eps)
@@ -227,7 +227,7 @@ def _group(question: Question, sizes: Sizes) -> Group:
 
 
 def doubled(work: Work) -> Work:
-    """The same step with the second half of each group replaced by copies of the first half's responses."""
+    """Replace the second half of each group by copies of the first half's responses."""
     groups, tokens = [], []
     for group, chosen in zip(work.groups, work.tokens, strict=True):
         half = len(group.rollouts) // 2
@@ -238,7 +238,7 @@ def doubled(work: Work) -> Work:
 
 
 def _taken(group: Group, places: Sequence[int]) -> Group:
-    """Rollouts at `places`, in order, each with its credit."""
+    """Take the rollouts at `places`, in order, each with its credit."""
     kept = tuple(group.rollouts[i] for i in places)
     assert group.rewards is not None and group.advantages is not None
     at = torch.tensor(places)
@@ -248,7 +248,7 @@ def _taken(group: Group, places: Sequence[int]) -> Group:
 
 
 def half_unanimous(work: Work) -> Work:
-    """The same step with no preference in every second group, as where all rollouts agree."""
+    """Remove the preference from every second group, as when all its rollouts agree."""
     groups = [
         group if i % 2 else replace(group, advantages=torch.zeros(len(group.rollouts)))
         for i, group in enumerate(work.groups)

@@ -30,7 +30,7 @@ STYLES = {
 
 
 def draw(group: Mapping[str, Sequence[Result]], path: Path) -> bool:
-    """Mean over seeds per step, with the range of the seeds, 800 pixels wide. False where there is nothing to draw."""
+    """Draw the mean over seeds per step and the seeds' range, 800 pixels wide. Return whether anything was drawn."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What the studies of sampling on `digits` share: saved draws, intervals over questions, cells, the command."""
+"""Share what the studies of sampling on `digits` need: saved draws, intervals, table cells, the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Saved:
         return [list(self.drawn[question.id][first : first + n]) for question in questions]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do."""
+        """Do nothing: no weights are used."""
 
 
 def drawn_tokens(drawn: Drawn) -> int:
@@ -54,19 +54,19 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def over_questions(values_SQ: np.ndarray) -> Interval:
-    """The mean and its interval over questions, each averaged over the seeds."""
+    """Return the mean and its interval over questions, each averaged over the seeds."""
     by_question = values_SQ.mean(axis=0)
     return Interval(float(by_question.mean()), *bootstrap_ci(by_question))
 
 
 def percent(interval: Interval) -> str:
-    """An interval of shares as a cell of a table."""
+    """Write an interval of shares, in percent, as a cell of a table."""
     value, low, high = (None if x is None else 100 * x for x in interval)
     return f"{value:.1f}" if low is None or high is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def plain(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows (named tuples) as JSON holds them."""
+    """Convert rows (named tuples) to values that JSON can hold."""
     return {
         name: {k: list(v) if isinstance(v, Interval) else v for k, v in row._asdict().items()}
         for name, row in table.items()
@@ -81,7 +81,7 @@ class Start(NamedTuple):
 
 
 def command_line(what: str) -> argparse.ArgumentParser:
-    """The options of every study."""
+    """Make the parser with the options that every study has."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--questions", type=int, default=256, help="the first so many of the split")
@@ -91,7 +91,7 @@ def command_line(what: str) -> argparse.ArgumentParser:
 
 
 def each_seed(options: argparse.Namespace, run: Callable[[Start, int], T]) -> list[T]:
-    """What `run` makes of the starting model with each seed; says how long a seed took."""
+    """Call `run` on the starting model with each seed, and print how long each seed took."""
     disable_progress_bar()
     whole = digits.load(options.split)
     labelled = LabelledSet(whole.questions[: options.questions], whole.key)

@@ -73,7 +73,7 @@ class Printed(NamedTuple):
 
 
 def font_files(per_package: int) -> list[Path]:
-    """At most `per_package` font files of each package, evenly spread. Exits naming the packages to install."""
+    """List at most `per_package` font files of each package, evenly spread. Exits naming the packages to install."""
     if shutil.which("dpkg-query") is None:
         raise SystemExit("the fonts come from Debian packages, and dpkg-query is not here; run on Debian or Ubuntu")
     files: list[Path] = []
@@ -91,18 +91,18 @@ def font_files(per_package: int) -> list[Path]:
 
 
 def dpkg(*query: str) -> str:
-    """What Debian's package database answers; empty for a package that is not installed."""
+    """Query Debian's package database; the answer is empty for a package that is not installed."""
     return subprocess.run(["dpkg-query", *query], capture_output=True, text=True, check=False).stdout
 
 
 def _has_digits(path: Path) -> bool:
-    """Whether the ten digits are ten different, non-empty glyphs of this font."""
+    """Return whether the font has ten different, non-empty glyphs for the digits."""
     glyphs = {_glyph(path, digit).tobytes() for digit in range(10)}
     return len(glyphs) == 10
 
 
 def _glyph(path: Path, digit: int, side: int = 64) -> np.ndarray:
-    """One digit, 5/8 of `side` high and centred; (side, side) uint8."""
+    """Draw one digit, 5/8 of `side` high and centred; (side, side) uint8."""
     font = ImageFont.truetype(str(path), side)
     left, top, right, bottom = font.getbbox(str(digit))
     wide = Image.new("L", (max(1, int(right - left)), max(1, int(bottom - top))))
@@ -115,7 +115,7 @@ def _glyph(path: Path, digit: int, side: int = 64) -> np.ndarray:
 
 
 def print_digits(config: Config) -> Printed:
-    """`config.printed` distorted digits in random fonts, scanned like the handwriting: 32 x 32 bits, 4 x 4 counts."""
+    """Print `config.printed` distorted digits in random fonts, scanned as the handwriting was: counts of 4 x 4 bits."""
     glyphs = torch.tensor(np.stack([[_glyph(f, d) for d in range(10)] for f in font_files(config.files_per_package)]))
     rng = torch.Generator().manual_seed(config.seed)
     ink, label = [], []
@@ -130,7 +130,7 @@ def print_digits(config: Config) -> Printed:
 
 
 def distort(glyphs_NSS: Tensor, rng: torch.Generator) -> Tensor:
-    """Random rotation, shear, width, smooth elastic displacement and stroke width; (N, S, S) in [0, 1]."""
+    """Distort at random: rotation, shear, width, smooth elastic displacement, stroke width; (N, S, S) in [0, 1]."""
     n, side, _ = glyphs_NSS.shape
     angle, shear = 0.18 * torch.randn(2, n, generator=rng)
     width = torch.empty(n).uniform_(0.8, 1.5, generator=rng)

@@ -41,7 +41,7 @@ from mm_spine.reporting.finished_run import SPLITS
 
 
 def gather(output: Path, extra: Sequence[str] = ()) -> tuple[dict[str, dict[str, list[Result]]], dict[str, str]]:
-    """Finished cells by group and label, and the reason of every one that is not."""
+    """Return the finished cells by group and label, and for every other cell the reason."""
     finished: dict[str, dict[str, list[Result]]] = {name: {} for name in groups()}
     absent: dict[str, str] = {}
     for cell in cells(extra):
@@ -54,7 +54,7 @@ def gather(output: Path, extra: Sequence[str] = ()) -> tuple[dict[str, dict[str,
 
 
 def write_report(output: Path, results_folder: Path, extra: Sequence[str] = ()) -> Path:
-    """`digits.md` and its curves, from the finished cells alone."""
+    """Write `digits.md` and its curves from the finished cells; return the path of the page."""
     finished, absent = gather(output, extra)
     results_folder.mkdir(parents=True, exist_ok=True)
     for old in results_folder.glob("digits_*.png"):
@@ -66,7 +66,7 @@ def write_report(output: Path, results_folder: Path, extra: Sequence[str] = ()) 
 
 
 def report(results: Results, absent: Mapping[str, str], drawn: Sequence[str], extra: Sequence[str] = ()) -> str:
-    """The text. Every figure in it is computed; its sentences follow from the intervals."""
+    """Write the text. Every figure in it is computed, and its sentences follow from the intervals."""
     count = sum(len(label) for group in results.values() for label in group.values())
     parts = ["# The study of `digits`", _status(count, absent)]
     if count:
@@ -145,13 +145,13 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
 
 
 def _questions(result: Result) -> str:
-    """How many questions each split has, in the order of `SPLITS`."""
+    """Say how many questions each split has, in the order of `SPLITS`."""
     after = result.run.after
     return ", ".join(f"{len(after[split][GREEDY])} {split.replace('_', '-')}" for split in SPLITS if split in after)
 
 
 def _commits(everything: Sequence[Result]) -> str:
-    """The commits that the cells were made at; several are worth a look at what changed between them."""
+    """Name the commits that the cells were made at, and warn if there are several."""
     found = Counter(str(r.environment["commit"]) for r in everything)
     if len(found) == 1:
         return next(iter(found))
@@ -160,7 +160,7 @@ def _commits(everything: Sequence[Result]) -> str:
 
 
 def _repeats(everything: Sequence[Result]) -> str:
-    """What `--repeat` found: cells run once more, whatever commit they were first made at."""
+    """Say what `--repeat` found for the cells that were run a second time."""
     found = [(r.cell.name, r.repeated) for r in everything if r.repeated is not None]
     if not found:
         return "no cell"

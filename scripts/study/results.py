@@ -29,28 +29,28 @@ class Result:
     repeated: Mapping[str, Any] | None = None
 
     def trace(self, key: str) -> np.ndarray:
-        """One figure per step, nan where a step has none."""
+        """Return one figure per step, nan where a step has no value."""
         return np.array([np.nan if step.get(key) is None else step[key] for step in self.steps], dtype=np.float64)
 
     def scores(self, when: str, split: str, measure: str) -> Mapping[str, float | None]:
-        """Question id -> score in [0, 1]; empty where that split was not evaluated."""
+        """Return question id -> score in [0, 1]; empty if that split was not evaluated."""
         side: Mapping[str, Scores] = {"before": self.run.before, "after": self.run.after}[when]
         return side.get(split, {}).get(measure, {})
 
     def score(self, when: str, split: str, measure: str) -> float | None:
-        """Mean over the labelled questions, in [0, 1]."""
+        """Return the mean over the labelled questions, in [0, 1]; None without one."""
         values = [v for v in self.scores(when, split, measure).values() if v is not None]
         return float(np.mean(values)) if values else None
 
     def switch(self) -> int | None:
-        """The first step at which the direct share is below half of that of step 0."""
+        """Return the first step whose direct share is below half of step 0's; None without one."""
         direct = self.trace("direct")
         below = np.flatnonzero(direct < direct[0] / 2) if len(direct) else np.array([])
         return int(below[0]) if len(below) else None
 
 
 def load(cell: Cell, output: Path) -> Result | str:
-    """A cell's result, or why it has none."""
+    """Load a cell's result, or return why there is none."""
     if (reason := missing(cell, output)) is not None:
         return reason
     folder = output / cell.name
@@ -105,14 +105,14 @@ class Difference:
 
     @property
     def claimed(self) -> Interval:
-        """The wider of the two; without bounds where one seed leaves the first source of chance unseen."""
+        """Return the wider of the two; without bounds for one seed, whose spread over seeds is unknown."""
         if self.seeds.low is None or self.seeds.high is None:
             return self.seeds
         return max(self.seeds, self.questions, key=lambda i: (i.high or 0.0) - (i.low or 0.0))
 
 
 def detectable(values: Sequence[float], power: float = 0.8) -> float | None:
-    """The true difference that a 95 % interval over as many seeds, of this spread, would tell from 0 with `power`."""
+    """Return the true difference that a 95 % interval over these seeds would tell from 0 with probability `power`."""
     n = len(values)
     if n < 2:
         return None
@@ -124,7 +124,7 @@ Scored = tuple[str, str]
 
 
 def difference(pairs: Sequence[tuple[Result, Result]], split: str, old: Scored, new: Scored) -> Difference | None:
-    """Paired by seed and question: `new` of each pair's second minus `old` of its first, in [-1, 1]."""
+    """Subtract, paired by seed and question, `old` of each pair's first from `new` of its second, in [-1, 1]."""
     rows = [(a.scores(old[0], split, old[1]), b.scores(new[0], split, new[1])) for a, b in pairs]
     shared = [q for q in (rows[0][0] if rows else ()) if all(r.get(q) is not None for row in rows for r in row)]
     if not shared:
@@ -141,7 +141,7 @@ def gain(results: Sequence[Result], split: str, measure: str) -> Difference | No
 
 
 def verdict(interval: Interval) -> str:
-    """What a 95 % interval says of 0."""
+    """Say whether a 95 % interval excludes 0."""
     if interval.low is None or interval.high is None:
         return "one seed, no interval"
     return "excludes 0, higher" if interval.low > 0 else "excludes 0, lower" if interval.high < 0 else "includes 0"
@@ -152,7 +152,7 @@ Results = Mapping[str, Mapping[str, Sequence[Result]]]
 
 
 def paired(main: Mapping[str, Sequence[Result]], label: str, reference: str) -> list[tuple[Result, Result]]:
-    """(reference, other) of the seeds that both have finished."""
+    """Pair (reference, other) for the seeds that both have finished."""
     first = {r.cell.seed: r for r in main.get(reference, ())}
     return [(first[r.cell.seed], r) for r in main.get(label, ()) if r.cell.seed in first]
 

@@ -36,7 +36,7 @@ class Figures:
 
 
 def measure(model: Any, processor: Any, config: Config) -> Figures:
-    """Greedy and `config.samples` samples at temperature 1 for every tune question, by transformers' generate."""
+    """Measure a greedy response and `config.samples` samples at temperature 1 for every question of `tune`."""
     tune = digits.load("tune")
     torch.manual_seed(config.seed)
     greedy = answer_all(model, processor, tune.questions, 1)
@@ -63,7 +63,7 @@ def measure(model: Any, processor: Any, config: Config) -> Figures:
 
 @torch.no_grad()
 def answer_all(model: Any, processor: Any, questions: Sequence[Question], n: int) -> list[list[str]]:
-    """`n` responses to each question; one is greedy, more are sampled at temperature 1 from the whole vocabulary."""
+    """Draw `n` responses to each question: greedily if `n` is 1, else at temperature 1 from the whole vocabulary."""
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": n}
     processor.tokenizer.padding_side = "left"
     answers: list[list[str]] = []
@@ -88,13 +88,13 @@ def _answer(text: str, question: Question) -> str | None:
 
 
 def _majority(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer; ties go to the shortest, then the smallest."""
+    """Return the most frequent answer; ties go to the shortest, then the smallest."""
     counts = Counter(answer for answer in answers if answer is not None)
     return min(counts, key=lambda a: (-counts[a], len(a), a), default=None)
 
 
 def write_card(folder: Path, config: Config, stages: Mapping[str, float], figures: Figures, seconds: float) -> None:
-    """The model card, README.md: every figure in it is of the run that wrote it."""
+    """Write the model card, README.md; every figure in it comes from the run that writes it."""
     fonts = "\n".join(
         f"| {name} | {dpkg('-W', '-f=${Version}', name)} | {FONT_PACKAGES[name]} |" for name in FONT_PACKAGES
     )

@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(config: Config) -> Any:
-    """Qwen2.5-VL's processor around a byte-level BPE trained on the questions and targets alone."""
+    """Build Qwen2.5-VL's processor around a byte-level BPE that is trained only on the questions and targets."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     pixels = {"shortest_edge": digits.CELL**2, "longest_edge": 64 * digits.CELL**2}
@@ -69,7 +69,7 @@ def _build_tokenizer(config: Config) -> Any:
 
 
 def _corpus(config: Config) -> Iterator[str]:
-    """Every question and the words of every target, each many times, so that words become tokens."""
+    """Yield every question and the words of every target, each many times, so that words become tokens."""
     prompts = [p for kind in digits.KINDS.values() for p in kind.phrasings]
     targets = [reasoned(k, (4, 7), o, c) for k in digits.KINDS for o in config.openers for c in config.closers]
     targets += [reasoned("even", (1, 3), o, c) for o in config.openers for c in config.closers]
@@ -77,7 +77,7 @@ def _corpus(config: Config) -> Iterator[str]:
 
 
 def build_model(processor: Any, seed: int) -> Any:
-    """Random weights in the shipped sizes."""
+    """Build a model of the shipped sizes with random weights."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     ids = dict(zip(SPECIALS, processor.tokenizer.convert_tokens_to_ids(list(SPECIALS)), strict=True))
@@ -110,7 +110,7 @@ def attend_equal_images(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float,
     cu_seq_lens_q: Tensor, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention within each of n equally large images, (1, H, n x S, D) -> (1, n x S, H, D), in one call.
+    """Attend within each of n equally large images, (1, H, n x S, D) -> (1, n x S, H, D), in one call.
 
     The tower otherwise loops over images, three times slower at this size; the result is the same.
     """
@@ -121,7 +121,7 @@ def attend_equal_images(
 
 
 def use_fast_attention(model: Any) -> None:
-    """While training: eager attention for text (its bfloat16 backward is twice as fast here), batched for images."""
+    """Set eager attention for text, whose bfloat16 backward pass is twice as fast here, and batched for images."""
     from transformers import AttentionInterface
 
     model.set_attn_implementation("eager")

@@ -43,13 +43,13 @@ RECIPES: Mapping[str, Config] = {
 
 
 def reasoned(kind: str, shown: Sequence[int], opener: str, closer: str) -> str:
-    """Read the digits, work, answer: 16 to 26 tokens."""
+    """Write a target that reads the digits, works and answers: 16 to 26 tokens."""
     read = " ".join(str(d) for d in shown)
     return f"{opener} {read}. {_WORK[kind](shown)}. {closer} {boxed(kind, shown)}."
 
 
 def direct(kind: str, shown: Sequence[int]) -> str:
-    """Answer at once: 8 to 10 tokens."""
+    """Write a target that answers at once: 8 to 10 tokens."""
     return f"The answer is {boxed(kind, shown)}."
 
 

@@ -40,7 +40,7 @@ def arrow(values: Iterable[float | None], form: str = ".1f", scale: float = 1.0)
 
 
 def points(interval: Interval | None) -> str:
-    """A difference in percentage points with its interval."""
+    """Write a difference in percentage points with its interval."""
     if interval is None:
         return NONE
     value = number(interval.value, "+z.1f", 100)
@@ -55,25 +55,25 @@ def limits(interval: Interval) -> str:
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; figures to the right."""
+    """Write a Markdown table with its figures aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Over what is there, None where nothing is."""
+    """Average the known, finite values; None without one."""
     known = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.mean(known)) if known else None
 
 
 def ends(results: Sequence[Result], key: str) -> tuple[float | None, float | None]:
-    """Means over seeds of a trace's first and last step."""
+    """Average a trace's first and last step over seeds."""
     traces = [trace for r in results if len(trace := r.trace(key))]
     return mean(trace[0] for trace in traces), mean(trace[-1] for trace in traces)
 
 
 def votes_of(results: Results) -> str:
-    """maj@N with the N of the finished cells."""
+    """Write maj@N with the N of the finished cells."""
     found = {r.run.samples for group in results.values() for label in group.values() for r in label}
     return f"maj@{found.pop()}" if len(found) == 1 else "maj@N"
 
@@ -115,7 +115,7 @@ COLUMNS = tuple(itertools.product(SPLITS, (GREEDY, PASS_AT_1)))
 
 
 def against(main: Mapping[str, Sequence[Result]], reference: str) -> str:
-    """Every method against `reference`, after adaptation, and what so many seeds could have seen."""
+    """Compare every method with `reference` after adaptation, and say what this number of seeds can detect."""
     rows, intervals, smallest = [], [], []
     for label in main:
         pairs = paired(main, label, reference)
@@ -151,7 +151,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def switches(results: Sequence[Result]) -> str:
-    """Median and range of the step of the switch, and how many seeds have one."""
+    """Write the median and range of the step of the switch, and how many seeds switch."""
     found = [step for r in results if (step := r.switch()) is not None]
     if not found:
         return f"never (0 of {len(results)})"
@@ -206,7 +206,7 @@ def per_seed_table(main: Mapping[str, Sequence[Result]], split: str) -> str:
 
 
 def cells_table(group: Mapping[str, Sequence[Result]], main: Mapping[str, Sequence[Result]]) -> str:
-    """One line per cell of a small group, the cell of `main` with the same method and seed beside it."""
+    """Write one line per cell of a small group, beside the cell of `main` with the same method and seed."""
     rows = []
     for result in [r for label, results in group.items() if label != BASE for r in results]:
         beside = [r for r in main.get(result.cell.label, ()) if r.cell.seed == result.cell.seed]
@@ -229,7 +229,7 @@ def _before_after(result: Result, split: str, measure: str) -> str:
 
 
 def collapse_table(group: Mapping[str, Sequence[Result]]) -> str:
-    """What the steps of each cell of a small group did, from the first step to the last."""
+    """Write how each cell of a small group changed from the first step to the last."""
     rows = []
     for result in [r for label, results in group.items() if label != BASE for r in results]:
         step = result.switch()
@@ -257,7 +257,7 @@ def _best(result: Result) -> str:
 
 
 def what_happened(group: Mapping[str, Sequence[Result]]) -> str:
-    """Counts over the cells of a small group."""
+    """Count the cells of a small group that rose, fell and switched."""
     trained = [r for label, results in group.items() if label != BASE for r in results]
     found = [gain([r], "adapted", PASS_AT_1) for r in trained]
     said = [verdict(f.questions) for f in found if f is not None]

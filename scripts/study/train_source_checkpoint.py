@@ -55,14 +55,14 @@ class Teacher:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def composites(self, n: int, cells: int) -> tuple[Tensor, Tensor, np.ndarray]:
-        """`n` images of `cells` printed digits: patches, grids, and the digits shown (n, cells)."""
+        """Draw `n` images of `cells` printed digits; return patches, grids, and the digits (n, cells)."""
         rows = self.rng.integers(0, len(self.printed.label), size=(n, cells))
         images = [digits.render(self.rng, self.printed.ink[row]) for row in rows]
         features = self.processor.image_processor(images=images, return_tensors="pt")
         return features["pixel_values"], features["image_grid_thw"], self.printed.label[rows]
 
     def batch(self, n: int, direct_share: float) -> Batch:
-        """`n` questions about equally many digits, so that lengths are nearly equal where the habit is one."""
+        """Draw `n` questions about equally many digits, so that targets of one habit have nearly equal lengths."""
         cells = int(self.rng.integers(2, 4))
         patches, grids, shown = self.composites(n, cells)
         rows, targets = zip(*(self._sequence(row.tolist(), direct_share) for row in shown), strict=True)
@@ -88,7 +88,7 @@ class Teacher:
 
 
 def _around(processor: Any) -> tuple[str, str]:
-    """What the chat template writes before and after the question."""
+    """Return what the chat template writes before and after the question."""
     content = [{"type": "image"}, {"type": "text", "text": "QUESTION"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     before, after = text.split("QUESTION")
@@ -129,7 +129,7 @@ def train_language(name: str, model: Any, teacher: Teacher, stage: Stage) -> flo
 def _train(
     name: str, parameters: list[nn.Parameter], stage: Stage, loss_of_batch: Callable[[], tuple[Tensor, float]]
 ) -> float:
-    """AdamW with linear warm-up and decay. Returns the mean accuracy over the last tenth of the steps."""
+    """Train with AdamW, linear warm-up and decay. Return the mean accuracy over the last tenth of the steps."""
     optimiser = torch.optim.AdamW(parameters, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda i: min((i + 1) / stage.warmup, (stage.steps - i) / stage.steps)

@@ -80,18 +80,18 @@ def run_seed(policy: Policy, labelled: LabelledSet, tree: TreeConfig, roots: int
 
 
 def configuration(votes: int, seed: int, tree: TreeConfig | None = None) -> RunConfig:
-    """`digits`' own sampling, with other votes."""
+    """Return the configuration of `digits` with other votes."""
     sampling: dict[str, Any] = {"votes": votes, "train_rollouts": 1, "max_new_tokens": MAX_NEW_TOKENS}
     return configure({"seed": seed, "sampling": sampling | ({"tree": tree.model_dump()} if tree else {})})
 
 
 def draw(policy: Policy, questions: Sequence[Question], config: RunConfig) -> list[list[Rollout]]:
-    """The votes of one step, by its sampler."""
+    """Draw the votes of one step."""
     return make_sampler(policy, config).sample(questions, config.sampling.votes.max, step=0, purpose="train")
 
 
 def graded(labelled: LabelledSet, drawn: Drawn) -> list[evaluation.Item]:
-    """Each question's vote over its rollouts, graded as every evaluation grades."""
+    """Grade each question's vote over its rollouts, as every evaluation does."""
     saved = Saved.of(labelled.questions, drawn)
     return evaluation.evaluate(labelled.questions, labelled.key, saved, samples=len(drawn[0]), split="trees")
 
@@ -114,7 +114,7 @@ class Row(NamedTuple):
 
 
 def rows(seeds: Sequence[Seed]) -> dict[str, Row]:
-    """The table; differences are trees minus the row's, paired by seed and question."""
+    """Compute the table. Differences are trees minus the row, paired by seed and question."""
     return {name: _row(name, seeds) for name in seeds[0].arms}
 
 
@@ -129,7 +129,7 @@ def _row(name: str, seeds: Sequence[Seed]) -> Row:
 
 
 def _intervals(values_SQ: np.ndarray) -> tuple[Interval, Interval]:
-    """The mean, once with the interval over questions (each averaged over the seeds), once with that over seeds."""
+    """Return the mean with its interval over questions (averaged over seeds), and with that over seeds."""
     return over_questions(values_SQ), over_seeds(values_SQ.mean(axis=1))
 
 
@@ -140,7 +140,7 @@ COLUMNS = (
 
 
 def markdown(table: dict[str, Row], seeds: Sequence[Seed]) -> str:
-    """The table and what the trees looked like, as a page shows them."""
+    """Write the table and a description of the trees for a page."""
     words = {
         "drawn tokens over the leaves'": [seed.by_leaves for seed in seeds],
         "by the fork positions alone": [seed.by_forks for seed in seeds],
@@ -159,7 +159,7 @@ def _cells(name: str, row: Row) -> list[str]:
 
 
 def figures(table: dict[str, Row], seeds: Sequence[Seed]) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return what `--json` prints."""
     return {
         "rows": plain(table),
         "tree_token_ratio": table[TREE].ratio,
@@ -173,7 +173,7 @@ def figures(table: dict[str, Row], seeds: Sequence[Seed]) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     assert __doc__ is not None
     parser = command_line(__doc__.splitlines()[0])
     parser.add_argument("--roots", type=int, default=12)

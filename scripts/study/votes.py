@@ -34,7 +34,7 @@ FULL = "never"
 
 
 def rules(most: int, rounds: Sequence[int]) -> dict[str, VotesConfig]:
-    """The full vote, and the ways to stop it, by name."""
+    """Return the full vote and the ways to stop it, by name."""
     sure = [VotesConfig(max=most, stop="confident", level=level) for level in LEVELS]
     stops = {"decided": VotesConfig(max=most, stop="decided")} | {f"confident {v.level:g}": v for v in sure}
     sized = {
@@ -77,7 +77,7 @@ def _arm(groups: Sequence[Group], full: Sequence[Group], labelled: LabelledSet) 
 
 
 def _right(group: Group, labelled: LabelledSet) -> float:
-    """The score of the vote's answer, as `evaluation` grades it."""
+    """Return the score of the vote's answer, as `evaluation` grades it."""
     spec = group.question.spec
     answers = [parse(rollout.text, spec) for rollout in group.rollouts]
     winner = representative(answers, group.answers, group.vote.answer)
@@ -97,7 +97,7 @@ class Row(NamedTuple):
 
 
 def rows(seeds: Sequence[dict[str, Arm]]) -> dict[str, Row]:
-    """The table. Intervals are over questions, each averaged over the seeds, unless their name says otherwise."""
+    """Compute the table. Intervals are over questions, averaged over seeds, unless their name says otherwise."""
     return {name: _row([seed[name] for seed in seeds], [seed[FULL] for seed in seeds]) for name in seeds[0]}
 
 
@@ -124,7 +124,7 @@ COLUMNS = (
 
 
 def markdown(table: dict[str, Row]) -> str:
-    """The table as a page shows it."""
+    """Write the table for a page."""
     body = [
         [name, f"{row.rollouts:.1f}", f"{row.tokens:.0f}", percent(row.saved), f"{100 * row.agreement:.2f}"]
         + [percent(interval) for interval in (row.accuracy, row.accuracy_by_seed, row.worse)]
@@ -134,7 +134,7 @@ def markdown(table: dict[str, Row]) -> str:
 
 
 def figures(table: dict[str, Row], seeds: Sequence[dict[str, Arm]]) -> dict[str, Any]:
-    """What `--json` prints; the ratio of the exact rule is of the configuration's rounds."""
+    """Return what `--json` prints; the ratio of the exact rule is at the configuration's rounds."""
     decided = table[f"decided, rounds of {VotesConfig().round}"]
     return {
         "rows": plain(table),
@@ -146,7 +146,7 @@ def figures(table: dict[str, Row], seeds: Sequence[dict[str, Arm]]) -> dict[str,
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     assert __doc__ is not None
     parser = command_line(__doc__.splitlines()[0])
     parser.add_argument("--votes", type=int, default=32)
