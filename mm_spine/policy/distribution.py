@@ -15,18 +15,20 @@ from torch import Tensor
 VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 IMPOSSIBLE = -1e4
-"""A log-probability in -inf's place where 0 x -inf would be nan: its exponential is 0 in every precision."""
+"""Stands for a log-probability of -inf where 0 * -inf would be nan. Its exponential is 0 in every precision."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """`temperature` > 0; `banned` token ids can never be sampled: after one, no forward would fit its images."""
+    """The policy's distribution at `temperature` > 0, without the `banned` token ids."""
+
+    # Vision specials are banned because a response that holds one would need an image for it in every later forward.
 
     temperature: float = 1.0
     banned: tuple[int, ...] = ()
 
     def log_probs(self, logits: Tensor) -> Tensor:
-        """(..., V) logits -> (..., V) log-probabilities in nats, fp32 whatever the weights' type."""
+        """Map logits (..., V) to log-probabilities (..., V) in nats, in fp32 whatever the weights' type."""
         logits = logits.float()
         if self.banned:
             logits = logits.index_fill(-1, _places(self.banned, logits.device), float("-inf"))
@@ -35,16 +37,16 @@ class Distribution:
 
 @cache
 def _places(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Once a device, not once a token: a copy to a card waits for it."""
+    # Cached, because a copy to a card for every token would wait for the card.
     return torch.tensor(ids, device=device)
 
 
 def banned_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Ids of the vision specials that this tokenizer knows."""
+    """Return the ids of the vision specials that this tokenizer knows, ascending."""
     ids = (tokenizer.convert_tokens_to_ids(token) for token in VISION_SPECIALS)
     return tuple(sorted(i for i in ids if i is not None and i != tokenizer.unk_token_id))
 
 
 def entropy_of(log_probs_SV: Tensor) -> Tensor:
-    """H = -sum_v pi log pi over the full vocabulary, shape (S,), nats; banned tokens (-inf) add nothing."""
+    """Return H = -sum_v pi_v log pi_v over the full vocabulary, (S,), nats. Banned tokens (-inf) add nothing."""
     return -(log_probs_SV.exp() * log_probs_SV.clamp(min=IMPOSSIBLE)).sum(-1)

@@ -1,4 +1,4 @@
-"""Select, then project: only the tokens that need a distribution get one."""
+"""The vocabulary projection of selected tokens only, in chunks, with log-probs, entropies and divergences."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.autograd.function import once_differentiable
 from mm_spine.policy.distribution import IMPOSSIBLE, Distribution, entropy_of
 
 CHUNK_BYTES = 64 * 2**20
-"""Of one chunk of logits in fp32. Three such tensors live at a time, and with an exact divergence up to ten."""
+"""Bytes of one chunk of logits in fp32. Three such tensors live at a time, with an exact divergence up to ten."""
 
 Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(log_probs_SV, reference_log_probs_SV, target_S) -> divergence per token (S,), nats."""
+"""(log_probs_SV, reference_log_probs_SV, target_S) -> divergence of each token (S,), nats."""
 
 
 class Anchor(NamedTuple):
-    """The reference policy at the same S positions: hidden states (S, D), head weight (V, D), and what to compare."""
+    """The reference policy at the same S positions: hidden states, head weight, and the divergence from it."""
 
     hidden_SD: Tensor
     weight_VD: Tensor
@@ -28,7 +28,7 @@ class Anchor(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """Per selected token: log-probability of the token drawn, entropy, divergence from the anchor (or zeros)."""
+    """For each selected token: log-prob of the token drawn, entropy, divergence from the anchor (or 0), all nats."""
 
     logp_S: Tensor
     entropy_S: Tensor
@@ -36,10 +36,12 @@ class Projected(NamedTuple):
 
 
 class SelectedHead(nn.Module):
-    """Owns the vocabulary projection, so that ZeRO-3 gathers it around `forward`.
+    """Project selected tokens on the vocabulary, one chunk at a time.
 
-    Never holds (tokens x vocabulary) for more than one chunk: all but the last are recomputed in backward.
+    Log-probs of all chunks but the last are computed again in the backward pass.
     """
+
+    # A module of its own that owns the weight, so that ZeRO stage 3 gathers the weight around `forward`.
 
     def __init__(self, weight: nn.Parameter, chunk_bytes: int = CHUNK_BYTES) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class SelectedHead(nn.Module):
 
 
 class _LogProbs(NamedTuple):
-    """Of one chunk of C tokens: the policy's and the anchor's (C, V)."""
+    """Log-probs of one chunk of C tokens, the policy's and the anchor's."""
 
     policy_CV: Tensor
     anchor_CV: Tensor | None
@@ -62,7 +64,7 @@ class _LogProbs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Head:
-    """What a chunk of tokens, a slice of the S selected ones, is computed from."""
+    """What a chunk, a slice of the S selected tokens, is computed from."""
 
     hidden_SD: Tensor
     weight_VD: Tensor
@@ -84,11 +86,13 @@ class _Head:
         return Projected(logp_C, entropy_of(found.policy_CV), kl_C)
 
     def logits_gradient(self, chunk: slice, found: _LogProbs, entropy_C: Tensor, upstream: Projected) -> Tensor:
-        """The loss's gradient by the chunk's logits (C, V). Overwrites the policy's log-probs.
+        """Return the gradient of the loss by the chunk's logits (C, V). Overwrites the policy's log-probs.
 
-        d logp = onehot - p for the token drawn, dH = -p (log p + H), both over the temperature; a divergence's own
-        gradient d by log-probs becomes d - p sum(d). Where a token is banned p is 0, and so is all of it.
+        With p the probabilities and H the entropy: d logp = onehot - p for the token drawn and dH = -p (log p + H),
+        both divided by the temperature. A divergence's gradient d by the log-probs becomes d - p sum(d).
         """
+        # In place wherever possible: each of these tensors has the size of a chunk. For a banned token p is 0, and so
+        # are all terms.
         by_logp_C, by_entropy_C1 = upstream.logp_S[chunk], upstream.entropy_S[chunk, None]
         by_log_p_CV = self._divergence_gradient(chunk, found, upstream.kl_S[chunk])
         total_C = by_logp_C if by_log_p_CV is None else by_logp_C + by_log_p_CV.sum(-1)
@@ -101,7 +105,7 @@ class _Head:
         return gradient_CV.div_(self.distribution.temperature)
 
     def _divergence_gradient(self, chunk: slice, found: _LogProbs, upstream_C: Tensor) -> Tensor | None:
-        """By the policy's log-probs (C, V), None without a divergence."""
+        """Return the divergence's gradient by the policy's log-probs (C, V), None without a divergence."""
         if self.anchor is None or found.anchor_CV is None:
             return None
         with torch.enable_grad():
@@ -111,11 +115,10 @@ class _Head:
 
 
 class _Projection(torch.autograd.Function):
-    """`Projected` in chunks of `rows` tokens, and the gradients by hidden states and head.
+    """`Projected` in chunks of `rows` tokens, with the gradients by hidden states and head weight."""
 
-    Two thirds of the time and half the memory of a checkpoint per chunk, at a vocabulary of 151,936 on a CPU: the
-    head's gradient is summed in place, and no chunk is copied to be differentiated.
-    """
+    # Compared with an activation checkpoint per chunk this takes two thirds of the time and half the memory, measured
+    # at a vocabulary of 151,936 on a CPU: the head's gradient is summed in place, and no chunk is copied.
 
     @staticmethod
     def forward(
@@ -133,7 +136,7 @@ class _Projection(torch.autograd.Function):
         ctx.last = head.log_probs(ctx.chunks[-1])
         parts.append(head.measure(ctx.chunks[-1], ctx.last))
         found = Projected(*(torch.cat(column) for column in zip(*parts, strict=True)))
-        # A parameter is saved as itself: under ZeRO-3 the backward finds it gathered again.
+        # The parameter itself is saved: under ZeRO stage 3 the backward pass finds it gathered again.
         ctx.save_for_backward(hidden_SD, weight_VD, target_S, found.entropy_S)
         ctx.settings = distribution, anchor
         return tuple(found)
@@ -158,10 +161,11 @@ class _Projection(torch.autograd.Function):
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right, in fp32 at least and in place; with no total yet, the product as it is."""
+    """Return total + left @ right, in fp32 or better and in place; the product itself if `total` is None."""
     if total is None:
         return left @ right
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     if total.dtype != left.dtype:
         return total.add_(left @ right)
-    return torch.addmm(total, left, right, out=total)  # addmm_ would escape torch's counter of FLOPs
+    # Not `addmm_`, which torch's counter of FLOPs does not see.
+    return torch.addmm(total, left, right, out=total)

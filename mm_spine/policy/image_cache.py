@@ -1,7 +1,7 @@
-"""Image features, once per distinct image: with a frozen tower they are constants of the run.
+"""Image features, computed once per distinct image: with a frozen tower they are constants of the run.
 
-Memory first, then files that other runs and other ranks may share. Both hold a byte budget and drop what was used
-least recently; what is dropped is encoded again when it is next needed, from the same unit, to the same bits.
+They are kept in memory, and in files that other runs and other ranks may share. Both have a byte budget and drop what
+was used least recently. What was dropped is encoded again when it is next needed, to the same bits.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from mm_spine.processors.chat import EncodedImage
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Part of every key: raise it when the files or what they hold change."""
+"""Part of every key. Raise it when the files or what they hold change."""
 
 FOLDER = "image-features"
-"""Inside `cache.folder`. Only files of our own names are counted or deleted there."""
+"""Folder inside `cache.folder`. Only files named by this module are counted or deleted in it."""
 
 SHARERS = 8
-"""Processes that may fill one folder between two looks at it without passing the budget together."""
+"""How many processes may fill one folder between two looks at its size without exceeding the budget together."""
 
 STALE = 3600.0
-"""Seconds after which a file still being written was left by a crash."""
+"""Seconds after which a file that is still being written counts as left by a crash."""
 
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 _ASIDE = re.compile(_NAME.pattern + r"\.[0-9a-f]{32}\.writing")
 
 
 class Features(NamedTuple):
-    """What the tower makes of images of I tokens: `final_ID`, and for each DeepStack layer (I, D); Qwen2.5 has none."""
+    """The tower's features of images of I tokens: `final_ID`, and (I, D) for each DeepStack layer, if there are any."""
 
     final_ID: Tensor
     deepstack: tuple[Tensor, ...] = ()
 
     @property
     def wide_IF(self) -> Tensor:
-        """All of them side by side, (I, D x (1 + layers))."""
+        """All features side by side, (I, D x (1 + layers))."""
         return torch.cat((self.final_ID, *self.deepstack), dim=-1) if self.deepstack else self.final_ID
 
     @property
@@ -64,13 +64,13 @@ class Features(NamedTuple):
         return sum(tensor.nbytes for tensor in (self.final_ID, *self.deepstack))
 
     def to(self, device: torch.device) -> Features:
-        """The same bits on `device`."""
+        """Return the same bits on `device`."""
         return Features(self.final_ID.to(device), tuple(layer.to(device) for layer in self.deepstack))
 
 
 @dataclass(frozen=True)
 class CacheUse:
-    """Look-ups answered by memory (`hits`) or not (`misses`: by a file or a tower run), and bytes held now."""
+    """Look-ups that memory answered (`hits`) or not (`misses`: a file or a tower run did), and bytes held now."""
 
     hits: int = 0
     misses: int = 0
@@ -81,20 +81,21 @@ class CacheUse:
 
 
 def over_ranks(uses: Sequence[CacheUse]) -> CacheUse:
-    """The sum over ranks; of the disk the largest, because the ranks of a machine share its folder."""
+    """Return the sums over ranks."""
+    # Of the bytes on disk the largest counts, because the ranks of a machine share its folder.
     names = ("hits", "misses", "disk_hits", "tower_runs", "memory_bytes")
     sums = {name: sum(getattr(use, name) for use in uses) for name in names}
     return CacheUse(**sums, disk_bytes=max(use.disk_bytes for use in uses))
 
 
 class ImageCache:
-    """Features by the hash of the processed patches, one image a unit.
+    """Features by the hash of an image's processed patches.
 
-    One image at a time, because a tower's row is not bit-equal to the same row in a larger batch. Of mergers that
-    `train` (children of the tower, by name) it holds what enters them, the patches of a token side by side.
-    A model without a tower (None) has no features. `checksum` gives the tower's; it is asked for once, and only if
-    there is a folder.
+    `train` names the tower's mergers that train: the cache then holds what enters them, the patches of a token side by
+    side. `checksum` returns the checksum of the tower's weights; it is called once, and only if there is a folder.
     """
+
+    # The tower runs on one image at a time, because its rows are not bit-equal to the same rows in a larger batch.
 
     def __init__(
         self,
@@ -112,22 +113,22 @@ class ImageCache:
         self.hits = self.misses = self.disk_hits = self.tower_runs = 0
 
     def features(self, image: EncodedImage) -> Tensor:
-        """Final features (image tokens, width) of `image`, on the tower's device, without gradient."""
+        """Return the final features (image tokens, width) of `image`, on the tower's device, without gradient."""
         return self.entry(image).final_ID
 
     def entry(self, image: EncodedImage) -> Features:
-        """All features of `image`, on the tower's device, without gradient."""
+        """Return all features of `image`, on the tower's device, without gradient."""
         return self._get(image.key, lambda: {image.key: image})
 
     def joined(self, keys: Sequence[str], images: Callable[[], Sequence[EncodedImage]]) -> Features:
-        """Features of several images, one after the other. `images` makes them again if one has been dropped."""
+        """Return the features of several images in order. `images` reads them again if one has been dropped."""
         again = cache(lambda: {image.key: image for image in images()})
         parts = [self._get(key, again) for key in keys] or [self._nothing()]
         layers = zip(*(part.deepstack for part in parts), strict=True)
         return Features(torch.cat([part.final_ID for part in parts]), tuple(torch.cat(layer) for layer in layers))
 
     def use(self) -> CacheUse:
-        """What the cache did so far on this rank, and what it holds."""
+        """Return what the cache did so far on this rank, and what it holds."""
         disk = 0 if self._disk is None else self._disk.nbytes()
         return CacheUse(self.hits, self.misses, self.disk_hits, self.tower_runs, self._memory.nbytes, disk)
 
@@ -160,7 +161,7 @@ class ImageCache:
         return made
 
     def _nothing(self) -> Features:
-        """Of no image at all: shapes that can be joined with others."""
+        """Return the features of no image, in shapes that can be joined with others."""
         if self._tower is None:
             return Features(torch.zeros(0, 0))
         width = self._tower.merger.hidden_size if self._train else self._tower.config.out_hidden_size
@@ -173,7 +174,7 @@ class ImageCache:
 
     @cached_property
     def _stamp(self) -> str:
-        """All that the bits depend on beside the patches: the weights, and the software and device that run them."""
+        """What the bits depend on apart from the patches: the weights, and the software and device that run them."""
         device = self._tower.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         software = (torch.__version__, version("transformers"))
@@ -192,7 +193,7 @@ class ImageCache:
 
 
 class _SideBySide(nn.Module):
-    """In a merger's place: the patches that it would merge, (patches, h) -> (image tokens, width)."""
+    """Stands in for a merger: lays the patches that it would merge side by side, (patches, h) -> (tokens, width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -203,7 +204,7 @@ class _SideBySide(nn.Module):
 
 
 class _Memory:
-    """Entries in the host's memory, at most `budget` bytes of them."""
+    """Entries in the host's memory, at most `budget` bytes in all."""
 
     def __init__(self, budget: int, warn: bool) -> None:
         self._budget, self._warn = budget, warn
@@ -231,22 +232,25 @@ class _Memory:
 
 
 class _Disk:
-    """Entries as files, at most `budget` bytes of them, shared with other processes without a lock.
+    """Entries as files, at most `budget` bytes in all, shared with other processes.
 
-    A file is written aside and renamed, so it is whole or absent; equal keys are equal bytes, so it does not matter
-    who writes last; two that make room at once delete the same oldest files. A file that cannot be read is a miss.
-    A disk that fails costs tower runs, never the run.
+    A file that cannot be read is a miss. A disk that fails costs tower runs, and does not stop the run.
     """
+
+    # No lock is needed. A file is written under another name and renamed, so it is whole or absent. Equal keys have
+    # equal bytes, so it does not matter who writes last. Processes that make room at the same time delete the same
+    # oldest files.
 
     def __init__(self, folder: Path, budget: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._budget = folder, budget
-        self._room = 0  # bytes to write before the folder is looked at again
+        # Bytes that may be written before the folder's size is read again.
+        self._room = 0
         self._warned = False
         self._clear_stale()
 
     def get(self, key: str) -> Features | None:
-        """The entry, None if it is absent or damaged."""
+        """Return the entry, None if it is absent or damaged."""
         path = self._path(key)
         try:
             found = unpack(path.read_bytes())
@@ -255,12 +259,13 @@ class _Disk:
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             log.warning("%s: not a whole file of image features (%s); it is made again", path, error)
             return None
-        with suppress(OSError):  # deleted meanwhile, or another user's: it was read all the same
+        # Another process may have deleted the file, or another user may own it. It was read all the same.
+        with suppress(OSError):
             os.utime(path)
         return found
 
     def put(self, key: str, features: Features) -> None:
-        """Write the entry if the budget has room for it at all."""
+        """Write the entry, unless it alone exceeds the budget."""
         data = pack(features)
         if len(data) > self._budget:
             return
@@ -280,14 +285,14 @@ class _Disk:
         self._room -= len(data)
 
     def nbytes(self) -> int:
-        """Of all entries in the folder, whoever wrote them."""
+        """Return the bytes of all entries in the folder, of other processes too."""
         return sum(size for _, size, _ in self._files(_NAME))
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"
 
     def _make_room(self, needed: int) -> None:
-        """Delete the files that were used least recently, an eighth of the budget at once, if `needed` do not fit."""
+        """Delete the files that were used least recently if `needed` bytes do not fit, down to 7/8 of the budget."""
         files = sorted(self._files(_NAME))
         total = sum(size for _, size, _ in files)
         if total + needed > self._budget:
@@ -305,7 +310,7 @@ class _Disk:
                 path.unlink(missing_ok=True)
 
     def _files(self, name: re.Pattern[str]) -> Iterator[tuple[int, int, Path]]:
-        """(last use in ns, bytes, path); a file that another process deletes meanwhile is passed over."""
+        """Yield (last use in ns, bytes, path) of the files called `name`; skip those that are deleted meanwhile."""
         for found in self._folder.iterdir():
             if name.fullmatch(found.name):
                 with suppress(FileNotFoundError):
@@ -314,16 +319,16 @@ class _Disk:
 
 
 def pack(features: Features) -> bytes:
-    """A safetensors file of the entry and a digest of it. Equal entries give equal bytes."""
+    """Return a safetensors file with the entry and its digest. Equal entries give equal bytes."""
     tensors = {f"{i}": tensor.contiguous() for i, tensor in enumerate((features.final_ID, *features.deepstack))}
     return save({**tensors, "digest": torch.frombuffer(bytearray(_digest(tensors)), dtype=torch.uint8)})
 
 
 def unpack(data: bytes) -> Features:
-    """The entry of a file made by `pack`. Raises SafetensorError, KeyError or ValueError for any other bytes."""
+    """Return the entry of a file made by `pack`. Raises SafetensorError, KeyError or ValueError for other bytes."""
     tensors = load(data)
     if bytes(tensors.pop("digest").tolist()) != _digest(tensors):
-        raise ValueError("its digest is another")
+        raise ValueError("its digest does not match")
     final, *deepstack = (tensors[f"{i}"] for i in range(len(tensors)))
     return Features(final, tuple(deepstack))
 

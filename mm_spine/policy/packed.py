@@ -1,7 +1,7 @@
-"""All questions of a micro-batch in one row without padding: each prompt once, its responses as a token tree behind it.
+"""All questions of a micro-batch in one row without padding: each prompt once, followed by its token tree.
 
-With M-RoPE the positions of every branch go on from the prompt's maximum + 1, as they would in a row of its own,
-so the result equals the plain forward on every (prompt, response) pair.
+With M-RoPE the positions of every branch continue from the prompt's maximum + 1, as in a row of its own. So the result
+equals the plain forward on every (prompt, response) pair.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from mm_spine.policy.tree_attention import AttentionPlan
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An encoded prompt of L tokens with I image tokens, their places, a key and a grid (3, patches) per image, and
-    where features come from.
+    """An encoded prompt of L tokens, of which I are image tokens at the places `image_at_I`.
 
-    It holds no features: `features` takes them from the image cache, so that a run's prompts cost little memory.
+    `image_keys` and `image_grids` (3,), in patches, have one entry per image.
     """
+
+    # A prompt holds no features, so that a run can keep all its prompts: `features` takes them from the image cache.
 
     ids_L: Tensor
     positions_3L: Tensor
@@ -36,7 +37,7 @@ class Prompt:
 
     @property
     def features_ID(self) -> Tensor:
-        """The images' features in order, DeepStack's beside the final ones. Hold them no longer than a batch needs."""
+        """Features (I, D x (1 + DeepStack layers)) of the images in order. Hold them no longer than a batch needs."""
         return self.features().wide_IF
 
     @property
@@ -46,7 +47,7 @@ class Prompt:
 
 
 class Branches(NamedTuple):
-    """One question: its prompt, its leaves' token ids, and per leaf which tokens (T,) are selected; both on the CPU."""
+    """One question: its prompt, and for each leaf its token ids (T,) and which are selected (T,), both on the CPU."""
 
     prompt: Prompt
     leaves: Sequence[Tensor]
@@ -54,9 +55,10 @@ class Branches(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """One row of P tokens, its attention, and its S distinct predictions: where from, and of which token.
+    """One row of P tokens, its attention, and its S distinct predictions.
 
-    The K selected tokens of the N leaves are `prediction_K`, put at the flat places `slot_K` of (N, T).
+    Prediction s is of token `target_S[s]`, from the hidden state at place `predict_at_S[s]`. Selected token k of the N
+    leaves is prediction `prediction_K[k]` and belongs at the flat place `slot_K[k]` of (N, T).
     """
 
     ids_1P: Tensor
@@ -72,43 +74,40 @@ class PackedBatch(NamedTuple):
 
 
 def pack(rows: Sequence[Branches], least_saved: int = LEAST_SAVED) -> PackedBatch:
-    """Questions -> one row. N counts leaves over all questions in order; T is the longest leaf, in tokens."""
+    """Pack questions into one row. N counts the leaves of all questions in order; T is the longest leaf, in tokens."""
     device = rows[0].prompt.ids_L.device
     trees = [tree_of(row, least_saved) for row in rows]
-    starts = np.cumsum([0, *(len(r.prompt.ids_L) + len(t.ids_P) for r, t in zip(rows, trees, strict=True))]).tolist()
-    laid = list(zip(rows, trees, starts, strict=False))
+    pairs = list(zip(rows, trees, strict=True))
+    starts = np.cumsum([0, *(len(row.prompt.ids_L) + len(tree.ids_P) for row, tree in pairs)]).tolist()
+    laid = [(row, tree, start) for (row, tree), start in zip(pairs, starts, strict=False)]
     longest = max(len(tokens) for row in rows for tokens in row.leaves)
     distinct = _distinct(laid, longest)
-    at_S, target_S, prediction_K, slot_K = (torch.from_numpy(x).to(device) for x in distinct)
+    predict_at_S, target_S, prediction_K, slot_K = (torch.from_numpy(x).to(device) for x in distinct)
+    ids = [ids for row, tree in pairs for ids in (row.prompt.ids_L, torch.from_numpy(tree.ids_P).to(device))]
+    nodes = tuple(node for each in laid for node in _nodes(*each))
     return PackedBatch(
-        torch.cat([_behind(row.prompt.ids_L, tree.ids_P) for row, tree in zip(rows, trees, strict=True)])[None],
-        torch.cat([_positions(row, tree) for row, tree in zip(rows, trees, strict=True)], dim=1)[:, None],
-        AttentionPlan(
-            tuple(node for each in laid for node in _nodes(*each)), starts[-1], device, np.unique(distinct[0])
-        ),
-        torch.cat([row.prompt.features_ID for row in rows]),
-        torch.cat([start + row.prompt.image_at_I for row, _, start in laid]),
-        at_S,
-        target_S,
-        prediction_K,
-        slot_K,
-        (sum(len(row.leaves) for row in rows), longest),
+        ids_1P=torch.cat(ids)[None],
+        positions_31P=torch.cat([_positions(row, tree) for row, tree in pairs], dim=1)[:, None],
+        plan=AttentionPlan(nodes, starts[-1], device, wanted=np.unique(distinct[0])),
+        features_ID=torch.cat([row.prompt.features_ID for row in rows]),
+        image_at_I=torch.cat([start + row.prompt.image_at_I for row, _, start in laid]),
+        predict_at_S=predict_at_S,
+        target_S=target_S,
+        prediction_K=prediction_K,
+        slot_K=slot_K,
+        shape_NT=(sum(len(row.leaves) for row in rows), longest),
     )
 
 
 def tree_of(row: Branches, least_saved: int = LEAST_SAVED) -> Tree:
-    """The token tree behind a prompt. Each leaf ends before its last selected token: nothing later is needed."""
+    """Return the token tree behind a prompt, each leaf cut before its last selected token."""
     pairs = zip(row.leaves, row.selected, strict=True)
     return token_tree([cut(tokens.numpy(), selected.numpy()) for tokens, selected in pairs], least_saved)
 
 
 def row_length(row: Branches) -> int:
-    """Tokens that `row` adds to a batch."""
+    """Return how many tokens `row` adds to a batch."""
     return len(row.prompt.ids_L) + len(tree_of(row).ids_P)
-
-
-def _behind(prompt: Tensor, tokens: np.ndarray) -> Tensor:
-    return torch.cat([prompt, torch.from_numpy(tokens).to(prompt.device)])
 
 
 def _positions(row: Branches, tree: Tree) -> Tensor:
@@ -123,7 +122,8 @@ def _nodes(row: Branches, tree: Tree, start: int) -> list[Node]:
 
 
 def _distinct(laid: Sequence[tuple[Branches, Tree, int]], longest: int) -> tuple[np.ndarray, ...]:
-    """Each (place, token) pair once, whatever the number of leaves that go through it."""
+    """Return `predict_at_S`, `target_S`, `prediction_K` and `slot_K` of a `PackedBatch`."""
+    # Leaves that share a token share its prediction: each (place, token) pair is projected once.
     all_at, all_targets, slots, leaf = [], [], [], 0
     for row, tree, start in laid:
         first = start + len(row.prompt.ids_L)

@@ -1,4 +1,4 @@
-"""The KL anchor: the starting policy, kept as one copy of its trainable weights and of nothing else."""
+"""The KL anchor: the starting policy, kept as one copy of its trainable weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mm_spine.policy.packed import PackedBatch
 
 
 class Reference:
-    """Copies the trainable weights now; `anchor` runs the trunk with them in the parameters' place."""
+    """The policy as it is when this is made, from which `anchor` measures divergence."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -25,14 +25,15 @@ class Reference:
 
     @torch.no_grad()
     def anchor(self, batch: PackedBatch, divergence: Divergence) -> Anchor:
-        """The starting policy's hidden states at the selected positions of `batch`."""
+        """Return the starting policy's hidden states at the selected positions of `batch`, with its head."""
         with _standing_in(self._policy.trainable(), self._starting):
             return Anchor(self._policy.text.trunk(batch), self._head, divergence)
 
 
 @contextmanager
 def _standing_in(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The parameters hold `weights`, and afterwards their own storage again: nothing is copied either way."""
+    """Within the context, let the parameters hold `weights`."""
+    # Storage is exchanged, and nothing is copied.
     own = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():

@@ -1,4 +1,4 @@
-"""What the policy says of responses that stand already: exact log-probs and entropies, without gradient."""
+"""Exact log-probs and entropies of given responses under the policy, without gradient."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, pack
 from mm_spine.types import Question
 
-Asked = tuple[Question, Sequence[Sequence[int]]]
-"""A question and the token ids of its responses, which may be equal, or of no tokens."""
+QuestionResponses = tuple[Question, Sequence[Sequence[int]]]
+"""A question and the token ids of its responses. Responses may be equal or empty."""
 
 
 class Scores(NamedTuple):
-    """Of one response of T tokens: log-probs of its tokens and full-vocabulary entropies (T,), nats, fp32."""
+    """Log-probs of one response's T tokens and full-vocabulary entropies, both (T,), nats, fp32."""
 
     logp: np.ndarray
     entropy: np.ndarray
 
 
 @torch.no_grad()
-def score_responses(policy: Policy, asked: Sequence[Asked], distribution: Distribution) -> list[list[Scores]]:
-    """The scores of every response of every question, in order, from one packed forward for all of them.
+def score_responses(
+    policy: Policy, asked: Sequence[QuestionResponses], distribution: Distribution
+) -> list[list[Scores]]:
+    """Return the scores of every response of every question, in order, from one packed forward.
 
-    A prompt is computed once, and so is what responses have in common; memory grows with the packed tokens.
+    Prompts and common prefixes are computed once. Memory grows with the packed tokens.
     """
     if not any(responses for _, responses in asked):
         return [[] for _ in asked]

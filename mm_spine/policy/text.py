@@ -17,7 +17,7 @@ from mm_spine.types import TokenStats
 
 
 class Trained(NamedTuple):
-    """The trainer's view of a micro-batch: TokenStats, and divergence from the anchor (N, T), 0 where unselected."""
+    """A forward over a micro-batch: TokenStats, and the divergence from the anchor (N, T), 0 where not selected."""
 
     stats: TokenStats
     kl_NT: Tensor
@@ -26,10 +26,12 @@ class Trained(NamedTuple):
 class LastLayer:
     """Hooks that compute no more of the last decoder layer than the trunk's output needs.
 
-    Its keys and values are of all tokens; queries, their attention, its output projection and the feed-forward part
-    only of the tokens that predict something; what stands elsewhere nobody reads. Where a call brings no plan,
-    as in decoding, nothing changes. Hooks run again when a checkpointed layer is recomputed.
+    Keys and values are computed for all tokens. Queries, their attention, its output projection and the feed-forward
+    part are computed only for tokens that predict something; the others' outputs are zero and not read. A call without
+    a plan, as in decoding, is not changed.
     """
+
+    # Hooks run again when a checkpointed layer is recomputed, so all state is set on entry and cleared on leaving.
 
     def __init__(self, layer: Any) -> None:
         self.places: Tensor | None = None
@@ -61,7 +63,9 @@ class LastLayer:
 
 
 class TextPolicy(nn.Module):
-    """What trains: language model, head, and mergers if given. The tower is not in it: no engine can touch it."""
+    """The part of the model that trains: language model, head, and the tower's mergers if given."""
+
+    # The vision tower is not a submodule, so that no training engine can reach its parameters.
 
     def __init__(
         self, language_model: Any, head_weight: nn.Parameter, family: Family, tower_with_mergers: Any = None
@@ -79,9 +83,10 @@ class TextPolicy(nn.Module):
     def hidden(
         self, ids_BP: Tensor, positions_3BP: Tensor, mask: Tensor, image_at_I: Tensor, features_IF: Tensor, **more: Any
     ) -> Tensor:
-        """Last hidden states (B, P, D), with the image features at the flat, ascending places `image_at_I` of the ids.
+        """Return the last hidden states (B, P, D), with image features in place of the embeddings at `image_at_I`.
 
-        `mask` (B, 1, P, K) is True where a token may look; `more` goes to the language model as it is.
+        `image_at_I` are flat, ascending places in `ids_BP`. `mask` (B, 1, P, K) is True where a query may read a key.
+        `more` goes to the language model.
         """
         embeds = self.language_model.embed_tokens(ids_BP)
         deepstack: Sequence[Tensor] = ()
@@ -98,9 +103,9 @@ class TextPolicy(nn.Module):
         return found
 
     def image_inputs(self, features_IF: Tensor, width: int) -> Sequence[Tensor]:
-        """(I, D) for the text model's input and for each layer that takes features too; through mergers that train.
+        """Return (I, D) for the text model's input and for each layer that takes DeepStack features.
 
-        What is for one stands in `features_IF` beside what is for the others; before a merger, so do its patches.
+        `features_IF` holds them side by side. If the mergers train, it holds what enters them, and they run here.
         """
         if not self.mergers:
             return features_IF.split(width, dim=-1)
@@ -110,7 +115,7 @@ class TextPolicy(nn.Module):
         return [merger(part.reshape(rows, -1)) for merger, part in zip(mergers, parts, strict=True)]
 
     def trunk(self, batch: PackedBatch) -> Tensor:
-        """Hidden states (S, D) that the distinct predictions of `batch` are made from."""
+        """Return the hidden states (S, D) that the distinct predictions of `batch` are made from."""
         hidden_1PD = self.hidden(
             batch.ids_1P,
             batch.positions_31P,
@@ -123,6 +128,7 @@ class TextPolicy(nn.Module):
         return hidden_1PD[0].index_select(0, batch.predict_at_S)
 
     def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None = None) -> Trained:
+        """Run trunk and head, and put each prediction at its places in (N, T)."""
         projected = self.head(self.trunk(batch), batch.target_S, distribution, anchor)
         n, t = batch.shape_NT
         zeros = projected.logp_S.new_zeros(n * t)

@@ -1,7 +1,7 @@
-"""The token tree of a question: what its responses have in common is there once, whatever made it common.
+"""The token tree of a question: a radix tree over the token ids of its responses, which holds common prefixes once.
 
-A radix tree over token ids: forks of a tree sampler, identical rollouts and prefixes equal by chance are one
-mechanism, and nobody records anything. Nodes lie depth-first, so that all a node's descendants follow it in one range.
+Branches of a tree sampler, identical rollouts and prefixes that are equal by chance are all found by comparing token
+ids. Nodes lie depth-first, so that the descendants of a node follow it in one range.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 LEAST_SAVED = 16
-"""Tokens that sharing must save for a node of its own: below that, its part of the attention costs more."""
+"""Tokens that a shared prefix must save to be a node. Below that, one more part of the attention costs more."""
 
 
 class Node(NamedTuple):
-    """Tokens start..stop of a row: read causally by themselves, and wholly by their descendants stop..end."""
+    """Tokens start..stop of a row. They read one another causally; their descendants, stop..end, read all of them."""
 
     start: int
     stop: int
@@ -25,7 +25,10 @@ class Node(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """P tokens depth-first, how many come before each on its path, the nodes, and where each leaf's tokens lie."""
+    """P tokens, depth-first.
+
+    `depth_P` counts the tokens before each one on its path. `places` says for each leaf where its tokens lie.
+    """
 
     ids_P: np.ndarray
     depth_P: np.ndarray
@@ -34,7 +37,7 @@ class Tree(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Tokens begin..shared of the sorted leaves first..last, below the span numbered `parent` (-1: below the root)."""
+    """Tokens begin..shared of the sorted leaves first..last, below the span numbered `parent` (-1: the root)."""
 
     first: int
     last: int
@@ -44,7 +47,10 @@ class _Span(NamedTuple):
 
 
 def token_tree(leaves: Sequence[np.ndarray], least: int = LEAST_SAVED) -> Tree:
-    """The tree of `leaves` (token ids, possibly none). A prefix is shared where that saves at least `least` tokens."""
+    """Return the tree of `leaves` (token ids, possibly none).
+
+    A common prefix is shared if that saves at least `least` tokens.
+    """
     order = sorted(range(len(leaves)), key=lambda i: leaves[i].tolist())
     spans = list(_spans([leaves[i] for i in order], least))
     starts = np.cumsum([0, *(span.shared - span.begin for span in spans)]).tolist()
@@ -59,7 +65,8 @@ def token_tree(leaves: Sequence[np.ndarray], least: int = LEAST_SAVED) -> Tree:
 
 
 def cut(tokens: np.ndarray, selected: np.ndarray) -> np.ndarray:
-    """The tokens before the last selected one: the last of them predicts it, and what follows changes nothing."""
+    """Return the tokens before the last selected one; none if no token is selected."""
+    # The last of them predicts the selected token, and what follows changes nothing.
     at = np.flatnonzero(selected)
     return tokens[: at[-1]] if len(at) else tokens[:0]
 
@@ -69,7 +76,8 @@ def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _spans(leaves: Sequence[np.ndarray], least: int) -> Iterator[_Span]:
-    """Depth-first spans of sorted leaves: what a range shares first, then its parts between the shortest overlaps."""
+    """Yield the spans of sorted leaves, depth-first: what a range of leaves shares, then the spans of its parts."""
+    # Sorted leaves that share a prefix are neighbours. A range is split where neighbours share no more than the range.
     overlaps = [_overlap(a, b) for a, b in pairwise(leaves)]
     stack, count = [(0, len(leaves), 0, -1)] if leaves else [], 0
     while stack:
@@ -86,7 +94,7 @@ def _spans(leaves: Sequence[np.ndarray], least: int) -> Iterator[_Span]:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> int:
-    """The length of the common prefix."""
+    """Return the length of the common prefix."""
     shorter = min(len(a), len(b))
     differ = np.flatnonzero(a[:shorter] != b[:shorter])
     return int(differ[0]) if len(differ) else shorter

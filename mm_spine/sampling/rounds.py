@@ -1,4 +1,4 @@
-"""Votes in rounds: a question is asked again only while its vote is open."""
+"""Votes in rounds: a question gets further rollouts only while its vote is open."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from mm_spine.types import Answer, Group, Question, Rollout
 from mm_spine.voting import confident, decided, group_of
 
 Stop = Callable[[Mapping[str, int], int, bool, float], bool]
-"""(class name -> votes, rollouts that remain, whether the kind has keys, level) -> whether the vote may end here."""
+"""(class name -> votes, rollouts that remain, whether the kind has keys, level) -> whether the vote may end."""
 
 STOPS: Mapping[str, Stop] = {
     "never": lambda counts, remaining, keyed, level: False,
     "decided": lambda counts, remaining, keyed, level: decided(counts, remaining, keyed),
     "confident": lambda counts, remaining, keyed, level: confident(counts, level),
 }
-"""The rules of `sampling.votes.stop`. A new one is a function and a row."""
+"""The rules of `sampling.votes.stop`. A new rule is one function and one entry here."""
 
 
 def vote_in_rounds(
     sampler: Sampler, questions: Sequence[Question], votes: VotesConfig, least: int, *, step: int, purpose: str
 ) -> list[Group]:
-    """The voted groups of the questions that could be asked, at least `least` rollouts each, `votes.max` at most.
+    """Return the voted groups of the questions that could be asked, each with `least` to `votes.max` rollouts.
 
-    The rollouts of a question are the first ones of its full vote, in the same order. Each further round asks the
-    open questions alone, prompt and image anew; no rank waits for another.
+    The rollouts of a question are the first ones of its full vote, in the same order. A further round asks only the
+    questions whose vote is open, and prefills their prompts again. Ranks do not wait for one another.
     """
     ballots = [_Ballot(question) for question in questions]
     opened, taken, stop = ballots, 0, STOPS[votes.stop]
@@ -43,12 +43,12 @@ def vote_in_rounds(
 
 
 def round_ends(votes: VotesConfig, least: int, whole: int = 1) -> list[int]:
-    """How many rollouts a question has after each round: multiples of `whole`, the last `votes.max` exactly.
+    """Return how many rollouts a question has after each round: multiples of `whole`, and `votes.max` at the end.
 
-    The first round is as long as none of its rollouts could be spared: `least`, or what a rule asks of a unanimous
-    vote, which is more than half of `votes.max` until decided. `whole` is the rollouts of one tree, where the sampler
-    draws trees: only in the last round may a part of one remain.
+    `whole` is the number of rollouts of one tree if the sampler draws trees, so that only the last round may cut one.
     """
+    # The first round is as long as it can be without drawing a rollout that might be spared: `least`, or the fewest
+    # after which the rule ends a unanimous vote, which is more than half of `votes.max` for `decided`.
     stop = STOPS[votes.stop]
     may_stop = (n for n in range(1, votes.max) if stop({"": n}, votes.max - n, True, votes.level))
     ends = [_rounded_up(max(least, votes.round, next(may_stop, votes.max)), whole)]
@@ -62,7 +62,7 @@ def _rounded_up(count: int, whole: int) -> int:
 
 
 class _Ballot:
-    """One question's rollouts so far and their vote; no text is parsed twice."""
+    """One question's rollouts so far and their vote. No text is parsed twice."""
 
     group: Group
 
@@ -72,7 +72,7 @@ class _Ballot:
         self._parsed: dict[str, Answer | None] = {}
 
     def add(self, rollouts: Sequence[Rollout]) -> _Ballot:
-        """Vote again, with `rollouts` besides."""
+        """Add `rollouts` and vote again."""
         self.rollouts += rollouts
         new = [text for rollout in rollouts if (text := rollout.text) not in self._parsed]
         self._parsed |= zip(new, parse_all(new, self.question.spec), strict=True)
