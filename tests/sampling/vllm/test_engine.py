@@ -1,0 +1,193 @@
+"""Engines of vLLM: their lifetime, their processes, their failures, and whole runs with them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import weakref
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from small import small_config, write_data, write_model
+from tiny import tiny_policy
+from vllm_policies import EXACT, disturb, gap, ids, mixed, needs_vllm, sample, sampler_of, sync
+
+from mm_spine.config import ConfigError, VLLMConfig
+from mm_spine.policy.model import Policy
+from mm_spine.runs.listeners.listener import Listener, Step
+from mm_spine.runs.run import run
+from mm_spine.sampling.vllm import engine as vllm_engine
+from mm_spine.sampling.vllm import environment
+from mm_spine.sampling.vllm import sampler as vllm_sampler
+from mm_spine.sampling.vllm.engine import SamplerDied
+from mm_spine.sampling.vllm.sampler import VLLMSampler
+from mm_spine.training.checkpoint import newest_checkpoint
+
+# Every engine takes seconds to start.
+pytestmark = pytest.mark.slow
+
+
+@needs_vllm
+def test_an_engine_goes_with_its_policy_and_leaves_the_others(policy: Policy) -> None:
+    questions = mixed(3)
+    other = tiny_policy(2)
+    sample(sampler_of(policy), questions)
+    sample(sampler_of(other), questions)
+    engine, folder = weakref.ref(vllm_sampler._engines[other]), Path(vllm_sampler._engines[other]._folder.name)
+    alone = dist.is_initialized()
+    del other
+    gc.collect()
+    assert engine() is None and not folder.exists()
+    assert dist.is_initialized() == alone
+    assert gc.get_freeze_count() == 0
+    disturb(policy, 0)
+    sampler = sampler_of(policy)
+    assert gap(sampler, questions, sample(sampler, questions)) < EXACT
+
+
+class Card:
+    """What the engine asks of a vLLM on a card."""
+
+    def __init__(self, heard: list[str]) -> None:
+        self.heard = heard
+        self.llm_engine = self
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: self.heard.append(name)
+
+
+def test_on_a_card_an_engine_is_awake_inside_alone(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the trainer's allocator keeps is given back before vLLM asks for its memory."""
+    heard: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: heard.append("empty_cache"))
+    monkeypatch.setattr(vllm_engine.VLLMEngine, "_take_over", lambda engine, policy: heard.append("take_over"))
+    engine = vllm_engine.VLLMEngine.__new__(vllm_engine.VLLMEngine)
+    engine._llm, engine.cuda, engine._asleep, engine._workers = Card(heard), True, False, []
+    for _ in range(2):
+        with engine.ready(policy):
+            engine.generate([], [])
+            engine.generate([], [])
+    first = ["take_over", "generate", "generate", "sleep"]
+    assert heard == [*first, "empty_cache", "wake_up", *first]
+
+
+def test_an_engine_of_several_cards_is_refused_where_ranks_have_one_each() -> None:
+    vllm_engine._check_cards(1, 8, 1)
+    vllm_engine._check_cards(2, 2, None)
+    vllm_engine._check_cards(4, 1, 4)
+    with pytest.raises(ConfigError, match="tensor_parallel=2: each of 4 ranks has an engine on its own card"):
+        vllm_engine._check_cards(2, 4, 8)
+    with pytest.raises(ConfigError, match="tensor_parallel=4: this process sees 2 cards; set it to 2"):
+        vllm_engine._check_cards(4, 1, 2)
+
+
+def test_weights_travel_where_they_have_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container's shared memory is 64 MB unless it asks for more."""
+    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path)
+    assert vllm_engine._folder_for(1000) == tmp_path
+    assert vllm_engine._folder_for(10**18) is None
+    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path / "absent")
+    assert vllm_engine._folder_for(1000) is None
+
+
+def test_engines_beside_ranks_know_nothing_of_their_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment.LAUNCHED:
+        monkeypatch.setenv(name, "1")
+    with environment.starting_environment(tmp_path, torch.device("cpu"), own_process=True):
+        assert not set(environment.LAUNCHED) & set(os.environ)
+        assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+    assert set(environment.LAUNCHED) <= set(os.environ)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """Of a small run that samples with vLLM."""
+    return {
+        "benchmark": str(write_data(tmp_path / "data")),
+        "model": {"path": str(write_model(tmp_path / "model"))},
+        "sampling": {"backend": "vllm", "vllm": {"max_rows": 32}},
+    }
+
+
+@needs_vllm
+def test_a_run_samples_with_vllm_and_adapts(settings: dict[str, Any], tmp_path: Path) -> None:
+    summary = run(small_config(settings), tmp_path / "out")
+    steps = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
+    assert summary is not None and summary["stopped_by"] == "steps" and len(steps) == 3
+    assert all(step["parity_max"] < 1e-3 and step["grad_norm"] > 0 and step["tokens_trained"] for step in steps)
+    assert (tmp_path / "out" / "adapted" / "model.safetensors").is_file()
+
+
+def workers() -> list[psutil.Process]:
+    """vLLM's processes that hold a model."""
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM::Worker")]
+
+
+class Deadly(Listener):
+    """Interrupts the engine after the first step, as a Ctrl-C reaches it, and kills it after the third."""
+
+    def step(self, step: Step) -> None:
+        for worker in workers() if step.report.step in (0, 2) else ():
+            worker.send_signal(signal.SIGKILL if step.report.step else signal.SIGINT)
+
+
+HERE = {"sampling": {"vllm": {"own_process": False}}}
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["sampling"]["vllm"]["own_process"] = True
+    config = small_config(settings, {"optim": {"steps": 4}, "checkpoint": {"every": 1}})
+    out = tmp_path / "out"
+    with pytest.raises(SamplerDied, match="VllmWorker-0 ended with code -9.*--resume"):
+        run(config, out, listener=Deadly())
+    kept = newest_checkpoint(out / "checkpoints")
+    assert kept is not None and kept.name == "step_000003"
+    assert not (out / "summary.json").exists()
+    # With the engine in this process, which spares a start.
+    config = config.model_copy(update={"sampling": small_config(settings, HERE).sampling})
+    saved = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(saved.replace("own_process: true", "own_process: false"))
+    summary = run(config, out, resume=True)
+    steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(4))
+    assert all(step["parity_max"] < 1e-3 for step in steps)
+    assert summary is not None and summary["stopped_by"] == "steps"
+    gc.collect()
+    assert not workers()
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_an_engine_in_its_own_process_draws_the_same(policy: Policy) -> None:
+    questions, sampler = mixed(), sampler_of(policy)
+    here = sample(sampler, questions)
+    other = tiny_policy(1)
+    apart = VLLMSampler(other, sampler.decoding, VLLMConfig(max_rows=64, own_process=True))
+    assert ids(sample(apart, questions)) == ids(here)
+    disturb(other, 0)
+    sync(apart)
+    assert gap(apart, questions, sample(apart, questions)) < EXACT
+
+
+@needs_vllm
+def test_any_failure_of_the_engine_ends_the_run_with_words(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = sampler_of(policy)
+    sample(sampler, mixed(1))
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError("no room\nand more")
+
+    monkeypatch.setattr(vllm_sampler._engines[policy]._llm, "generate", broken)
+    with pytest.raises(SamplerDied, match=r"vLLM failed while sampling \(MemoryError: no room\).*--resume"):
+        sample(sampler, mixed(1))
