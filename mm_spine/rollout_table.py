@@ -1,4 +1,4 @@
-"""One step's rollouts as a Parquet file: the columns, written and read."""
+"""Write and read the rollouts of one step as a Parquet file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_rollouts(
 
 
 def read_rollout_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of one step, or only some columns of it. Raises ValueError naming the file when it is unreadable."""
+    """Read the table of one step, or some columns of it. Raises ValueError naming the file when it cannot be read."""
     try:
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
@@ -63,7 +63,7 @@ def read_rollout_table(path: Path, columns: Sequence[str] | None = None) -> pa.T
 
 
 def _group_columns(groups: Sequence[Group]) -> dict[str, pa.Array]:
-    """The columns that the group says of its rollouts: answer, vote, reward, advantage."""
+    """Return the columns whose values stand in the groups: answer, vote, reward, advantage."""
     values: dict[str, list[Any]] = {"answer": [], "vote": [], "reward": [], "advantage": []}
     for group in groups:
         n = len(group.rollouts)
@@ -94,7 +94,7 @@ def _token_columns(rollouts: Sequence[Rollout], masks: Sequence[ArrayLike | None
 
 
 def _lists(name: str, column: Sequence[ArrayLike | None], rollouts: Sequence[Rollout]) -> pa.ListArray:
-    """Per-token values as one Arrow list array, built from a flat buffer because rows are many and short."""
+    """Return per-token values as one Arrow list array."""
     kind = ROLLOUT_SCHEMA.field(name).type.value_type
     arrays = [np.asarray([] if values is None else values, dtype=kind.to_pandas_dtype()) for values in column]
     missing = [values is None for values in column]
@@ -104,6 +104,7 @@ def _lists(name: str, column: Sequence[ArrayLike | None], rollouts: Sequence[Rol
                 f"question {rollout.question_id!r}, rollout {rollout.index}: {name} has {len(array)} values "
                 f"for {len(rollout.token_ids)} tokens"
             )
+    # Built from one flat buffer: converting many short arrays one by one is slow.
     offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
     flat = np.concatenate(arrays) if arrays else np.empty(0, kind.to_pandas_dtype())
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind), mask=pa.array(missing, pa.bool_()))
