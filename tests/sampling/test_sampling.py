@@ -603,7 +603,7 @@ def test_in_bf16_most_texts_are_the_same_in_any_batch(record_property: Any) -> N
     large, small = (sample(policy, questions, 16, batch_rows=rows) for rows in (512, 7))
     pairs = [pair for rows in zip(large, small, strict=True) for pair in zip(*rows, strict=True)]
     share = np.mean([a.token_ids != b.token_ids for a, b in pairs])
-    record_property("differing_share_bf16", share)
+    record_property("differing_share_bf16", float(share))
     print(f"bf16: {share:.1%} of the texts differ between batches of 512 and 7 rows")
     assert share < 0.6
     same = [np.abs(a.logp - b.logp).max() for a, b in pairs if a.token_ids == b.token_ids]
