@@ -27,6 +27,7 @@ def crash() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(lab: Lab, variant: str) -> None:
     whole = lab.run(variant, VARIANTS[variant])

@@ -472,6 +472,7 @@ def test_a_tracker_may_be_added_or_left_out_when_a_run_goes_on(config: Any, seal
     assert set(scalars(tmp_path / "run")["steps/loss"]) == {1, 2}
 
 
+@pytest.mark.slow
 def test_nothing_of_a_tracker_is_imported_unless_asked(plain: Path) -> None:
     code = "import mm_spine.runs.run, sys; print(sorted({'tensorboard', 'wandb', 'trackio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

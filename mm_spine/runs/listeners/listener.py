@@ -96,9 +96,9 @@ def _to_all(event: Callable[Concatenate[Listener, P], None]) -> Callable[Concate
 
 
 class Listeners:
-    """The listeners of a run, told each event in the order they were added.
+    """The listeners of a run. Each receives every event, in the order in which they were added.
 
-    A listener that raises is closed with a warning and is told nothing more; the others and the run go on.
+    A listener that raises is closed with a warning and receives nothing more; the others and the run go on.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Listeners:
                 self._replace(entry, error, event)
 
     def _replace(self, failed: _Entry, error: Exception, event: Callable[[Listener], None]) -> None:
-        """Close a listener that has failed. Its fallback, if any, takes its place and is told the event again."""
+        """Close a listener that has failed. Its fallback, if any, takes its place, from this event on."""
         place = self._entries.index(failed)
         del self._entries[place]
         with suppress(Exception):
