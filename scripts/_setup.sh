@@ -1,5 +1,5 @@
-# Sourced by demo.sh, test.sh and _adapt.sh: a virtual environment with the pinned packages, made once.
-#   setup_environment base|dev    leaves $root (the checkout) and $python (its interpreter); returns at once when up to date
+# Sourced by the other scripts: makes a virtual environment with the pinned packages, once.
+#   setup_environment base|dev    sets $root (the checkout) and $python (its interpreter); returns at once when up to date
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 venv="$root/.venv"

@@ -150,11 +150,9 @@ def test_bash_reads_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_launcher_is_thin_and_can_be_started(name: str) -> None:
+def test_a_launcher_adapts_its_benchmark_and_can_be_started(name: str) -> None:
     path = ROOT / "scripts" / f"adapt_{name}.sh"
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    assert len(lines) == 3
-    assert lines[-1] == f'adapt {name} "$@"'
+    assert path.read_text().splitlines()[-1] == f'adapt {name} "$@"'
     assert os.access(path, os.X_OK)
 
 
