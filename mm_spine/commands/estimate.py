@@ -1,4 +1,4 @@
-"""What a run would take, by arithmetic, before anything is loaded (`mm-spine adapt --dry-run`)."""
+"""Estimate what a run takes, by arithmetic, without loading a model (`mm-spine adapt --dry-run`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from mm_spine.methods.table import find
 from mm_spine.policy.families import FAMILIES
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-_MOMENTS, _MASTER = 8, 4  # AdamW's two fp32 moments; an fp32 copy of what trains
+
+# Bytes per trained parameter: AdamW's two fp32 moments, and an fp32 copy of the weight.
+_MOMENTS, _MASTER = 8, 4
 
 
 class Sizes(NamedTuple):
-    """The text model's sizes: layers, hidden width, query width (heads x head size), key width, FFN width, tokens."""
+    """Sizes of the text model: layers, widths of hidden state, queries (heads x head size), keys, FFN; vocabulary."""
 
     layers: int
     hidden: int
@@ -29,18 +31,19 @@ class Sizes(NamedTuple):
 
 
 def read_sizes(folder: Path) -> Sizes:
-    """From config.json, where the text model's sizes stand under `text_config` or, in older files, on top."""
+    """Read the sizes from config.json: from its `text_config`, or in older files from the top level."""
     config = json.loads((folder / "config.json").read_text())
     text = config.get("text_config", config)
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
-    head = text.get("head_dim") or hidden // heads  # Qwen3's heads need not add up to the hidden width
+    # Qwen3's heads need not add up to the hidden width.
+    head = text.get("head_dim") or hidden // heads
     keys = text.get("num_key_value_heads", heads) * head
     vocabulary = text.get("vocab_size", config.get("vocab_size"))
     return Sizes(text["num_hidden_layers"], hidden, heads * head, keys, text["intermediate_size"], vocabulary)
 
 
 def count_parameters(folder: Path) -> dict[str, int]:
-    """Parameters of the tower, its mergers and the text model, read from the safetensors headers."""
+    """Count the parameters of the tower, its mergers and the text model from the safetensors headers."""
     counts = {"tower": 0, "merger": 0, "text": 0}
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as tensors:
@@ -50,25 +53,25 @@ def count_parameters(folder: Path) -> dict[str, int]:
 
 
 def _part(name: str) -> str:
-    """Where a tensor of this name belongs: a merger of any family, the rest of the tower, or the text model."""
+    """Return the part of the model that a tensor of this name belongs to, in any family."""
     _, visual, inside = name.partition("visual.")
     mergers = {merger for family in FAMILIES.values() for merger in family.mergers}
     return "text" if not visual else "merger" if inside.split(".")[0] in mergers else "tower"
 
 
 def count_adapter(sizes: Sizes, lora: LoraConfig) -> int:
-    """LoRA's parameters: rank x (inputs + outputs) of q, k, v, o, gate, up and down of every layer."""
+    """Count LoRA's parameters: rank x (inputs + outputs) of q, k, v, o, gate, up and down in every layer."""
     attention = 2 * (sizes.hidden + sizes.queries) + 2 * (sizes.hidden + sizes.keys)
     return lora.rank * sizes.layers * (attention + 3 * (sizes.hidden + sizes.ffn))
 
 
 def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Parameters, bytes and tokens per step at most, for one process.
+    """Return parameters, bytes, and tokens per step at most, for one process.
 
-    Of the sampler's cache it is what the responses need; prompts share its limit, `sampling.kv_cache_gb`. vLLM has
-    weights of its own, and on a card its cache is what they leave of `sampling.vllm.memory_share`. On top come
-    activations, `bytes_activations_per_packed_token` for each packed token of a micro-batch, and the head's.
-    ZeRO divides gradients and optimiser state among several processes. `bytes_reference` is the KL anchor's copy of
+    `bytes_cache_of_responses` is the sampler's cache without prompts, which share its limit `sampling.kv_cache_gb`.
+    vLLM holds weights of its own; on a card its cache is what they leave of `sampling.vllm.memory_share`.
+    `bytes_activations_per_packed_token` is for each packed token of a micro-batch; the head's activations are not
+    counted. ZeRO divides gradients and optimiser state among processes. `bytes_reference` is the KL anchor's copy of
     the starting weights.
     """
     counts, sizes = count_parameters(folder), read_sizes(folder)
@@ -106,8 +109,9 @@ def _bytes(config: RunConfig, sizes: Sizes, trained: int, frozen: int, text: int
 
 
 def _cache_bytes(config: RunConfig, token_bytes: int) -> int:
-    """What is held for responses while sampling: vLLM takes its cache at once, ours grows within its limit."""
+    """Return the bytes of keys and values of responses while sampling, at most."""
     sampling = config.sampling
+    # vLLM allocates its whole cache at the start; our own grows up to its limit.
     if sampling.backend == "vllm":
         return sampling.vllm.kv_cache_gb * 2**30
     rows = min(sampling.batch_rows, config.optim.questions_per_step * sampling.votes.max)
@@ -115,15 +119,20 @@ def _cache_bytes(config: RunConfig, token_bytes: int) -> int:
 
 
 def activation_bytes(sizes: Sizes, size: int, recomputed: bool) -> int:
-    """What the text model keeps of one packed token for the backward, in weights of `size` bytes a number.
+    """Return the bytes of activations that the text model keeps of one packed token for the backward pass.
 
-    Recomputed, a layer keeps its input alone, and one layer at a time has everything.
+    `size` is that of a number in bytes. With `recomputed` a layer keeps only its input, and all activations exist for
+    one layer at a time.
     """
-    norm = sizes.hidden * (4 + 2 * size)  # its input in fp32, normalised, and scaled
-    attention = 2 * size * (sizes.queries + sizes.keys)  # query, key and value as rotated, and the output
-    layer = 2 * norm + attention + 4 * size * sizes.ffn  # gate, its activation, up, and their product
+    # The input of a norm in fp32, normalised, and scaled.
+    norm = sizes.hidden * (4 + 2 * size)
+    # Query, key and value as rotated, and the output.
+    attention = 2 * size * (sizes.queries + sizes.keys)
+    # Of the FFN: the gate, its activation, the up projection, and their product.
+    layer = 2 * norm + attention + 4 * size * sizes.ffn
     kept = sizes.layers * sizes.hidden * size + layer if recomputed else sizes.layers * layer
-    return kept + norm - size * sizes.hidden  # the final norm; of its output the head takes what it needs
+    # The final norm without its scaled output, of which the head copies what it needs.
+    return kept + norm - size * sizes.hidden
 
 
 def _tokens(config: RunConfig, trains: bool) -> dict[str, int]:

@@ -1,0 +1,62 @@
+"""What `mm-spine doctor` says of a machine."""
+
+from __future__ import annotations
+
+import time
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+
+from mm_spine import compat
+from mm_spine.commands import doctor
+
+
+def test_doctor_is_quick_and_complete() -> None:
+    start = time.monotonic()
+    rows = {row.name: row for row in doctor.checks()}
+    assert time.monotonic() - start < 3
+    assert {"python", "torch", "torchvision", "sampler hf", "sampler vllm", "memory", "disk", "telemetry"} <= set(rows)
+    assert rows["python"].ok
+    assert rows["sampler hf"].ok
+    assert rows["torch"].detail.startswith(metadata.version("torch"))
+    assert all(row.advice or not row.required for row in rows.values() if not row.ok)
+
+
+def test_doctor_names_the_version_that_is_needed() -> None:
+    version = metadata.version("numpy")
+    assert doctor._version_row(Requirement(f"numpy=={version}")) == doctor.Check("numpy", True, version)
+    row = doctor._version_row(Requirement("numpy>=999"))
+    assert not row.ok
+    assert row.detail == f"{version}, but >=999 is needed"
+    assert row.advice == 'pip install -c constraints.txt "numpy>=999"'
+    assert doctor._version_row(Requirement("no-such-package-here>=1")).detail == "not installed"
+
+
+def test_doctor_names_the_extra_of_an_absent_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirement = Requirement('no-such-package-here>=1; extra == "demo"')
+    monkeypatch.setattr(doctor, "_requirements", lambda: (requirement,))
+    monkeypatch.setattr(doctor, "_extra_of", lambda _: "demo")
+    (row,) = doctor._extras()
+    assert not row.ok
+    assert not row.required
+    assert "mm-spine[demo]" in row.advice
+
+
+def test_doctor_survives_a_broken_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", broken)
+    row = next(row for row in doctor.checks() if row.name == "machine")
+    assert not row.ok
+    assert row.detail == "OSError: disk is gone"
+
+
+def test_doctor_sees_telemetry_left_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in doctor.TELEMETRY:  # libraries of other tests write there too
+        monkeypatch.setenv(name, compat.QUIET[name])
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    row = next(row for row in doctor.checks() if row.name == "telemetry")
+    assert not row.ok
+    assert row.detail == "left on by DO_NOT_TRACK"
