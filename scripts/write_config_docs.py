@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/config.md from the fields, docstrings and defaults of `mm_spine/config.py`.
+"""Write docs/config.md from the fields, docstrings and defaults of `mm_spine/config/__init__.py`.
 
     python scripts/write_config_docs.py
 
@@ -27,8 +27,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 HEAD = """\
 # Configuration
 
-Written by `scripts/write_config_docs.py` from `mm_spine/config.py`. To change this page, edit that file and run the
-script again.
+Written by `scripts/write_config_docs.py` from the package `mm_spine.config`. To change this page, edit the package's
+`__init__.py` and run the script again.
 
 A run is configured by one tree of keys. Its layers, each overriding those before it: the defaults below; the options
 of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`); `--method` and

@@ -11,7 +11,8 @@ from typing import Any
 
 from small import small_config, write_data, write_model
 
-from mm_spine import files, rollout_table
+from mm_spine import files
+from mm_spine.files import rollout_table
 from mm_spine.runs.listeners.listener import Listener, Step
 from mm_spine.runs.run import run
 

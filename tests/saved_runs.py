@@ -18,9 +18,9 @@ from mm_spine import evaluation
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.evaluation import Item
 from mm_spine.files import write_json, write_json_lines
+from mm_spine.files.rollout_table import write_rollouts
 from mm_spine.reporting import changes, curves, report, result
 from mm_spine.reporting.saved_run import read_run
-from mm_spine.rollout_table import write_rollouts
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Verdict, Vote
 
 EVIL = "<script>alert('x')</script>&\"</details>"

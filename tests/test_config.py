@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mm_spine.config import ConfigError, RunConfig, VotesConfig
-from mm_spine.config_layers import build, expand_layer, merge, parse_overrides, read_yaml
+from mm_spine.config.layers import build, expand_layer, merge, parse_overrides, read_yaml
 from mm_spine.configs import shipped
 from mm_spine.methods.table import METHODS, configure
 from mm_spine.runs.plan import check, load_config

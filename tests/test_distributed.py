@@ -14,8 +14,9 @@ import torch
 from ranks import CASES, STAGES, main, save_rollouts
 from small import small_config, write_data, write_model
 
-from mm_spine import distributed, files, rollout_table
+from mm_spine import distributed, files
 from mm_spine.config import ConfigError
+from mm_spine.files import rollout_table
 from mm_spine.runs.plan import check
 from mm_spine.runs.run import run
 

@@ -21,9 +21,9 @@ from test_readme import blocks, check_commands
 
 from mm_spine import evaluation
 from mm_spine.benchmarks import BENCHMARKS
+from mm_spine.files.rollout_table import ROLLOUT_SCHEMA
 from mm_spine.methods.table import METHODS
 from mm_spine.processors.answers import KINDS
-from mm_spine.rollout_table import ROLLOUT_SCHEMA
 from mm_spine.types import StepReport
 
 ROOT = Path(__file__).resolve().parents[1]

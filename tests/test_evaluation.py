@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mm_spine import evaluation, voting
 from mm_spine.evaluation import Item
-from mm_spine.rollout_table import write_rollouts
+from mm_spine.files.rollout_table import write_rollouts
 from mm_spine.types import Answer, AnswerSpec, Question, Rollout, Verdict
 from mm_spine.voting import make_group, subsample
 

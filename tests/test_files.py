@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mm_spine import files, rollout_table
+from mm_spine import files
+from mm_spine.files import rollout_table
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
 # design.md, "Outputs of a run": names, order and dtypes of a rollout table.

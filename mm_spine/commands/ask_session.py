@@ -21,7 +21,7 @@ from mm_spine.benchmarks.benchmark import Entry
 from mm_spine.benchmarks.prompts import asks_yes_no, render
 from mm_spine.benchmarks.prompts import options as lettered
 from mm_spine.config import ConfigError, RunConfig
-from mm_spine.config_layers import parse_overrides
+from mm_spine.config.layers import parse_overrides
 from mm_spine.methods.table import configure, find
 from mm_spine.methods.weights import select
 from mm_spine.policy.distribution import Distribution

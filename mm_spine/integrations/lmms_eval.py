@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share
-from mm_spine.config_layers import merge, read_yaml
+from mm_spine.config.layers import merge, read_yaml
 from mm_spine.evaluation import CHUNK
 from mm_spine.integrations import lmms_tasks
 from mm_spine.methods.table import configure

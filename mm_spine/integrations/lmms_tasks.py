@@ -23,7 +23,7 @@ from PIL import Image
 
 from mm_spine.benchmarks import BENCHMARKS, resolve
 from mm_spine.config import RunConfig
-from mm_spine.config_layers import read_yaml
+from mm_spine.config.layers import read_yaml
 from mm_spine.configs import shipped
 from mm_spine.files import write_json_lines
 from mm_spine.methods.table import configure

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
-from mm_spine.config_layers import build, expand_layer, merge
+from mm_spine.config.layers import build, expand_layer, merge
 from mm_spine.methods.choices import (
     Shape,
     Signal,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mm_spine.config_layers import read_yaml
+from mm_spine.config.layers import read_yaml
 from mm_spine.files import read_json, read_json_lines
 
 Json = Mapping[str, Any]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from mm_spine.rollout_table import read_rollout_table
+from mm_spine.files.rollout_table import read_rollout_table
 
 MAX_STEPS = 60
 """Files of rollouts that are read, spread evenly over the run."""

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
+from mm_spine.files.rollout_table import read_rollout_table
 from mm_spine.reporting.formats import shortened
 from mm_spine.reporting.saved_run import Json
 from mm_spine.reporting.token_text import token_texts
-from mm_spine.rollout_table import read_rollout_table
 
 HEAD, TAIL = 500, 200
 """Tokens that the page shows at the start and at the end of a long response."""

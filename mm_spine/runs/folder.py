@@ -13,7 +13,7 @@ import yaml
 
 from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig, VLLMConfig
-from mm_spine.config_layers import read_yaml
+from mm_spine.config.layers import read_yaml
 from mm_spine.policy.model import Policy
 from mm_spine.training.checkpoint import newest_checkpoint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mm_spine import distributed, files
 from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
 from mm_spine.config import ConfigError, RunConfig
-from mm_spine.config_layers import merge, parse_overrides, read_yaml
+from mm_spine.config.layers import merge, parse_overrides, read_yaml
 from mm_spine.configs import shipped
 from mm_spine.integrations import lmms_hook
 from mm_spine.methods.table import Method, configure, find

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_spine.config import ConfigError, RunConfig
-from mm_spine.config_layers import build, read_yaml
+from mm_spine.config.layers import build, read_yaml
 
 BASE = "none"
 MAIN = (

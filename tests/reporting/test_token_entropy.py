@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from saved_runs import IDS, group, rollout, text_of, write_step
 
+from mm_spine.files.rollout_table import write_rollouts
 from mm_spine.reporting import token_entropy
-from mm_spine.rollout_table import write_rollouts
 from mm_spine.types import Rollout
 
 

@@ -19,8 +19,9 @@ from rich.console import Console
 from small import Silent, digit_policy, small_config, write_data, write_model
 from tiny import tiny_image, tiny_questions
 
-from mm_spine import distributed, files, rollout_table
+from mm_spine import distributed, files
 from mm_spine.adapt import Hooks, adapt
+from mm_spine.files import rollout_table
 from mm_spine.reporting.responses import ShownResponse, first_responses
 from mm_spine.reporting.thumbnails import image_sizes, thumbnails
 from mm_spine.runs.evaluate import evaluate_model

@@ -28,7 +28,7 @@ from tiny import tiny_image
 
 from mm_spine import files
 from mm_spine.config import ConfigError, ReportingConfig
-from mm_spine.config_layers import build
+from mm_spine.config.layers import build
 from mm_spine.policy.model import Policy
 from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming
 from mm_spine.runs.listeners.trackers import registry

@@ -17,7 +17,7 @@ import yaml
 
 from mm_spine import cli
 from mm_spine.benchmarks import BENCHMARKS
-from mm_spine.config_layers import parse_overrides
+from mm_spine.config.layers import parse_overrides
 from mm_spine.runs.plan import load_config
 
 ROOT = Path(__file__).resolve().parents[2]

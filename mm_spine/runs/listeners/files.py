@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mm_spine import files, rollout_table
+from mm_spine import files
+from mm_spine.files import rollout_table
 from mm_spine.runs.folder import RunFolder
 from mm_spine.runs.listeners.listener import Listener, Step
 

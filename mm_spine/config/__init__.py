@@ -1,6 +1,6 @@
 """Define the configuration of a run: one tree of validated, frozen sections.
 
-`mm_spine.config_layers` builds the tree from YAML and overrides. docs/config.md is printed from the docstrings and
+`mm_spine.config.layers` builds the tree from YAML and overrides. docs/config.md is printed from the docstrings and
 field descriptions below, by scripts/write_config_docs.py.
 """
 
