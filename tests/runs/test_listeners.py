@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lab import Lab
 
-from mm_spine import rollout_table
+from mm_spine.files import rollout_table
 from mm_spine.runs.listeners.listener import Listener, Listeners
 from mm_spine.runs.run import run
 

@@ -17,10 +17,10 @@ from tiny import entropy, plain_log_probs, tiny_model, tiny_policy
 from torch import Tensor
 from tree_backends import QUESTIONS, Plain, Scripted, branches, digits, outline, policy, trees
 
-from mm_spine import rollout_table
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import DecodingConfig, MethodConfig, TreeConfig, VotesConfig
 from mm_spine.draws import generator
+from mm_spine.files import rollout_table
 from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
 from mm_spine.methods.table import find
 from mm_spine.policy.distribution import Distribution
