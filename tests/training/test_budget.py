@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import MIXED, PLAIN, run, stopping_after
 from small import small_config
-from test_adapt import MIXED, PLAIN, run, stopping_after
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
