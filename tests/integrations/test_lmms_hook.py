@@ -146,7 +146,7 @@ def test_without_lmms_eval_the_extra_is_named(
     monkeypatch.setattr(lmms_hook, "find_spec", lambda name: None)
     said = refused(capsys, monkeypatch, f"evaluation.lmms_eval=[{DIGITS}]")
     install = 'pip install -c constraints.txt "mm-spine[eval]"'
-    assert said == f"mm-spine: evaluation.lmms_eval: lmms-eval is not installed; {install}"
+    assert said.startswith("mm-spine: evaluation.lmms_eval: ") and said.endswith(install)
 
 
 @needed
