@@ -270,6 +270,7 @@ def start(folder: Path, *arguments: str | float) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [100, 3.5], ids=["room for all", "evicting"])
 def test_two_processes_share_a_folder(entries: float, tmp_path: Path) -> None:
     size = len(pack(Features(torch.zeros(4, 8))))

@@ -100,6 +100,7 @@ def test_both_themes_can_be_read() -> None:
     assert [light[f"s{i}"] for i in range(1, 7)] == list(figures.COLOURS)
 
 
+@pytest.mark.slow
 def test_both_pages_open_without_error_or_request_at_any_width(finished: Path, large: Path) -> None:
     """One browser for all of it: to start one takes longer than what it is asked."""
     with open_page(finished / "report.html") as opened:
