@@ -234,7 +234,7 @@ def test_development_packages_count_for_the_demo_and_not_the_other_way(checkout:
     checkout.call("demo.sh")
     log, _ = checkout.call("test.sh")
     settings = f"in {checkout.root} offline=1 threads=1 wait=PASSIVE"
-    assert log == [*DEVELOPMENT, f"run -m pytest -n 2 --dist loadfile {settings}"]
+    assert log == [*DEVELOPMENT, f"run -m pytest -n 2 --dist loadfile --no-loadscope-reorder {settings}"]
     log, _ = checkout.call("demo.sh")
     assert len(log) == 1
     assert checkout.call("test.sh", "-k", "a b")[0] == [f"run -m pytest -k a b {settings}"]
