@@ -155,7 +155,7 @@ def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_closed_page_ends_its_work_and_one_that_waits_is_told(served: Served, picture: Path) -> None:
+def test_a_closed_page_ends_its_work_and_a_waiting_one_is_notified(served: Served, picture: Path) -> None:
     with open_page(served.address) as opened:
         event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")
         upload = {"files": ("a.png", picture.read_bytes(), "image/png")}

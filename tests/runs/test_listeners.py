@@ -1,4 +1,4 @@
-"""The list of listeners: each is told every event in order, and only a required one can stop the run."""
+"""The list of listeners: each receives every event in order, and only a required one can stop the run."""
 
 from __future__ import annotations
 

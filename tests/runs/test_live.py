@@ -256,7 +256,7 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(on_terminal: Stream) -> None
 
 
 class Recorded(Listener):
-    """Notes what it is told."""
+    """Record every event."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
@@ -401,7 +401,7 @@ def test_a_view_that_fails_at_a_step_leaves_no_step_untold(caplog: pytest.LogCap
     assert [message[:9] for message in caplog.messages if message.startswith("step")] == ["step 5/12"]
 
 
-def test_a_line_that_cannot_be_drawn_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_cannot_be_drawn_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     view, _ = terminal()
     view.phase("adapting", 2)
     monkeypatch.setattr(live, "progress_line", Failing)

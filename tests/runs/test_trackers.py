@@ -200,7 +200,7 @@ def test_a_resumed_run_goes_on_at_its_step(config: Any, sealed: list[Any], tenso
     output = tmp_path / "run"
     assert run(asked, output, listener=Stopping(2)) is None
     assert set(scalars(output)["steps/loss"]) == {0, 1}
-    shutil.rmtree(output / "checkpoints" / "step_000002")  # as after a crash: step 1 is told twice
+    shutil.rmtree(output / "checkpoints" / "step_000002")  # as after a crash: step 1 is reported twice
     assert run(asked, output, resume=True) is not None
     assert_holds(scalars(output), output, tolerance=1e-6)
     assert scalars(output)["steps/loss"] == scalars(tensorboard)["steps/loss"]
@@ -384,7 +384,7 @@ def test_an_unknown_tracker_is_named() -> None:
 
 
 class Heard:
-    """A tracker that notes what it is told, and fails at its `fails`-th event."""
+    """A tracker that records every event, and fails at its `fails`-th event."""
 
     def __init__(self, sends: bool = False, fails: int = -1) -> None:
         self.sends, self.fails = sends, fails

@@ -256,7 +256,7 @@ def test_top_p_never_leaves_the_nucleus_and_reaches_all_of_it(top_p: float) -> N
     )
 
 
-def test_a_question_that_cannot_be_asked_has_no_rollouts_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_question_that_cannot_be_asked_has_no_rollouts_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     policy, good = tiny_policy(), mixed(3)
     bad = Question("broken", (b"no image",), "What is it?", good[0].spec)
     with caplog.at_level("WARNING"):
