@@ -145,7 +145,7 @@ HERE = {"sampling": {"vllm": {"own_process": False}}}
 
 @needs_vllm
 @pytest.mark.slow
-def test_a_killed_engine_ends_the_run_with_an_error_and_the_run_resumes(
+def test_a_run_whose_engine_was_killed_stops_with_an_error_and_resumes(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     settings["sampling"]["vllm"]["own_process"] = True
