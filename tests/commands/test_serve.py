@@ -33,6 +33,7 @@ WORDS = "What is the sum of the digits?"
 MEGABYTES = 1
 HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>${alert(3)}{{alert}}`" onmouseover="alert(4)'
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason='no gradio: pip install -c constraints.txt "mm-spine[demo]"')
 
 
@@ -83,7 +84,6 @@ def clean(opened: Opened) -> None:
     assert opened.too_wide() == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_a_question_is_answered_on_the_page(
     served: Served, picture: Path, tmp_path: Path, width: int, dark: bool
@@ -103,7 +103,6 @@ def test_a_question_is_answered_on_the_page(
         assert opened.fetched()
 
 
-@pytest.mark.slow
 def test_what_is_wrong_is_said_on_the_page(served: Served, picture: Path) -> None:
     with open_page(served.address) as opened:
         page = opened.page
@@ -116,7 +115,6 @@ def test_what_is_wrong_is_said_on_the_page(served: Served, picture: Path) -> Non
         clean(opened)
 
 
-@pytest.mark.slow
 def test_what_a_model_writes_runs_nowhere(served: Served, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = PageState(1, HOSTILE, outcome_of(HOSTILE), HOSTILE)
     monkeypatch.setattr(QuestionQueue, "answer", lambda self, fields: iter([shown, shown]))
@@ -138,7 +136,6 @@ def outcome_of(text: str) -> AskResult:
     return AskResult(VoteOutcome(Vote(text, 1.0, {text: 1}, 1.0, 1), (response,), response, 0.1, 1))
 
 
-@pytest.mark.slow
 def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
     with open_page(served.address) as opened:
         page = opened.page
@@ -154,7 +151,6 @@ def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
         clean(opened)
 
 
-@pytest.mark.slow
 def test_a_closed_page_ends_its_work_and_a_waiting_one_is_notified(served: Served, picture: Path) -> None:
     with open_page(served.address) as opened:
         event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")

@@ -280,6 +280,7 @@ def test_two_steps_move_what_trains_and_nothing_else(kind: str, model: ModelConf
     assert policy.tower_checksum() == tower
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [ModelConfig(), MERGER], ids=["frozen", "merger"])
 def test_partitioned_weights_train_to_the_same_values(model: ModelConfig) -> None:
     """ZeRO-3 gathers around modules, the mergers' and the head's own among them."""

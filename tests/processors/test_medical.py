@@ -200,7 +200,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join) | st.text(max_size=15))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_the_name_of_a_class_reads_back_as_itself(text: str) -> None:
     for spec in (OPEN, SORTED, CLOSED):
         answer = parse(text, spec)

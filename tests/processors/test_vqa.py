@@ -66,7 +66,7 @@ texts = st.lists(st.sampled_from(PIECES), max_size=10).map("".join) | st.text(ma
 
 
 @given(texts)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_normaliser_follows_the_order_of_the_rules(text: str) -> None:
     assert normalise(text) == transcribed(text)
 
