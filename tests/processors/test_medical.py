@@ -237,7 +237,7 @@ def test_a_gold_boxed_announced_or_bare_is_one_answer(text: str) -> None:
 )
 def test_a_megabyte_is_read_in_time(text: str) -> None:
     for spec in (OPEN, SORTED, CLOSED):
-        start = time.perf_counter()
+        start = time.process_time()
         answer = parse(text, spec)
         grade(answer, "lung", spec)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2

@@ -199,7 +199,7 @@ def test_option_letters_never_come_here() -> None:
     ids=lambda text: text[:12].encode("unicode_escape").decode(),
 )
 def test_a_megabyte_is_read_in_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     answer = parse(text, VQA)
     grade(answer, ["red"] * 9 + [text], VQA)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
