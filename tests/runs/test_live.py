@@ -356,6 +356,7 @@ def test_a_pass_of_our_own_for_the_entropies_is_told_as_score() -> None:
     assert heard == ["sample", "score", "update"]
 
 
+@pytest.mark.slow
 def test_without_a_view_a_run_logs_as_ever(
     config: Any, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -373,6 +374,7 @@ def test_without_a_view_a_run_logs_as_ever(
     assert not any("\x1b" in message for message in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_real_view_changes_no_step(config: Any, watched: Watched, tmp_path: Path, on_terminal: Stream) -> None:
     with redirect_stderr(on_terminal), live.watching() as view:
         run(config, tmp_path / "run", listener=view)
@@ -383,6 +385,7 @@ def test_a_real_view_changes_no_step(config: Any, watched: Watched, tmp_path: Pa
     assert [line.split()[0] for line in lines if line.lstrip().startswith(("1/2 ", "2/2 "))] == ["1/2", "2/2"]
 
 
+@pytest.mark.slow
 def test_a_failing_view_does_not_cost_the_run(
     config: Any, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,6 +39,8 @@ from mm_spine.runs.plan import check
 from mm_spine.runs.run import run
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = {name: row.package for name, row in registry.TRACKERS.items()}
 INSTALL = 'pip install -c constraints.txt "mm-spine[trackers]"'
 
@@ -472,7 +474,6 @@ def test_a_tracker_may_be_added_or_left_out_when_a_run_goes_on(config: Any, seal
     assert set(scalars(tmp_path / "run")["steps/loss"]) == {1, 2}
 
 
-@pytest.mark.slow
 def test_nothing_of_a_tracker_is_imported_unless_asked(plain: Path) -> None:
     code = "import mm_spine.runs.run, sys; print(sorted({'tensorboard', 'wandb', 'trackio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
