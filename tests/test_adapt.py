@@ -293,6 +293,7 @@ def test_a_run_leaves_no_rank_behind_for_processes_started_later() -> None:
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_moves_the_weights_as_fp32_does_under_every_zero_stage(stage: int) -> None:
     moved = {}

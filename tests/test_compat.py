@@ -55,6 +55,7 @@ def test_a_cuda_torchvision_on_a_cpu_torch_is_healed(tmp_path: Path) -> None:
     assert done.stdout.split() == ["True"] * 4, done.stderr
 
 
+@pytest.mark.slow
 def test_a_healthy_torchvision_is_left_alone(tmp_path: Path) -> None:
     environment = fake_torchvision(tmp_path, "from torchvision import transforms")
     code = "import torch; print(compat.heal_torchvision(), hasattr(torch.ops.torchvision, 'nms'))"

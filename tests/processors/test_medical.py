@@ -218,6 +218,7 @@ def test_a_gold_boxed_announced_or_bare_is_one_answer(text: str) -> None:
         assert found(f"\\boxed{{{key}}}", OPEN) == found(f"The answer is {key}.", OPEN) == found(key, OPEN) == key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -185,6 +185,7 @@ def test_option_letters_never_come_here() -> None:
     assert parse("A", letters) == Answer("A", "A") and grade(parse("A", letters), "A", letters).correct
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -107,6 +107,7 @@ def test_a_gold_that_is_no_decision_is_a_fault_of_the_data() -> None:
         grade(None, "perhaps", DECISION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

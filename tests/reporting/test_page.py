@@ -224,6 +224,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write_report(write_large_run(folder / "run"), folder / "page.html")
 
 
+@pytest.mark.slow
 def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(large: Path) -> None:
     html = large.read_text()
     assert html.count('<details class="question">') == 80 and html.count("data:image/jpeg") == 80

@@ -55,8 +55,8 @@ def test_the_bytes_planned_for_are_the_bytes_held(
     assert held[0] == (15, 3, tokens * token_bytes(policy.text.language_model))
 
 
-@pytest.mark.parametrize("batch_rows", [1, 3, 7, 10, 512])
-@pytest.mark.parametrize("rows_in_budget", [0, 2, 9, 1000])
+@pytest.mark.parametrize("batch_rows", [1, 7, 512])
+@pytest.mark.parametrize("rows_in_budget", [0, 9, 1000])
 def test_neither_rows_nor_bytes_pass_their_limits_and_the_texts_are_the_same(
     batch_rows: int, rows_in_budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
