@@ -33,6 +33,10 @@ from mm_spine.types import Group, Question, StepReport
 from mm_spine.voting import subsample
 
 
+AUTO_SECONDS = 600.0
+"""With `checkpoint.every: auto`, a checkpoint is written after the first step that ends so long after the last one."""
+
+
 @dataclass(frozen=True, eq=False)
 class StepRecord:
     """What a step leaves behind.
@@ -115,6 +119,7 @@ class _Loop:
         self.updater = Updater(policy, config)
         self.fixed_bounds: Bounds | None = None
         self.seconds: dict[str, float] = {}
+        self.saved_at = time.monotonic()
 
     def run(self) -> Adapted:
         """Take steps until all are done or a signal asks to stop. Checkpoints fall on step boundaries."""
@@ -123,7 +128,8 @@ class _Loop:
             self.hooks.on_step(self.step(step))
             result.steps = step + 1
             stop = distributed.same_on_all(self.hooks.should_stop())
-            self._checkpoint(result.steps, forced=stop is not None)
+            # The last step's is what an evaluation that follows is resumed from.
+            self._checkpoint(result.steps, forced=stop is not None or result.steps == self.config.optim.steps)
             if stop is not None:
                 result.stopped_by = stop
                 break
@@ -184,9 +190,16 @@ class _Loop:
         return done
 
     def _checkpoint(self, done: int, forced: bool) -> None:
-        every = self.config.checkpoint.every
-        if self.hooks.checkpoints is not None and (forced or (every and done % every == 0)):
+        if self.hooks.checkpoints is not None and (forced or self._checkpoint_due(done)):
             checkpoint.save(self.updater, self.hooks.checkpoints, done, self.fixed_bounds)
+            self.saved_at = time.monotonic()
+
+    def _checkpoint_due(self, done: int) -> bool:
+        every = self.config.checkpoint.every
+        if every == "auto":
+            # By rank 0's clock, because all ranks must write the same checkpoint.
+            return distributed.same_on_all(time.monotonic() - self.saved_at >= AUTO_SECONDS)
+        return every > 0 and done % every == 0
 
     @contextmanager
     def _timed(self, phase: str, part: str | None = None) -> Iterator[None]:

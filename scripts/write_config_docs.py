@@ -53,6 +53,7 @@ RANGES = {
     "Votes": "2 or more",
     "BelowOne": "in [0, 1)",
     "Budget": "1 or more, or `auto`",
+    "Interval": "0 or more, or `auto`",
 }
 """What each annotated number of config.py allows."""
 
@@ -113,7 +114,7 @@ def allowed(model: type[BaseModel], name: str) -> str:
     written = annotations(model)[name]
     annotation = model.model_fields[name].annotation
     base = written.removesuffix(" | None")
-    if base == "Budget":
+    if base in ("Budget", "Interval"):
         return RANGES[base]
     found = f"{NUMBERS[plain(annotation)]} {RANGES[base]}" if base in RANGES else described(plain(annotation), base)
     return found + (", or null" if base != written else "")

@@ -27,6 +27,12 @@ def _number_or_auto(value: Any) -> Any:
     raise ValueError("a number of tokens, 1 or more, or auto")
 
 
+def _steps_or_auto(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError("a number of steps, 0 or more, or auto")
+
+
 def expand_votes(section: Any) -> Any:
     """Expand `votes: 64` in a sampling section to `votes: {max: 64}`, so that layers merge key by key."""
     votes = section.get("votes") if isinstance(section, Mapping) else None
@@ -34,6 +40,7 @@ def expand_votes(section: Any) -> Any:
 
 
 Budget = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
+Interval = Annotated[int | Literal["auto"], PlainValidator(_steps_or_auto)]
 
 
 class ConfigError(ValueError):
@@ -279,9 +286,11 @@ class EvaluationConfig(DecodingConfig):
 
 
 class CheckpointConfig(_Section):
-    """Checkpoints are written between steps, every `every` steps (0: only when the run is stopped early)."""
+    """Checkpoints are written between steps: every `every` steps, with `auto` once ten minutes have passed since the
+    last one, and always when a signal stops the run and before the last evaluation (0: only then). With a number of
+    steps the newest stay in the folder of a finished run; otherwise they are removed when its results are written."""
 
-    every: Natural = Field(default=0, description="steps between checkpoints")
+    every: Interval = Field(default="auto", description="steps between checkpoints; `auto`: ten minutes")
     keep: Count = Field(default=2, description="how many of the newest are kept")
 
 

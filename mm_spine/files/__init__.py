@@ -1,17 +1,26 @@
 """Write files so that a crash leaves either the old content or the new one, and read JSON.
 
-Lines of a log are appended and synced to the disk. Every other file is written beside its place and renamed.
+Lines of a log are appended and synced to the disk. Every other file or folder is written beside its place, synced and
+renamed.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a file size limit that is used up."""
 
 
 class JsonLines:
@@ -26,15 +35,32 @@ class JsonLines:
         Raises ValueError for NaN and infinity, which JSON does not have.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        new = not self.path.exists()
+        with _naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line(row, self.path))
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync_folder(self.path.parent)
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the lines of steps 0, 1, 2, ... up to the first that is absent or damaged."""
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        rows: list[dict[str, Any]] = []
+        for number, line in enumerate(lines):
+            try:
+                row = _parse(line, self.path, number + 1)
+            except ValueError:
+                break
+            if row.get("step") != number:
+                break
+            rows.append(row)
+        return rows
 
     def truncate_after(self, step: int) -> None:
-        """Remove the lines of later steps and an incomplete last line, so that a resumed run can append to the file."""
+        """Remove the lines of later steps and damaged ones, so that a resumed run can append to the file."""
         if self.path.exists():
-            write_json_lines(self.path, [row for row in read_json_lines(self.path) if row["step"] <= step])
+            write_json_lines(self.path, self.steps()[: step + 1])
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -60,8 +86,13 @@ def write_json_lines(path: Path, rows: Iterable[object]) -> None:
 def write_json(path: Path, obj: object) -> None:
     """Write a JSON file; an existing one is replaced. Raises ValueError for NaN and infinity."""
     text = _dumps(obj, path, indent=2)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; an existing one is replaced."""
     with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
@@ -88,12 +119,69 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _naming(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, unfinished: Path) -> Iterator[Path]:
+    """Yield the empty folder `unfinished`; sync its files and rename it to `path` if the block raises no error.
+
+    A folder at `path` is replaced. After an error nothing of the unfinished folder is left.
+    """
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        with _naming(path):
+            yield unfinished
+            for inner, _, names in os.walk(unfinished):
+                for name in names:
+                    with Path(inner, name).open("rb") as file:
+                        os.fsync(file.fileno())
+                sync_folder(Path(inner))
+            sync_folder(unfinished.parent)
+            shutil.rmtree(path, ignore_errors=True)
+            unfinished.rename(path)
+            sync_folder(path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    # A rename survives a power failure only once the folder that holds the name has been synced.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise OSError with the path where writing fails, also for libraries in Rust, whose errors are of other types."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise
 
 
 def _dumps(obj: object, path: Path, indent: int | None = None) -> str:

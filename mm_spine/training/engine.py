@@ -1,4 +1,4 @@
-"""DeepSpeed around the text policy: initialise, forward, backward, step, publish, save, load."""
+"""DeepSpeed around the text policy: initialise, forward, backward, step, publish, and the state of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mm_spine import distributed
-from mm_spine.config import EngineConfig, OptimConfig
+from mm_spine.config import ConfigError, EngineConfig, OptimConfig
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.head import Anchor
@@ -127,14 +126,64 @@ class Engine:
         named = self._engine.module.named_parameters()
         return {name: safe_get_full_grad(p).clone() for name, p in named if p.requires_grad}
 
-    def save(self, folder: Path) -> None:
-        """Write trainable weights and optimiser state into `folder`; every rank writes its part."""
-        self._engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
+    def state(self) -> dict[str, Tensor]:
+        """Return what AdamW holds on this rank: `<i>.value` and its state, `<i>.exp_avg` and so on, by parameter.
 
-    def load(self, folder: Path) -> None:
-        """Load what `save` wrote, and refresh the policy's weights."""
-        self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        Without ZeRO the values are the policy's trainable weights and are left out.
+        """
+        held: dict[str, Tensor] = {}
+        for i, parameter in enumerate(self._stepped()):
+            if self._optimizer is not self._adamw:
+                held[f"{i}.value"] = parameter.detach()
+            # AdamW allocates its state in the first step.
+            held |= {f"{i}.{name}": value for name, value in self._adamw.state.get(parameter, {}).items()}
+        return held
+
+    def restore(self, held: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned and, except under ZeRO-3, the policy's trainable `weights`.
+
+        Raises ConfigError where they are of another model or ZeRO stage.
+        """
+        stepped, whole = self._stepped(), {} if self.partitioned else self.policy.trainable()
+        shapes = {name: tuple(weight.shape) for name, weight in whole.items()}
+        if shapes != {name: tuple(weight.shape) for name, weight in weights.items()}:
+            raise ConfigError("the checkpoint is of another model, model.train or ZeRO stage; resume with the same")
+        with torch.no_grad():
+            for name, weight in whole.items():
+                weight.copy_(weights[name])
+            for i, parameter in enumerate(stepped):
+                if self._optimizer is not self._adamw:
+                    parameter.copy_(held[f"{i}.value"])
+                state = {name.partition(".")[2]: value for name, value in held.items() if name.startswith(f"{i}.")}
+                state.pop("value", None)
+                # AdamW counts its steps on the CPU, wherever the parameter is.
+                self._adamw.state[parameter] = {
+                    name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
+                    for name, value in state.items()
+                }
+        if self.partitioned:
+            self._partition_again()
         self.publish()
+
+    def _stepped(self) -> list[Tensor]:
+        """Return the tensors that AdamW steps on this rank: the parameters, under ZeRO flat partitions of them."""
+        if self._optimizer is self._adamw:
+            return [parameter for group in self._adamw.param_groups for parameter in group["params"]]
+        if getattr(self._optimizer, "swap_optimizer", False):
+            raise ConfigError("engine.deepspeed: an optimiser on NVMe cannot be checkpointed; offload it to the cpu")
+        if self.partitioned:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return list(self._optimizer.single_partition_of_fp32_groups)
+
+    def _partition_again(self) -> None:
+        """Refresh ZeRO-3's partitions of the weights from AdamW's, as DeepSpeed does after a step."""
+        zero = self._optimizer
+        for i in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(i)
+        # Small parameters stay whole on every rank and are refreshed from the partitions.
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def close(self) -> None:
         """Release hooks and buffers, so that another engine can train the same policy."""

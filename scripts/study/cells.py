@@ -127,7 +127,7 @@ def missing(cell: Cell, output: Path) -> str | None:
 
 
 def _part(config: Mapping[str, Any], key: str) -> Any:
-    """Return a section of a configuration without the paths of its inputs."""
+    """Return a section of a configuration without the paths of its inputs and what changes no figure."""
     section = config.get(key)
-    places = {("evaluation", "before"), ("model", "path")}
+    places = {("evaluation", "before"), ("model", "path"), ("checkpoint", "every")}
     return section if not isinstance(section, Mapping) else {k: v for k, v in section.items() if (key, k) not in places}
