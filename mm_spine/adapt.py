@@ -32,7 +32,6 @@ from mm_spine.training.update import Updater
 from mm_spine.types import Group, Question, StepReport
 from mm_spine.voting import subsample
 
-
 AUTO_SECONDS = 600.0
 """With `checkpoint.every: auto`, a checkpoint is written after the first step that ends so long after the last one."""
 

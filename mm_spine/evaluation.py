@@ -8,7 +8,7 @@ adaptation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -339,13 +339,16 @@ def oracle_reward(key: AnswerKey) -> Reward:
     return _Oracle(key)
 
 
-def step_accuracy(rollouts_dir: Path, questions: Sequence[Question], key: AnswerKey) -> list[StepAccuracy]:
+def step_accuracy(
+    rollouts_dir: Path, questions: Sequence[Question], key: AnswerKey, without: Container[int] = ()
+) -> list[StepAccuracy]:
     """Compute the rows of evaluation/steps.jsonl after the run, from its saved `step_*.parquet`, in order of steps.
 
-    Raises ValueError naming a question that is not among `questions`.
+    The steps of `without` are left out. Raises ValueError naming a question that is not among `questions`.
     """
     known = {question.id: question for question in questions}
-    rows = [_step_row(path, known, key) for path in rollouts_dir.glob("step_*.parquet")]
+    paths = {int(path.stem.removeprefix("step_")): path for path in rollouts_dir.glob("step_*.parquet")}
+    rows = [_step_row(path, known, key) for step, path in paths.items() if step not in without]
     return sorted(rows, key=lambda row: row["step"])
 
 

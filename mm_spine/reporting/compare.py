@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mm_spine.files import fingerprint
 from mm_spine.intervals import Interval, over_seeds
 from mm_spine.measures import GREEDY, LABELS, MAJ_AT_N, PASS_AT_1, majority_label
 from mm_spine.reporting import formats
@@ -77,6 +78,7 @@ def comparison_rows(paths: Sequence[Path]) -> list[ComparisonRow]:
     unfinished = [run for run in loaded if isinstance(run, UnfinishedRun)]
     _refuse_mixed(finished, lambda run: run.summary["benchmark"], "benchmark")
     _refuse_mixed(finished, lambda run: run.summary["model"], "model")
+    _refuse_other_data(finished)
     rows = []
     for split in SPLITS:
         with_split = [run for run in finished if split in run.after]
@@ -142,6 +144,19 @@ def _refuse_mixed(runs: Sequence[FinishedRun], value: Callable[[FinishedRun], ob
     if len(first_with) > 1:
         found = ", ".join(f"{name} has {each!r}" for each, name in first_with.items())
         raise ValueError(f"these runs cannot be compared, their {what} differs: {found}; compare them apart")
+
+
+def _refuse_other_data(runs: Sequence[FinishedRun]) -> None:
+    """Raise ValueError naming what differs between the runs' weights, questions or answers, by their fingerprints."""
+    # An older version wrote no fingerprint: such a run is compared by its questions' ids only.
+    known = [(run, found) for run in runs if (found := fingerprint.read(run.path)) is not None]
+    for run, found in known[1:]:
+        first, start = known[0]
+        if problem := next(fingerprint.differences(start, found, shared_only=True), None):
+            raise ValueError(
+                f"{first.path.name} and {run.path.name} cannot be compared: {problem} between them; compare runs of "
+                "the same data and model"
+            )
 
 
 def _refuse_other_questions(runs: Sequence[FinishedRun], split: str) -> None:

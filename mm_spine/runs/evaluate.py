@@ -49,6 +49,9 @@ class Evaluations:
     def after(self, policy: Policy, splits: Splits, before: list[evaluation.Item]) -> list[evaluation.Item]:
         """Evaluate the adapted model. A method that does not train keeps the model, so its items are those before."""
         items = before
+        if distributed.same_on_all(self.resume and self.folder.evaluation_file("after").is_file()):
+            # Written by the interrupted run, from the same weights: `Run` has removed an older one.
+            return self.folder.read_items("after")
         if self.plan.method.trains:
             log.info("evaluating the adapted model")
             items = self._of_splits(policy, splits, "after")
@@ -73,15 +76,25 @@ class Evaluations:
         files.write_json(path, found)
         return lmms_hook.figures(found)
 
-    def grade_votes(self, labelled: LabelledSet) -> None:
-        """Write evaluation/steps.jsonl: how often the votes and rewards of each step were right.
+    def grade_votes(self, labelled: LabelledSet, steps: int) -> list[int]:
+        """Write evaluation/steps.jsonl: how often the votes and rewards of each of the `steps` steps were right.
 
-        It reads the labels and the saved rollouts, so it must wait until the training is over.
+        Returns the steps whose rollouts are missing. It reads the labels and the saved rollouts, so it must wait until
+        the training is over.
         """
-        rollouts = self.folder.rollouts
-        if self.folder.writes and rollouts.is_dir() and labelled.key:
-            rows = evaluation.step_accuracy(rollouts, labelled.questions, labelled.key)
+        if not self.folder.writes or not self.config.reporting.rollouts or not steps:
+            return []
+        missing = self.folder.missing_rollouts(steps)
+        if missing:
+            names = ", ".join(self.folder.rollouts_file(step).name for step in missing[:3])
+            log.warning(
+                "%s: %d of %d files are missing or damaged (%s%s); what these steps' votes were worth is not known",
+                self.folder.rollouts, len(missing), steps, names, ", ..." if len(missing) > 3 else "",
+            )  # fmt: skip
+        if labelled.key and len(missing) < steps:
+            rows = evaluation.step_accuracy(self.folder.rollouts, labelled.questions, labelled.key, without=missing)
             files.write_json_lines(self.folder.evaluation_file("steps"), rows)
+        return missing
 
     def _of_splits(self, policy: Policy, splits: Splits, when: str) -> list[evaluation.Item]:
         evaluated = splits.evaluated(self.config.evaluation.limit)
@@ -133,7 +146,7 @@ def evaluate_model(config: RunConfig, output: Path | None = None, listener: List
     return {**evaluation.metrics(items), "skipped": policy.skipped, "bad_rows": labelled.problems, "breakdown": by_tag}
 
 
-def fingerprint(plan: Plan, policy: Policy, splits: Splits) -> str:
+def shared_start(plan: Plan, policy: Policy, splits: Splits) -> str:
     """Return a hash of the starting weights, the questions and the evaluation settings.
 
     Runs with equal fingerprints have the same evaluation "before", and may share it.
@@ -148,7 +161,7 @@ def fingerprint(plan: Plan, policy: Policy, splits: Splits) -> str:
     return hashlib.sha256(json.dumps([weights, ids, kept, plan.config.seed]).encode()).hexdigest()
 
 
-def check_shared_before(source: Path | None, fingerprint: str) -> None:
+def check_shared_before(source: Path, start: str) -> None:
     """Raise ConfigError if the run in `source`, whose "before" is to be used, started from something else."""
-    if source is not None and files.read_json(source / "summary.json")["fingerprint"] != fingerprint:
+    if files.read_json(source / "summary.json")["fingerprint"] != start:
         raise ConfigError(f"evaluation.before={source}: that run started from another model, data or evaluation")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
 from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig, VLLMConfig
 from mm_spine.config.layers import read_yaml
+from mm_spine.files import rollout_table
+from mm_spine.files.fingerprint import FILE as FINGERPRINT
 from mm_spine.policy.model import Policy
-from mm_spine.training.checkpoint import newest_checkpoint
+from mm_spine.training.checkpoint import UNFINISHED, checkpoints, newest_checkpoint, step_of
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +43,8 @@ NEUTRAL_KEYS = {
 class RunFolder:
     """The files of one run. Only rank 0 writes; on the other ranks the writing methods do nothing."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, resume: bool = False) -> None:
+        self.path, self.resume = path, resume
         self.writes = distributed.rank() == 0
         self.config_file = path / "config.yaml"
         self.steps_file = path / "steps.jsonl"
@@ -49,6 +52,10 @@ class RunFolder:
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.adapted = path / "adapted"
+        self.report = path / "report.html"
+        # Steps in the checkpoint that a resumed run goes on from; `check` sets it.
+        self.steps_done = 0
+        self._lock: BinaryIO | None = None
         # Image features, while several ranks without a cache folder of the user's work on the run.
         self.shared_cache = path / "image-cache"
 
@@ -78,61 +85,143 @@ class RunFolder:
         """Read evaluation/NAME.jsonl."""
         return [evaluation.from_json(row) for row in files.read_json_lines(self.evaluation_file(name))]
 
-    def check(self, config: RunConfig, resume: bool) -> None:
-        """Raise ConfigError unless a run may start here, or with `resume` go on here. Writes nothing."""
-        if resume:
+    def check(self, config: RunConfig) -> None:
+        """Raise ConfigError unless a run may start here, or a resumed one go on here.
+
+        Takes the lock of a run to resume, and finds the checkpoint that it goes on from; writes nothing else.
+        """
+        if self.resume:
             if config.scope == "question":
                 raise ConfigError("scope=question keeps no checkpoints: start again in a new folder")
             if not self.config_file.is_file():
                 raise ConfigError(f"{self.path}: no config.yaml there, nothing to resume; start without --resume")
             check_same_config(read_yaml(self.config_file), config.model_dump(mode="json"), self.config_file)
-            if (self.path / "summary.json").is_file():
+            if self.finished and self.report.is_file():
                 raise ConfigError(f"{self.path}: that run is finished; choose another --output")
         elif self.config_file.exists():
             raise ConfigError(f"{self.path}: already holds a run; choose another --output, or --resume to go on")
         check_writable(self.path, "--output ")
+        if self.resume:
+            # Before the checkpoints are read, because a living run may delete the one that is read.
+            self.lock()
+            newest = None if self.finished else newest_checkpoint(self.checkpoints, self._uncovered)
+            self.steps_done = step_of(newest) if newest else 0
         # Every rank has looked before the first one writes.
         distributed.barrier()
 
-    def claim(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
-        """Write config.yaml, by which a later start sees that the folder is taken, and environment.json."""
+    @property
+    def finished(self) -> bool:
+        """Whether the results are written."""
+        return (self.path / "summary.json").is_file()
+
+    def lock(self) -> None:
+        """Take the folder for this process until `unlock`. Raises ConfigError if another process has it.
+
+        The kernel gives the folder back when the process ends, however it ends.
+        """
+        problem = distributed.same_on_all(self._take_lock() if self.writes else None)
+        if problem is not None:
+            raise ConfigError(problem)
+
+    def unlock(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> str | None:
+        if self._lock is not None:
+            return None
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / "run.lock").open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return f"{self.path}: another process is running this run; wait for it, or stop it first"
+        except OSError as error:
+            # Some network file systems have no locks.
+            log.warning("%s: cannot be locked (%s); start no second process on it", self.path, error.strerror)
+        self._lock = file
+        return None
+
+    def claim(self, config: RunConfig, environment: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+        """Write what identifies the run, config.yaml last, by which a later start sees that the folder is taken.
+
+        The start of a resumed run is not written again. What a crash has left half-written is removed.
+        """
+        self.lock()
+        taken = not self.resume and self.config_file.exists()
+        if distributed.same_on_all(taken):
+            raise ConfigError(f"{self.path}: already holds a run; choose another --output, or --resume to go on")
         if not self.writes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        (self.path / "stopped.json").unlink(missing_ok=True)
+        self._remove_unfinished()
+        if not self.resume:
+            self.write(FINGERPRINT, fingerprint)
         self.write("environment.json", environment)
+        (self.path / "stopped.json").unlink(missing_ok=True)
+        files.write_text(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
-    def steps_done(self) -> int:
-        """Return the number of steps in the newest complete checkpoint, 0 without one."""
-        newest = newest_checkpoint(self.checkpoints)
-        return int(files.read_json(newest / "state.json")["step"]) if newest else 0
+    def _remove_unfinished(self) -> None:
+        """Remove the temporary files and folders that a crash has left."""
+        for path in self.path.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints / UNFINISHED, self.path / "adapted.writing"):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def drop_steps_after_checkpoint(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Delete what was written of steps that a resumed run does again.
+    def drop_steps_after_checkpoint(self, steps: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Delete what was written of steps that a resumed run, which takes `steps` in all, does again.
 
         Returns the lines of steps.jsonl and timings.jsonl of the steps that remain, in pairs; none on other ranks.
         """
         if not self.writes:
             return []
-        done = self.steps_done()
+        done = self.steps_done
+        # Those newer than the chosen one are damaged.
+        for path in checkpoints(self.checkpoints):
+            if step_of(path) > done:
+                shutil.rmtree(path)
         for path in (self.steps_file, self.timings_file):
             files.JsonLines(path).truncate_after(done - 1)
         for path in self.rollouts.glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) >= done:
                 path.unlink()
-        if done == 0:
-            return []
-        return list(zip(files.read_json_lines(self.steps_file), files.read_json_lines(self.timings_file), strict=True))
+        if done < steps:
+            self.evaluation_file("after").unlink(missing_ok=True)
+        return list(zip(*self._step_lines(), strict=True)) if done else []
+
+    def remove_checkpoints(self) -> None:
+        """Delete all checkpoints: the results are written, and nothing goes on from one any more."""
+        if self.writes:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def missing_rollouts(self, steps: int) -> list[int]:
+        """Return the steps of a run of `steps` whose file in rollouts/ is missing or cannot be read."""
+        missing = []
+        for step in range(steps):
+            try:
+                rollout_table.read_rollout_table(self.rollouts_file(step))
+            except ValueError:
+                missing.append(step)
+        return missing
+
+    def _step_lines(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        return files.JsonLines(self.steps_file).steps(), files.JsonLines(self.timings_file).steps()
+
+    def _uncovered(self, checkpoint: Path) -> str | None:
+        """Say which log lacks a line of the steps that a checkpoint covers, None if none does."""
+        for file, lines in zip((self.steps_file, self.timings_file), self._step_lines(), strict=True):
+            if len(lines) < step_of(checkpoint):
+                return f"{file.name} is damaged: line {len(lines) + 1} is not that of step {len(lines)}"
+        return None
 
     def save_adapted(self, policy: Policy) -> None:
         """Save the model to adapted/. A crash while writing leaves no half-written adapted/ behind."""
         if not self.writes:
             return
-        unfinished = self.path / "adapted.writing"
-        policy.save(unfinished)
-        shutil.rmtree(self.adapted, ignore_errors=True)
-        unfinished.rename(self.adapted)
+        with files.atomic_folder(self.adapted, self.path / "adapted.writing") as unfinished:
+            policy.save(unfinished)
 
 
 def check_writable(folder: Path, name: str) -> None:
@@ -150,16 +239,22 @@ def check_same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: 
 
     Warns about changed `ROUNDING_KEYS`. Raises ConfigError naming the first changed key that may not change.
     """
-    old, new = dict(_flat(saved)), dict(_flat(given))
-    compared = (old.keys() | new.keys()) - NEUTRAL_KEYS - LOOP_KEYS
-    changed = [key for key in sorted(compared) if old.get(key) != new.get(key)]
-    for key in changed:
+    changed = list(changed_keys(saved, given, {*NEUTRAL_KEYS, *LOOP_KEYS}))
+    for key, old, new in changed:
         if key not in ROUNDING_KEYS:
-            raise ConfigError(f"{path}: {key} was {old.get(key)!r}, now {new.get(key)!r}; resume with the same")
-    for key in changed:
-        log.warning(
-            "resumed with %s=%s, written with %s: results may differ in rounding", key, new.get(key), old.get(key)
-        )
+            raise ConfigError(f"{path}: {key} was {old!r}, now {new!r}; resume with the same")
+    for key, old, new in changed:
+        log.warning("resumed with %s=%s, written with %s: results may differ in rounding", key, new, old)
+
+
+def changed_keys(
+    saved: Mapping[str, Any], given: Mapping[str, Any], ignored: Set[str] = NEUTRAL_KEYS | LOOP_KEYS | ROUNDING_KEYS
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, saved value, given value) where two configurations differ, except in the `ignored` keys."""
+    old, new = dict(_flat(saved)), dict(_flat(given))
+    for key in sorted((old.keys() | new.keys()) - ignored):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,13 +15,14 @@ import torch
 
 from mm_spine import distributed, evaluation, files
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
-from mm_spine.config import CacheConfig, RunConfig
+from mm_spine.config import CacheConfig, RunConfig, RunStopped
 from mm_spine.methods.table import Method
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
 from mm_spine.reporting.responses import first_responses
-from mm_spine.runs.evaluate import Evaluations, check_shared_before, fingerprint
+from mm_spine.runs import fingerprint
+from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
 from mm_spine.runs.listeners.files import StepFiles
 from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming, listen_to_sampler
@@ -58,8 +59,16 @@ def run(
     this = Run(plan, output, resume, listener)
     try:
         summary = this.execute()
+    except OSError as error:
+        if error.errno not in files.DISK_FULL:
+            raise
+        raise RunStopped(
+            f"{error.filename or output}: could not be written ({error.strerror}); what the run wrote before is whole: "
+            "make room, then go on with --resume"
+        ) from error
     finally:
         this.listeners.close()
+        this.folder.unlock()
     # After this, all ranks may read what rank 0 wrote.
     distributed.barrier()
     if summary is not None and distributed.rank() == 0:
@@ -72,7 +81,7 @@ class Run:
 
     def __init__(self, plan: Plan, output: Path, resume: bool = False, listener: Listener | None = None) -> None:
         self.plan, self.config = plan, plan.config
-        self.folder = RunFolder(output)
+        self.folder = RunFolder(output, resume)
         self.resume = resume
         self.totals = Totals()
         self.all_steps = self.config.optim.steps
@@ -88,14 +97,15 @@ class Run:
         Raises FrozenError if the vision tower has changed.
         """
         # Load the questions and the model, and claim the folder once nothing can be refused any more.
-        self.folder.check(self.config, self.resume)
+        self.folder.check(self.config)
         self.listeners.phase("loading")
         splits = self.plan.load_splits()
+        if self.resume and self.folder.finished:
+            return self._finish_report(splits)
         policy = self._load_policy()
         tower = policy.tower_checksum()
-        start = fingerprint(self.plan, policy, splits)
-        check_shared_before(self.config.evaluation.before, start)
-        self._claim_folder()
+        start = shared_start(self.plan, policy, splits)
+        self._check_start(start, policy, splits)
 
         # Evaluate the starting model.
         before = self.evaluations.before(policy, splits)
@@ -107,30 +117,57 @@ class Run:
             adapted, after = self._adapt_to_each(policy, splits.adapted)
         else:
             adapted, after = self._adapt_to(policy, splits.adapted), []
-        stopped = adapted.stopped_by != "steps"
-
-        # Evaluate the adapted model. With scope=question, each question was answered by the weights adapted to it.
-        if not stopped and self.config.scope == "dataset":
-            after = self.evaluations.after(policy, splits, before)
-        if not stopped:
-            trained = self.plan.method.trains
-            lmms["after"] = self.evaluations.with_lmms(policy, "after") if trained else lmms["before"]
-        if policy.tower_checksum() != tower:
-            raise FrozenError("the vision tower's checksum changed during the run: its results are void")
-        if stopped:
+        _check_tower(policy, tower)
+        if adapted.stopped_by != "steps":
             self.folder.write("stopped.json", {"stopped_by": adapted.stopped_by, "steps": adapted.steps})
             return None
 
-        # Write the results.
-        self.evaluations.grade_votes(splits.adapted)
+        # Save the adapted model first: the evaluation may take long, and may be stopped.
         if self.plan.method.trains and self.config.scope == "dataset":
             self.folder.save_adapted(policy)
-        findings = Findings(start, before, after, lmms)
+        # Evaluate it. With scope=question, each question was answered by the weights adapted to it.
+        if self.config.scope == "dataset":
+            after = self.evaluations.after(policy, splits, before)
+        trained = self.plan.method.trains
+        lmms["after"] = self.evaluations.with_lmms(policy, "after") if trained else lmms["before"]
+        _check_tower(policy, tower)
+
+        # Write the results.
+        missing = self.evaluations.grade_votes(splits.adapted, adapted.steps)
+        findings = Findings(start, before, after, lmms, missing)
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
         self._announce_results(summary)
         self._report(splits)
+        self._clean_up()
         return summary
+
+    def _check_start(self, start: str, policy: Policy, splits: Splits) -> None:
+        """Hold the start against that of the run to resume and of `evaluation.before`, then claim the folder."""
+        found, source = fingerprint.of_run(self.plan, policy, splits), self.config.evaluation.before
+        if source is not None:
+            fingerprint.check_shared(source, found)
+            check_shared_before(source, start)
+        if self.resume:
+            fingerprint.check_resumed(self.folder.path, found)
+        self.folder.claim(self.config, environment(self.config.seed), found)
+        if self.folder.writes:
+            resumed_at = self.folder.steps_done if self.resume else None
+            for name, tracker in open_trackers(self.folder.path, self.config, resumed_at).items():
+                self.listeners.add(name, tracker)
+
+    def _finish_report(self, splits: Splits) -> Summary:
+        """Write the report of a run that was stopped after its results were written. Returns these results."""
+        log.info("%s: the results are written, the report is not; writing it", self.folder.path)
+        summary: Summary = files.read_json(self.folder.path / "summary.json")
+        self._report(splits)
+        self._clean_up()
+        return summary
+
+    def _clean_up(self) -> None:
+        """Delete the checkpoints of the finished run, unless it was asked for them by a number of steps."""
+        if self.config.checkpoint.every in (0, "auto"):
+            self.folder.remove_checkpoints()
 
     def _load_policy(self) -> Policy:
         cache: CacheConfig = self.config.cache
@@ -142,13 +179,6 @@ class Run:
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         return policy
 
-    def _claim_folder(self) -> None:
-        if self.folder.writes:
-            self.folder.claim(self.config, environment(self.config.seed))
-            resumed_at = self.folder.steps_done() if self.resume else None
-            for name, tracker in open_trackers(self.folder.path, self.config, resumed_at).items():
-                self.listeners.add(name, tracker)
-
     def _adapt_to(self, policy: Policy, labelled: LabelledSet, earlier_steps: int = 0) -> Adapted:
         """Adapt the policy to the questions; `earlier_steps` is how many the run has done for other questions."""
         sampler = make_sampler(policy, self.config)
@@ -157,13 +187,14 @@ class Run:
         most_responses = {"sample": -(-asked // distributed.world_size()) * self.config.sampling.votes.max}
         with noted_signals() as received:
             if self.resume:
-                self.totals.add_earlier_steps(self.folder.drop_steps_after_checkpoint())
+                earlier = self.folder.drop_steps_after_checkpoint(self.config.optim.steps)
+                self.totals.add_earlier_steps(earlier)
             hooks = Hooks(
                 on_step=lambda record: self._finish_step(policy, record, earlier_steps),
                 on_part=lambda part: self.listeners.part(part, most_responses.get(part)),
                 should_stop=lambda: received[-1] if received else None,
                 checkpoints=self.folder.checkpoints if self.config.scope == "dataset" else None,
-                resume=self.resume and self.folder.steps_done() > 0,
+                resume=self.resume and self.folder.steps_done > 0,
             )
             return adapt(labelled.questions, policy, sampler, self._method(labelled.key), self.config, hooks)
 
@@ -211,7 +242,7 @@ class Run:
 
     def _announce_adaptation(self, before: list[evaluation.Item], splits: Splits) -> None:
         """Tell the listeners that the steps begin or go on, and the figures of the starting model."""
-        done = self.folder.steps_done() if self.resume else 0
+        done = self.folder.steps_done
         if self.config.scope == "question":
             self.all_steps = self.config.optim.steps * len(splits.adapted.questions)
         if self.plan.method.trains and self.all_steps:
@@ -245,6 +276,16 @@ class Run:
             shown = changes.find_changes(before, after).shown()
             changes.save_for_report(self.folder.path, shown, splits.questions, self.config.reporting.images)
             report.write_report(self.folder.path)
+        except OSError as error:
+            if error.errno in files.DISK_FULL:
+                raise
+            log.warning("the run is complete, its report is not (%s); write it with --resume", error)
         except Exception:
             # The results are all written; a report that fails must not make the run fail.
             log.exception("the run is complete, its report is not; write it with: mm-spine report %s", self.folder.path)
+
+
+def _check_tower(policy: Policy, checksum: str) -> None:
+    """Raise FrozenError unless the vision tower still has the weights of `checksum`."""
+    if policy.tower_checksum() != checksum:
+        raise FrozenError("the vision tower's checksum changed during the run: its results are void")

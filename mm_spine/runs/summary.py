@@ -48,6 +48,7 @@ class Summary(TypedDict):
     fingerprint: str
     breakdowns: dict[str, dict[str, dict[str, TagScores]]]
     bad_rows: list[str]
+    missing_rollouts: list[int]
     lmms_eval: dict[str, Any] | None
 
 
@@ -110,12 +111,14 @@ class Totals:
 
 @dataclass
 class Findings:
-    """What a run has found out. `fingerprint` identifies the start that `before` belongs to."""
+    """What a run has found out. `fingerprint` identifies the start that `before` belongs to, `missing_rollouts` steps
+    whose file in rollouts/ is missing or damaged."""
 
     fingerprint: str
     before: list[evaluation.Item]
     after: list[evaluation.Item]
     lmms_eval: dict[str, Any]
+    missing_rollouts: list[int]
 
 
 def summarise(
@@ -162,6 +165,7 @@ def summarise(
             "after": _breakdown(plan, splits, findings.after),
         },
         bad_rows=splits.problems,
+        missing_rollouts=findings.missing_rollouts,
         lmms_eval=findings.lmms_eval if config.evaluation.lmms_eval else None,
     )
 

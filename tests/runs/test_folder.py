@@ -56,8 +56,8 @@ def test_a_crashed_run_resumes_from_its_last_checkpoint(lab: Lab) -> None:
     assert len(steps_of(output)) == 3
     checkpoints = output / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000001", "step_000002"]
-    shutil.copytree(checkpoints / "step_000002" / "engine", checkpoints / "writing" / "engine")
-    next((checkpoints / "writing").rglob("*.pt")).write_bytes(b"torn")
+    shutil.copytree(checkpoints / "step_000002", checkpoints / "writing")
+    (checkpoints / "writing" / "weights.safetensors").write_bytes(b"torn")
     with (output / "steps.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert run(config, output, resume=True) is not None

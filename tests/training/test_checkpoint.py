@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def test_checkpoints_are_kept_to_the_last_two_and_a_torn_one_is_not_seen(tmp_pat
     run(PLAIN, {"checkpoint": {"every": 1, "keep": 2}}, checkpoints=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
     torn = tmp_path / "writing"
-    (torn / "engine").mkdir(parents=True)
+    torn.mkdir()
     (torn / "state.json").write_text("{")
     (tmp_path / "step_000009").mkdir()
     assert newest_checkpoint(tmp_path) == tmp_path / "step_000003"
@@ -43,7 +45,11 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
     run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
-    state = tmp_path / "step_000001" / "state.json"
-    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    saved = tmp_path / "step_000001"
+    state = (saved / "state.json").read_text().replace('"world_size": 1', '"world_size": 2')
+    (saved / "state.json").write_text(state)
+    sums = (saved / "SHA256SUMS").read_text()
+    other = hashlib.sha256(state.encode()).hexdigest()
+    (saved / "SHA256SUMS").write_text(re.sub(r"\w{64}(?=  state.json)", other, sums))
     with pytest.raises(ConfigError, match="written by 2 processes, resumed with 1"):
         run(PLAIN, checkpoints=tmp_path, resume=True)
