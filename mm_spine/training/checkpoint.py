@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -106,8 +107,8 @@ def resume(updater: Updater, folder: Path) -> SavedState:
         raise ConfigError(
             f"{newest}: written by {state.world_size} processes, resumed with {distributed.world_size()}; start as many"
         )
-    weights = load_file(newest / WEIGHTS) if (newest / WEIGHTS).exists() else {}
-    updater.engine.restore(load_file(newest / _optimizer_file(distributed.rank())), weights)
+    weights = _load_tensors(newest / WEIGHTS) if (newest / WEIGHTS).exists() else {}
+    updater.engine.restore(_load_tensors(newest / _optimizer_file(distributed.rank())), weights)
     # A budget that was probed or halved stays. One that the configuration now sets otherwise does not.
     if state.token_budget_set == updater.config.engine.token_budget:
         updater.budget.tokens = state.token_budget
@@ -184,6 +185,13 @@ def _optimizer_file(rank: int) -> str:
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as tensors ({error}); start again in a new folder") from error
 
 
 def _warn_of_changes(name: str, written: int | None, now: int | None) -> None:
