@@ -9,6 +9,7 @@ The disks are mounts of tmpfs, so that part needs root on Linux and is left out 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import re
@@ -25,17 +26,20 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-import deepspeed  # noqa: F401  # loaded once, before the processes of the trials are forked
-import matplotlib.pyplot  # noqa: F401
-import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: F401
 from small import small_config, write_data, write_model
 
 from mm_spine import cli
-from mm_spine.reporting import report  # noqa: F401
-from mm_spine.runs import run  # noqa: F401
 from mm_spine.training.checkpoint import damage
 
 LAYERS: Mapping[str, Any] = {"optim": {"steps": 6}, "checkpoint": {"every": 1}}
+
+
+def preload() -> None:
+    """Import once what the runs need, before their processes are forked."""
+    for name in ("runs.run", "reporting.report", "reporting.changes", "reporting.compare"):
+        importlib.import_module(f"mm_spine.{name}")
+    for name in ("deepspeed", "matplotlib.pyplot", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
+        importlib.import_module(name)
 
 
 def start(config: Path, output: Path, log: Path, resume: bool = False) -> int:
@@ -139,6 +143,7 @@ def main() -> None:
     given = parser.parse_args()
     work, draw = given.work.resolve(), random.Random(given.seed)
     work.mkdir(parents=True)
+    preload()
     place = {"benchmark": str(write_data(work / "data")), "model": {"path": str(write_model(work / "model"))}}
     config = work / "config.yaml"
     config.write_text(yaml.safe_dump(small_config(LAYERS, place).model_dump(mode="json")))
