@@ -156,15 +156,17 @@ class RunFolder:
             raise ConfigError(f"{self.path}: already holds a run; choose another --output, or --resume to go on")
         if not self.writes:
             return
-        self._remove_unfinished()
+        self.remove_unfinished()
         if not self.resume:
             self.write(FINGERPRINT, fingerprint)
         self.write("environment.json", environment)
         (self.path / "stopped.json").unlink(missing_ok=True)
         files.write_text(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
-    def _remove_unfinished(self) -> None:
-        """Remove the temporary files and folders that a crash has left."""
+    def remove_unfinished(self) -> None:
+        """Remove the temporary files and folders that a crash has left. The folder must be locked."""
+        if not self.writes:
+            return
         for path in self.path.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
         for folder in (self.checkpoints / UNFINISHED, self.path / "adapted.writing"):

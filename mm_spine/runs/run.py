@@ -159,6 +159,7 @@ class Run:
     def _finish_report(self, splits: Splits) -> Summary:
         """Write the report of a run that was stopped after its results were written. Returns these results."""
         log.info("%s: the results are written, the report is not; writing it", self.folder.path)
+        self.folder.remove_unfinished()
         summary: Summary = files.read_json(self.folder.path / "summary.json")
         self._report(splits)
         self._clean_up()

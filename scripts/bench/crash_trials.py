@@ -108,7 +108,9 @@ def fill(config: Path, work: Path, whole: Mapping[str, bytes], size: int, trial:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
     try:
         code = wait(start(config, disk / "run", log))
-        said = [line for line in log.read_text().splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
+        # Lines of the log and of transformers' progress bar are no message.
+        lines = log.read_text().splitlines()
+        said = [line for line in lines if line and not re.match(r"\d\d:\d\d:\d\d |Writing model shards", line)]
         subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
         again = go_on(config, disk / "run", log)
         odd = differing(whole, disk / "run")
