@@ -13,7 +13,7 @@ from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.integrations import lmms_hook
 from mm_spine.policy.folder import resolve_model
-from mm_spine.policy.model import Policy, checksum
+from mm_spine.policy.model import Policy
 from mm_spine.runs.folder import RunFolder
 from mm_spine.runs.listeners.listener import Listener, Listeners, listen_to_sampler
 from mm_spine.runs.listeners.live import add_live
@@ -146,7 +146,7 @@ def evaluate_model(config: RunConfig, output: Path | None = None, listener: List
     return {**evaluation.metrics(items), "skipped": policy.skipped, "bad_rows": labelled.problems, "breakdown": by_tag}
 
 
-def shared_start(plan: Plan, policy: Policy, splits: Splits) -> str:
+def shared_start(plan: Plan, policy: Policy, weights: str, splits: Splits) -> str:
     """Return a hash of the starting weights, the questions and the evaluation settings.
 
     Runs with equal fingerprints have the same evaluation "before", and may share it.
@@ -156,9 +156,9 @@ def shared_start(plan: Plan, policy: Policy, splits: Splits) -> str:
     left_out = {name for name in type(settings).model_fields if name.startswith("lmms_eval")} | {"before"}
     kept = settings.model_dump(mode="json", include=type(settings).model_fields.keys() - left_out)
     # With LoRA the weights of the adapter are new in each run; the base model identifies the start.
-    weights = checksum(policy.model.state_dict().items()) if policy.peft is None else plan.model
+    start = weights if policy.peft is None else plan.model
     ids = [question.id for question in splits.questions]
-    return hashlib.sha256(json.dumps([weights, ids, kept, plan.config.seed]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([start, ids, kept, plan.config.seed]).encode()).hexdigest()
 
 
 def check_shared_before(source: Path, start: str) -> None:

@@ -104,8 +104,7 @@ class Run:
             return self._finish_report(splits)
         policy = self._load_policy()
         tower = policy.tower_checksum()
-        start = shared_start(self.plan, policy, splits)
-        self._check_start(start, policy, splits)
+        start = self._check_start(policy, splits)
 
         # Evaluate the starting model.
         before = self.evaluations.before(policy, splits)
@@ -142,9 +141,13 @@ class Run:
         self._clean_up()
         return summary
 
-    def _check_start(self, start: str, policy: Policy, splits: Splits) -> None:
-        """Hold the start against that of the run to resume and of `evaluation.before`, then claim the folder."""
+    def _check_start(self, policy: Policy, splits: Splits) -> str:
+        """Hold the start against that of the run to resume and of `evaluation.before`, then claim the folder.
+
+        Returns the fingerprint of summary.json.
+        """
         found, source = fingerprint.of_run(self.plan, policy, splits), self.config.evaluation.before
+        start = shared_start(self.plan, policy, found["model"], splits)
         if source is not None:
             fingerprint.check_shared(source, found)
             check_shared_before(source, start)
@@ -155,6 +158,7 @@ class Run:
             resumed_at = self.folder.steps_done if self.resume else None
             for name, tracker in open_trackers(self.folder.path, self.config, resumed_at).items():
                 self.listeners.add(name, tracker)
+        return start
 
     def _finish_report(self, splits: Splits) -> Summary:
         """Write the report of a run that was stopped after its results were written. Returns these results."""
