@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,18 @@ def test_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
     (saved / "SHA256SUMS").write_text(re.sub(r"\w{64}(?=  state.json)", other, sums))
     with pytest.raises(ConfigError, match="written by 2 processes, resumed with 1"):
         run(PLAIN, checkpoints=tmp_path, resume=True)
+
+
+def test_auto_writes_a_checkpoint_when_ten_minutes_have_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rare = run(PLAIN, checkpoints=tmp_path / "rare")[0].weights()
+    assert [path.name for path in (tmp_path / "rare").iterdir()] == ["step_000003"]
+    monkeypatch.setattr(sys.modules["mm_spine.adapt"], "AUTO_SECONDS", 0.0)
+    often = run(PLAIN, {"checkpoint": {"keep": 3}}, checkpoints=tmp_path / "often")[0].weights()
+    assert len(list((tmp_path / "often").iterdir())) == 3
+    assert all(torch.equal(often[name], weight) for name, weight in rare.items())
+
+
+def test_a_checkpoint_of_another_stage_is_refused(tmp_path: Path) -> None:
+    run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
+    with pytest.raises(ConfigError, match="another model, model.train or ZeRO stage"):
+        run(PLAIN, {"engine": {"zero_stage": 3}}, checkpoints=tmp_path, resume=True)
