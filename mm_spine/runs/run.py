@@ -136,9 +136,9 @@ class Run:
         findings = Findings(start, before, after, lmms, missing)
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
+        self._clean_up()
         self._announce_results(summary)
         self._report(splits)
-        self._clean_up()
         return summary
 
     def _check_start(self, policy: Policy, splits: Splits) -> str:
@@ -165,8 +165,8 @@ class Run:
         log.info("%s: the results are written, the report is not; writing it", self.folder.path)
         self.folder.remove_unfinished()
         summary: Summary = files.read_json(self.folder.path / "summary.json")
-        self._report(splits)
         self._clean_up()
+        self._report(splits)
         return summary
 
     def _clean_up(self) -> None:
@@ -201,7 +201,10 @@ class Run:
                 checkpoints=self.folder.checkpoints if self.config.scope == "dataset" else None,
                 resume=self.resume and self.folder.steps_done > 0,
             )
-            return adapt(labelled.questions, policy, sampler, self._method(labelled.key), self.config, hooks)
+            adapted = adapt(labelled.questions, policy, sampler, self._method(labelled.key), self.config, hooks)
+            # A signal during the last checkpoint stops the run too.
+            stop = distributed.same_on_all(received[-1] if received else None)
+            return adapted if stop is None else replace(adapted, stopped_by=stop)
 
     def _adapt_to_each(self, policy: Policy, labelled: LabelledSet) -> tuple[Adapted, list[evaluation.Item]]:
         """Adapt to each question from the starting weights, and answer it with the weights adapted to it."""

@@ -25,7 +25,8 @@ from mm_spine.policy.model import Policy
 from mm_spine.reporting.compare import comparison_rows
 from mm_spine.runs.evaluate import Evaluations
 from mm_spine.runs.run import run
-from mm_spine.training.checkpoint import damage
+from mm_spine.training import checkpoint
+from mm_spine.training.checkpoint import damage, newest_checkpoint
 
 EVERY = {"checkpoint": {"every": 1, "keep": 2}}
 
@@ -73,8 +74,6 @@ def emptied(path: Path) -> None:
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     stopped: Path, name: str, harm: Callable[[Path], None]
 ) -> None:
-    from mm_spine.training.checkpoint import newest_checkpoint
-
     harm(stopped / "checkpoints" / "step_000002" / name)
     assert newest_checkpoint(stopped / "checkpoints") == stopped / "checkpoints" / "step_000001"
 
@@ -341,3 +340,21 @@ def test_checkpoints_of_every_kind_hold_only_tensors_and_are_whole(lab: Lab, var
     held = load_file(newest / "optimizer_00000.safetensors")
     assert {name.partition(".")[2] for name in held} >= {"step", "exp_avg", "exp_avg_sq"}
     assert (newest / "weights.safetensors").exists() == (variant != "zero3")
+
+
+def test_a_signal_during_the_last_checkpoint_stops_the_run_before_its_evaluation(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def stopped_while_saving(*arguments: Any) -> None:
+        save(*arguments)
+        terminate()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", stopped_while_saving)
+        assert run(lab.config(), tmp_path / "run") is None
+    assert json.loads((tmp_path / "run" / "stopped.json").read_text()) == {"stopped_by": "SIGTERM", "steps": 3}
+    assert not (tmp_path / "run" / "evaluation" / "after.jsonl").exists()
+    assert run(lab.config(), tmp_path / "run", resume=True) is not None
+    assert_same(lab.run("base"), tmp_path / "run")
