@@ -182,6 +182,7 @@ class _Loop:
         if self.hooks.resume and self.hooks.checkpoints is not None:
             saved = checkpoint.resume(self.updater, self.hooks.checkpoints)
             done, self.fixed_bounds = saved.step, saved.bounds
+            self.sampler.sync(self.policy.trainable().items())
         if self.fixed_bounds is None:
             self.fixed_bounds = measure_fixed_band(
                 self.questions, self.sampler, self.method, self.config, lambda groups: self._with_entropies(groups)[0]
