@@ -51,7 +51,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], shared_only: boo
         before, after = old["questions"].get(split), new["questions"].get(split)
         if before is None or after is None:
             if not shared_only:
-                yield f"the split {split!r} is in one of the two only"
+                yield f"the split {split!r} was {'added' if before is None else 'left out'}"
             continue
         yield from _question_differences(before, after, shared_only)
         if before.keys() == after.keys() and old["answers"].get(split) != new["answers"].get(split):
@@ -82,8 +82,12 @@ def _question_differences(before: Digests, after: Digests, shared_only: bool) ->
                 if after[question_id].get(part) != found:
                     yield f"{part} of question {question_id!r} changed"
     if not shared_only:
-        for question_id in before.keys() ^ after.keys():
-            yield f"question {question_id!r} is in one of the two only"
+        for question_id in before:
+            if question_id not in after:
+                yield f"question {question_id!r} was left out"
+        for question_id in after:
+            if question_id not in before:
+                yield f"question {question_id!r} was added"
 
 
 def _image_digest(image: ImageLike) -> str:
