@@ -94,7 +94,7 @@ def find(response: str) -> Answer | None:
 def _statement(said: str) -> Answer | None:
     """Return the answer of a sentence: all of it if it is a formula, else the formula or number that it states."""
     clause = _CUT.sub("", said[:_REACH])
-    if unit := _PROSE_UNIT.fullmatch(clause.strip()):
+    if unit := _PROSE_UNIT.fullmatch(clause.strip(" .*")):
         return read(unit[1])
     if not wordy(normal(clause)):
         return read(clause)

@@ -16,6 +16,10 @@ _PAIR = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
 
 
 def read(text: str, spec: AnswerSpec) -> str | None:
+    return normal(text)
+
+
+def normal(text: str) -> str | None:
     """Return the normalised text, None if nothing is left. A sign, a leading decimal point and a % stay."""
     text = " ".join(plain(text).casefold().split())
     while True:

@@ -206,10 +206,10 @@ def test_choice_grades_labels_and_option_text() -> None:
 
 def test_choice_where_options_are_letters() -> None:
     spec = AnswerSpec("choice", ("B", "C", "A"))
-    assert found("A", spec) == "A"  # a vote reads the label
-    assert grade(parse("A", spec), "C", spec).correct  # the gold option's own text
+    assert found("A", spec) == "A"
     assert grade(parse("C", spec), "C", spec).correct
-    assert not grade(parse("B", spec), "C", spec).correct  # B's text is "C", which is not the gold's
+    assert not grade(parse("A", spec), "C", spec).correct  # the gold option's own text: the label counts
+    assert not grade(parse("B", spec), "C", spec).correct
 
 
 @pytest.mark.parametrize(
