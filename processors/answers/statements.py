@@ -39,8 +39,7 @@ _FUNCTION_WORDS = (
     " about approximately where when while next namely has have"
 )
 _UNFINISHED = re.compile(
-    rf"(?:(?:^|[\s,(])(?:{'|'.join(_FUNCTION_WORDS.split())})|[=+*/×÷<(\[,&:]|\\(?:frac|sqrt|cdot|times|text)\{{?)\s*\Z",
-    re.IGNORECASE,
+    rf"(?:(?:^|[\s,(])(?:{'|'.join(_FUNCTION_WORDS.split())})|[=+*/×÷<(\[,&:]|\\(?:frac|sqrt|cdot|times|text)\{{?)\s*\Z"
 )
 _SMALL_TALK = re.compile(
     r"(?:(?<=[.!?*\n}。])|(?<=\.\)))\s*(?:(?:i (?:really )?hope|hope(?:fully)?) (?:this|that|it)\b[^.!?\n]{0,60}"

@@ -220,7 +220,10 @@ def test_choice_where_options_are_letters() -> None:
             for form in ("Blue.", "  blue ", r"\boxed{ Blue }", "The answer is Blue.", "(blue)", "“blue”", "*BLUE*!")
         ),
         (r"It is red, no: \boxed{\text{Left  lung}}", "left lung"),
-        ("x-ray\nof the  chest", "x-ray of the chest"),
+        ("x-ray\nof the  chest", "x-ray of chest"),
+        ("the blue one", "blue one"),
+        ("A is larger than B", "a is larger than b"),
+        ("vitamin A", "vitamin a"),
         ("-5", "-5"),  # a sign, a point and a per cent are no punctuation
         (".5", ".5"),
         ("5%", "5%"),
