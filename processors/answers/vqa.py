@@ -132,7 +132,8 @@ def _grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Ver
         return UNPARSED
     said = shorten(answer.text, 80, placeholder="...")
     why = f"{said!r} scores {score:.2f} among {len(golds)} annotators"
-    if (official := accuracy(answer.text, golds, official=True)) != score:
+    agree = len({clean(gold) for gold in golds}) == 1
+    if agree and (official := accuracy(answer.text, golds, official=True)) != score:
         why += f"; {official:.2f} by the official script, which does not normalise where all annotators agree"
     return Verdict(score, score >= 0.5, f"{why}.")
 
