@@ -425,7 +425,7 @@ def _by_last_sentence(text: str, spec: AnswerSpec) -> str | None:
     if comma and (free_text.normal(opening) in _POLAR or len(opening) > 1) and (label := _by_text(opening, spec)):
         return label
     sentence = _CONDITION.sub("", _GIVEN.sub("", sentence, count=1) if _GIVEN.match(sentence) else sentence)
-    if _ELIMINATED.search(sentence) or _DENIAL.search(sentence) or _CONTRAST.search(sentence):
+    if any(pattern.search(sentence) for pattern in (_ELIMINATED, _DENIAL, _CONTRAST, _ALTERNATIVE, _SUBJUNCTIVE)):
         return None
     if letter := _only_letter(sentence, spec):
         return letter

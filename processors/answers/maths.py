@@ -127,7 +127,7 @@ def _inside(segment: re.Match[str]) -> str:
 
 def _bare(response: str) -> Answer | None:
     """Read a response that consists of its answer: a formula, or one word."""
-    if not response or "\n" in response or len(response) > 200:
+    if not response or "\n" in response or len(response) > 200 or refuses(response):
         return None
     clean = normal(response)
     if unit := _PROSE_UNIT.fullmatch(response.rstrip(". ")):

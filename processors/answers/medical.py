@@ -88,7 +88,7 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     if spec.choices == CLOSED:
         return _closed(response, spec)
     whole = _short(response) if box is None else ""
-    return None if unfinished(whole) or refuses(whole) else _core(whole, spec)
+    return None if unfinished(whole) or refuses(first_sentence(whole)) else _core(whole, spec)
 
 
 def _closed(response: str, spec: AnswerSpec) -> str | None:

@@ -52,7 +52,7 @@ _OPPOSITES = (
 )  # fmt: skip
 _TOKEN = re.compile(r"[\u3400-\u9fff]|\d+(?:[.,]\d+)*|[^\W\d_]+|[:=]")
 _CONTRACTION = re.compile(r"\b(it|that|there|he|she|here|this)['’]s\b|\b(they|these|those|we|you)['’]re\b", re.IGNORECASE)
-_OR = re.compile(r"\b(?:or|vs|versus)\b|/|还是|或者?", re.IGNORECASE)
+_OR = re.compile(r"\b(?:or|and|vs|versus)\b|/|还是|或者?", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
 _CONCLUSION = re.compile(r"\s*(?:so|therefore|thus|hence|in conclusion|in summary|overall|因此|所以)(?![a-z])[,，:]?\s*", re.IGNORECASE)
 _CORRECTION = re.compile(r"\s*(?:no|wait|actually|correction|sorry)\b", re.IGNORECASE)

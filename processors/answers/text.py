@@ -14,7 +14,7 @@ from mm_spine.processors.answers.kind import keyed
 from mm_spine.processors.answers.statements import refuses, unfinished
 from mm_spine.types import AnswerSpec
 
-_MARKS = ",;:!?\"'*_“”‘’«»"
+_MARKS = ",;:!?\"'*_“”‘’«»。，、；：！？"
 # Unicode composition takes quadratic time where combining marks pile up; a longer text is left as it is.
 _COMPOSED = 2000
 _PAIR = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
