@@ -100,7 +100,9 @@ _SUBJUNCTIVE = re.compile(r"\b(?:if\b.*\b(?:were|had)\b|suppose|assuming|assume|
 _LIST_BEFORE = re.compile(r"(?:\b[A-Z][)\]]?\s*(?:,|/|&|,?\s*\b(?:and|or|nor)\b)\s*(?:and |or )?[(\[]?)\Z")
 _NONE_OF = re.compile(r"\b(?:none|neither|not one|no one)\b", re.I)
 # What makes a number part of a formula: 2√5, 3·2, x^2, 2/3.
-_IN_FORMULA = re.compile(r"[\\√π^²³]|\s*[√π^²³×·*+/=<>]|\s*\\(?:sqrt|pi|times|cdot|frac)|\s*(?:sqrt|pi)\b|\s+[-–−:]\s*\d|!|[-–−:]\d")
+_IN_FORMULA = re.compile(
+    r"[\\√π^²³]|\s*[√π^²³×·*+/=<>]|\s*\\(?:sqrt|pi|times|cdot|frac)|\s*(?:sqrt|pi)\b|\s+[-–−:]\s*\d|!|[-–−:]\d"
+)
 _FORMULA_BEFORE = re.compile(r"(?:[√π^_*/×·{(−+]|\\[a-z]+|[0-9a-z]\s*[*/×·+:^−-]\s*)\Z")
 # A letter in brackets that stands behind everything else.
 _LAST_LETTER = re.compile(r"(?:\A|[.!?。:\n])\s*[(\[]([A-Z])[)\]]\s*[.!]?\s*\Z")
@@ -179,7 +181,7 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     tail = _tail(response)
     committed = _committed(_clean(response[tail:]), spec) if tail else None
     if committed is None:
-        text = _without_echo(_clean(response), spec)
+        text = without_echo(_clean(response), spec)
         committed = _committed(text, spec)
     if committed is not None:
         return committed or None
@@ -187,7 +189,7 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     return found or _by_last_letter(text, spec) or _by_first_sentence(text, spec)
 
 
-def _without_echo(text: str, spec: AnswerSpec) -> str:
+def without_echo(text: str, spec: AnswerSpec) -> str:
     """Remove lines that repeat the list of options: several in order from A, each a label and, if known, its text."""
     lines = text.split("\n")
     if len(lines) == 1:
@@ -220,6 +222,12 @@ def _tail(response: str) -> int:
     if said < 0:
         return max(response.find("\n", start), response.find(". ", start)) + 1 if start else 0
     return max(response.rfind("\n", 0, said), response.rfind(". ", 0, said)) + 1
+
+
+def names_several(text: str) -> bool:
+    """Return whether the last sentence names several letters in brackets, as in "choose from (A) 2, (B) 20"."""
+    sentence = _SENTENCE_START.split(text.rstrip()[-_SENTENCE:])[-1]
+    return len(set(_BRACKETED.findall(sentence))) > 1
 
 
 def straight(text: str) -> str:
@@ -359,7 +367,9 @@ def _lists_options(text: str, letter: re.Match[str], label: str, spec: AnswerSpe
         return False
     rest = text[letter.end() : letter.end() + len(option) + 20].lstrip(" .:)").casefold()
     behind = rest[len(option) :]
-    return rest.startswith(option) and re.match(rf"[\s,;.]*(?:or\s+)?[(\[]?{following}[)\].:]", behind, re.I) is not None
+    return (
+        rest.startswith(option) and re.match(rf"[\s,;.]*(?:or\s+)?[(\[]?{following}[)\].:]", behind, re.I) is not None
+    )
 
 
 def _letter_and_text(text: str, start: int, spec: AnswerSpec) -> str | None:
@@ -458,7 +468,7 @@ def _by_first_sentence(text: str, spec: AnswerSpec) -> str | None:
     opening, comma, rest = first.partition(",")
     if comma and free_text.normal(opening) in _POLAR and not _ALTERNATIVE.search(text):
         return _by_text(opening, spec)
-    return _by_text(first, spec) if len(first) > 2 else None
+    return None if _ALONE.fullmatch(first) else _by_text(first, spec)
 
 
 def _by_reply(text: str, spec: AnswerSpec) -> str | None:

@@ -68,7 +68,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
             "",
         ),
         # Repeating decimals.
-        (r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{(\d{1,12})\}|(?<=\.)\((\d{1,12})\))(?:\s*\\?[lc]?dots)?", _repeating),
+        (
+            r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{(\d{1,12})\}|(?<=\.)\((\d{1,12})\))(?:\s*\\?[lc]?dots)?",
+            _repeating,
+        ),
         (r"(\d*)\.(\d{0,6}?)(\d{1,3})\3{2,12}(?:\.{2,3}|…|\\[lc]?dots(?![A-Za-z]))", _repeating),
         (
             rf"(?<=[\d}})%i])[\s~]*(?:\\[,;: ])*\\(?:text|textrm|mathrm|mbox|hbox|operatorname|rm)\s*\{{[\s~]*(?:\\[,;: ])*"

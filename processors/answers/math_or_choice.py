@@ -18,6 +18,7 @@ from mm_spine.processors.answers.kind import Kind, read_golds
 from mm_spine.processors.answers.math_keys import listed
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
+_LETTERS = re.compile(r"[^A-Za-z0-9\\]*[A-Z](?:(?:\W|and|or)+[A-Z])*\W*")
 _MEASURE = re.compile(r"\$?(?P<number>-?\d[\d.,]*)\s*\$?\s*(?P<unit>[mgshlvanjwkcf])\$?")
 
 
@@ -33,7 +34,14 @@ def parse(response: str, spec: AnswerSpec) -> Answer | None:
         letter = choice.after_box(response, box, spec)
         return Answer(letter, letter) if letter else answer
     letter = choice.find(response, spec) or _announced_option(response, spec)
-    return Answer(letter, letter) if letter else _by_value(maths.find(response), spec)
+    if letter:
+        return Answer(letter, letter)
+    # Letters that `choice` does not take for an answer, such as "A or B", are no value either.
+    rest = choice.without_echo(response, spec)
+    if choice.names_several(rest):
+        return None
+    answer = maths.find(rest)
+    return None if answer is None or _LETTERS.fullmatch(answer.text) else _by_value(answer, spec)
 
 
 def _announced_option(response: str, spec: AnswerSpec) -> str | None:
@@ -41,7 +49,9 @@ def _announced_option(response: str, spec: AnswerSpec) -> str | None:
     # An option of MATH-Vision 521 is "... be 4 or 5.": its full stops would end the sentence elsewhere.
     _, cue, rest = response.lower().rpartition("answer")
     rest = response[len(response) - len(rest) :].strip(" :*_\n")
-    return choice.read(rest.removeprefix("is").lstrip(" :*_\n"), spec) if cue and len(rest) < 300 else None
+    rest = rest.removeprefix("is").lstrip(" :*_\n")
+    # A letter is `choice.find`'s to accept: it knows what is only supposed.
+    return choice.read(rest, spec) if cue and len(rest) < 300 and not _LETTERS.fullmatch(rest) else None
 
 
 def read(text: str, spec: AnswerSpec) -> Answer | None:

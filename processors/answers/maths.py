@@ -48,10 +48,15 @@ _OPERAND = re.compile(r"\d\s*[+*/×]\s*\Z")
 _REFUSALS = frozenset(("unknown", "unsure", "undetermined", "unclear", "dunno", "idk", "sorry", "none", "null", "nan"))
 _JUDGEMENTS = frozenset(("correct", "right", "wrong", "incorrect", "verified", "confirmed", "reasonable", "valid"))
 # "It is 3 or 4." names two candidates and commits to none.
-_ANOTHER = re.compile(r"(?:\d|\$|\))\s*,?\s*(?:\bor\b|\band/or\b|或者?|还是)\s*\$?\s*\Z|\bbetween\s+\S+\s+and\s+\$?\Z", re.IGNORECASE)
-_OR_ANOTHER = re.compile(r"\s*\$?\s*,?\s*(?:or|and/or)\s+\$?-?\d", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"(?:\d|\$|\))\s*,?\s*(?:\bor\b|\band/or\b|或者?|还是)\s*(?:maybe|perhaps|possibly|even)?\s*\$?\s*\Z|\bbetween\s+\S+\s+and\s+\$?\Z",
+    re.IGNORECASE,
+)
+_OR_ANOTHER = re.compile(r"\s*\$?\s*,?\s*(?:or|and/or)\s+(?:(?:maybe|perhaps|possibly|even)\s+)?\$?-?\d", re.IGNORECASE)
 # "The value of $x$ is 5": what follows the last "is" is the answer, if it names a value.
-_IS = re.compile(r"\s(?:is|are|was|were|equals|equal to|becomes|totals|comes to|=)\s+(?:equal to\s+|exactly\s+)?", re.IGNORECASE)
+_IS = re.compile(
+    r"\s(?:is|are|was|were|equals|equal to|becomes|totals|comes to|=)\s+(?:equal to\s+|exactly\s+)?", re.IGNORECASE
+)
 # In prose a single letter behind a number is a unit: "12 m".
 _PROSE_UNIT = re.compile(r"(-?[\d.,]*\d)\s+[mgshlLVANJWKCF](?:\^\{?[23]\}?)?")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")

@@ -22,9 +22,13 @@ _LONGEST = 1000  # characters of a text in which a sentence is cut; a longer one
 _ARTICLES = frozenset(("a", "an", "the"))
 _COPULAS = frozenset("is are was were be am been being isn aren".split())
 # Verbs that join a question's words to the answer as a copula does.
-_VERBS = _COPULAS | frozenset(
-    "shows show depicts depict displays display contains contain has have had features represents indicates".split()
-) | frozenset(("为", "是", "有", "显示"))
+_VERBS = (
+    _COPULAS
+    | frozenset(
+        "shows show depicts depict displays display contains contain has have had features represents indicates".split()
+    )
+    | frozenset(("为", "是", "有", "显示"))
+)
 # Subjects that stand for what was asked about, or for the one who answers.
 _SUBJECTS = frozenset(
     "it this that these those there here he she they image picture photo photograph figure scan slide answer i we can see"
@@ -51,19 +55,28 @@ _OPPOSITES = (
     ("benign", "malignant"), ("increased", "decreased"), ("positive", "negative"), ("before", "after"),
 )  # fmt: skip
 _TOKEN = re.compile(r"[\u3400-\u9fff]|\d+(?:[.,]\d+)*|[^\W\d_]+|[:=]")
-_CONTRACTION = re.compile(r"\b(it|that|there|he|she|here|this)['’]s\b|\b(they|these|those|we|you)['’]re\b", re.IGNORECASE)
+_CONTRACTION = re.compile(
+    r"\b(it|that|there|he|she|here|this)['’]s\b|\b(they|these|those|we|you)['’]re\b", re.IGNORECASE
+)
 _OR = re.compile(r"\b(?:or|and|vs|versus)\b|/|还是|或者?", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
-_CONCLUSION = re.compile(r"\s*(?:so|therefore|thus|hence|in conclusion|in summary|overall|因此|所以)(?![a-z])[,，:]?\s*", re.IGNORECASE)
+_CONCLUSION = re.compile(
+    r"\s*(?:so|therefore|thus|hence|in conclusion|in summary|overall|因此|所以)(?![a-z])[,，:]?\s*", re.IGNORECASE
+)
 _CORRECTION = re.compile(r"\s*(?:no|wait|actually|correction|sorry)\b", re.IGNORECASE)
 # An explanation behind an answer.
-_REASON = re.compile(r"(?<=\w)(?:,?\s+(?:because|since)\s|,\s+(?:which|who|where|as|so|and it|and this)\s).*\Z", re.IGNORECASE | re.DOTALL)
+_REASON = re.compile(
+    r"(?<=\w)(?:,?\s+(?:because|since)\s|,\s+(?:which|who|where|as|so|and it|and this)\s).*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
 _IN_THE_IMAGE = re.compile(
     r"(?<=\w),?\s+(?:(?:seen|shown|visible|depicted|present) )?(?:in|on) (?:the|this) (?:\w+ )?(?:image|picture|photo(?:graph)?|figure|scan"
     r"|slide)[\s.!]*\Z",
     re.IGNORECASE,
 )
-_LOCATED = re.compile(r"\A\s*(?:located|situated|found|seen|visible|shown|present)?\s*\bin (?:the )?(?=\w)", re.IGNORECASE)
+_LOCATED = re.compile(
+    r"\A\s*(?:located|situated|found|seen|visible|shown|present)?\s*\bin (?:the )?(?=\w)", re.IGNORECASE
+)
 _WRITTEN_BY = re.compile(r"\A\s*\w+(?:ed|en|wn) by (?=\w)", re.IGNORECASE)
 _SHORT = 12  # words of a first sentence that may be an answer which the others explain
 
@@ -197,7 +210,9 @@ def _trailing(piece: str, asked: _Asked) -> str:
     """Cut words of the question from the end: "red car" to "What colour is the car?" is "red"."""
     tokens = _tokens(piece)
     place = len(tokens)
-    while place and tokens[place - 1].word in (asked.words | _COPULAS) - _TELLING and not _fixed(tokens[place - 1].word):
+    while (
+        place and tokens[place - 1].word in (asked.words | _COPULAS) - _TELLING and not _fixed(tokens[place - 1].word)
+    ):
         place -= 1
     # "the" of "in the picture" goes with it.
     while 0 < place < len(tokens) and tokens[place - 1].word in _ARTICLES and tokens[place - 1].word != "a":

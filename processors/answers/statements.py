@@ -42,7 +42,7 @@ _UNFINISHED = re.compile(
     rf"(?:(?:^|[\s,(])(?:{'|'.join(_FUNCTION_WORDS.split())})|[=+*/×÷<(\[,&:]|\\(?:frac|sqrt|cdot|times|text)\{{?)\s*\Z"
 )
 _SMALL_TALK = re.compile(
-    r"(?:(?<=[.!?*\n}。])|(?<=\.\)))\s*(?:(?:i (?:really )?hope|hope(?:fully)?) (?:this|that|it)\b[^.!?\n]{0,60}"
+    r"(?:(?<=[.!?*\n}。])|(?<=\.\))|(?<=\S)\s+(?=(?-i:[A-Z])))\s*(?:(?:i (?:really )?hope|hope(?:fully)?) (?:this|that|it)\b[^.!?\n]{0,60}"
     r"|(?:please )?(?:feel free|don['’]t hesitate) to\b[^.!?\n]{0,80}"
     r"|(?:please )?let me know\b[^.!?\n]{0,100}|(?:is there|do you have)\b[^.!?\n]{0,30}\b(?:else|questions?)\b[^.!?\n]{0,60}"
     r"|if (?:you|there)\b[^.!?\n]{0,60}\b(?:questions?|help|clarification|else)\b[^.!?\n]{0,80}"

@@ -65,7 +65,10 @@ _MACROS = {
 _MACRO = re.compile("|".join(re.escape(macro) for macro in sorted(_MACROS, key=len, reverse=True)))
 _THIN = re.compile(r"(?<=[0-9])(?:\\[,!]|\{,\})(?=[0-9]{3})")
 # "It is 3 or 4." names two candidates and commits to none.
-_CANDIDATES = re.compile(rf"{_DECIMAL}\s*,?\s*(?:or|and/or)\s+\$?{_DECIMAL}|\bbetween\s+\$?{_DECIMAL}\s+and\s+\$?{_DECIMAL}", re.I)
+_CANDIDATES = re.compile(
+    rf"{_DECIMAL}\s*,?\s*(?:or|and/or)\s+(?:(?:maybe|perhaps|possibly|even)\s+)?\$?{_DECIMAL}|\bbetween\s+\$?{_DECIMAL}\s+and\s+\$?{_DECIMAL}",
+    re.I,
+)
 _HAN_CUE = re.compile(r"答案\s*(?:是|为|:)")
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _WORDS = {name: str(value) for value, name in enumerate(_NAMES)}

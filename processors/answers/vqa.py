@@ -51,7 +51,7 @@ CONTRACTIONS = {
 _DIGIT_COMMA = re.compile(r"\d,\d")
 # The official code passes re.UNICODE to sub() as its count, so that it keeps a 33rd such period; here all of them go.
 _PERIOD = re.compile(r"\.(?!\d)")
-_SENTENCE_MARKS = ".!? "
+_SENTENCE_MARKS = ".!?。！？ "
 
 
 def clean(text: str) -> str:

@@ -36,7 +36,13 @@ ANNOUNCED = (
     "<think>Perhaps 77, or (B).</think>The answer is {}.", "Let me look at it first.\n\nTherefore, the answer is {}.",
     "The correct answer is {}.", "### Answer\n{}", "答案是{}。", "答案：{}", "The final answer is: {}",
 )  # fmt: skip
-BOXES = (r"\boxed{{{}}}", r"Thus $\boxed{{{}}}$.", r"We try 3 first. So \(\boxed{{{}}}\).", r"\boxed{{\text{{{}}}}}", r"\fbox{{{}}}")
+BOXES = (
+    r"\boxed{{{}}}",
+    r"Thus $\boxed{{{}}}$.",
+    r"We try 3 first. So \(\boxed{{{}}}\).",
+    r"\boxed{{\text{{{}}}}}",
+    r"\fbox{{{}}}",
+)
 TALK = (
     ("", ""), ("", ""), ("", ""), ("Sure! ", ""), ("Certainly! ", ""), ("", " I hope this helps!"), ("", "\n\nLet me know if you have any questions."),
     ("", " Feel free to ask for more help."), ("Great question! ", " Have a great day!"),
@@ -83,16 +89,33 @@ def _number(kind: str, **more: Any) -> Make:
         if kind_of_text < 0.14:
             return Case(spec, _open(str(value), draw), (str(value),), None)
         if kind_of_text < 0.2:
-            none = draw.choice(("It is {} or {}.", "It is either {} or {}.", "It is between {} and {}.", "I get {} or maybe {}."))
+            none = draw.choice(
+                ("It is {} or {}.", "It is either {} or {}.", "It is between {} and {}.", "I get {} or maybe {}.")
+            )
             return Case(spec, none.format(value, value + 1), (str(value),), None)
         if kind_of_text < 0.25:
-            cut = draw.choice(("First there are {} of them. Next we count the ones which", "The first row has {} and the", "We have 5 * 7 = {} and then multiply by the"))
+            cut = draw.choice(
+                (
+                    "First there are {} of them. Next we count the ones which",
+                    "The first row has {} and the",
+                    "We have 5 * 7 = {} and then multiply by the",
+                )
+            )
             return Case(spec, cut.format(value), (str(value),), None)
         if kind_of_text < 0.45:
-            sentence = draw.choice((
-                "The value of $x$ is {}.", "The area is (8*{})/8 = {} cm^2.", "There are {} of them in total.", "So we have 3 + 4, that is {}.",
-                "Answer: The value of $x$ is {}.", "Answer: The area of triangle $ABC$ is ${}$.", "x = {}", "In total it is {} km.", "The answer is {}. I used 2 images.",
-            ))
+            sentence = draw.choice(
+                (
+                    "The value of $x$ is {}.",
+                    "The area is (8*{})/8 = {} cm^2.",
+                    "There are {} of them in total.",
+                    "So we have 3 + 4, that is {}.",
+                    "Answer: The value of $x$ is {}.",
+                    "Answer: The area of triangle $ABC$ is ${}$.",
+                    "x = {}",
+                    "In total it is {} km.",
+                    "The answer is {}. I used 2 images.",
+                )
+            )
             return Case(spec, sentence.replace("{}", str(said)), (str(value),), not wrong)
         return Case(spec, written(_form(said, draw), draw), (str(value),), not wrong)
 
@@ -100,7 +123,18 @@ def _number(kind: str, **more: Any) -> Make:
 
 
 def _form(value: int, draw: random.Random) -> str:
-    forms = [str(value), f"{value}.0", f"{value} cm", f"{value}\\text{{ cm}}", f"{value} apples", f"{value}厘米", f"{value}°", f"about {value}", f"\\${value}", f"{value} cm^2"]
+    forms = [
+        str(value),
+        f"{value}.0",
+        f"{value} cm",
+        f"{value}\\text{{ cm}}",
+        f"{value} apples",
+        f"{value}厘米",
+        f"{value}°",
+        f"about {value}",
+        f"\\${value}",
+        f"{value} cm^2",
+    ]
     if value >= 1000:
         head, tail = divmod(value, 1000)
         forms += [f"{head}{mark}{tail:03d}" for mark in (",", " ", "'", "{,}")] * 2
@@ -131,7 +165,9 @@ def _math(draw: random.Random) -> Case:
     gold, same, other = draw.choice(MATH_FORMS)
     right = draw.random() < 0.55
     said = draw.choice((gold, *same) if right else other)
-    form = draw.choice((*BOXES[:3], *(("The answer is ${}$.", "Answer: ${}$", "So the answer is \\({}\\).", "Final answer: ${}$"))))
+    form = draw.choice(
+        (*BOXES[:3], *(("The answer is ${}$.", "Answer: ${}$", "So the answer is \\({}\\).", "Final answer: ${}$")))
+    )
     before, after = draw.choice(TALK)
     return Case(make_spec("math"), before + form.format(said) + after, (gold,), right)
 
@@ -184,7 +220,13 @@ def _letters(kind: str) -> Make:
 def _math_or_choice(draw: random.Random) -> Case:
     if draw.random() < 0.5:
         return _letters("math_or_choice")(draw)
-    choices = draw.choice((("$1,2,3,4,5$", "$2,1,3,5,4$", "$2,1,5,3,4$"), ("11 m", "12 m", "13 m"), (r"$11^{\circ}$", r"$12^{\circ}$", r"$\frac{1}{2}$")))
+    choices = draw.choice(
+        (
+            ("$1,2,3,4,5$", "$2,1,3,5,4$", "$2,1,5,3,4$"),
+            ("11 m", "12 m", "13 m"),
+            (r"$11^{\circ}$", r"$12^{\circ}$", r"$\frac{1}{2}$"),
+        )
+    )
     gold = draw.randrange(3)
     right = draw.random() < 0.6
     index = gold if right else (gold + 1) % 3
@@ -227,12 +269,24 @@ def _free(kind: str, **more: Any) -> Make:
         if draw.random() < 0.12:
             return Case(spec, draw.choice(REFUSALS), golds, None)
         if draw.random() < 0.08:
-            cut = draw.choice(("The one that can be seen is", "Looking at it, this might be the", r"So the answer is \boxed{{{}", "It is next to the"))
+            cut = draw.choice(
+                (
+                    "The one that can be seen is",
+                    "Looking at it, this might be the",
+                    r"So the answer is \boxed{{{}",
+                    "It is next to the",
+                )
+            )
             return Case(spec, cut.format(said), golds, None)
         before, after = draw.choice(TALK)
         if draw.random() < 0.6:
             return Case(spec, before + draw.choice(sentences).format(said) + after, golds, right)
-        return Case(spec, written(draw.choice((said, said.title(), f"the {said}" if said.isascii() else said)), draw), golds, right)
+        return Case(
+            spec,
+            written(draw.choice((said, said.title(), f"the {said}" if said.isascii() else said)), draw),
+            golds,
+            right,
+        )
 
     return make
 
@@ -250,9 +304,23 @@ def _polar(kind: str) -> Make:
             none = draw.choice((r"So the answer is \boxed{{{}", "Yes or no?", "yes or no", "It may be a yes or a no."))
             return Case(spec, none.format(said), (gold,), None)
         if draw.random() < 0.4:
-            sentence = draw.choice(("{}, it is as it seems.", "{}. The picture shows it.", "The heart is large, so {}.", "The lungs are clear.\n{}", "In short: the answer is {}.", "**{}**, as far as the picture shows."))
+            sentence = draw.choice(
+                (
+                    "{}, it is as it seems.",
+                    "{}. The picture shows it.",
+                    "The heart is large, so {}.",
+                    "The lungs are clear.\n{}",
+                    "In short: the answer is {}.",
+                    "**{}**, as far as the picture shows.",
+                )
+            )
             before, after = draw.choice(TALK)
-            return Case(spec, before + sentence.format(said.capitalize() if sentence.startswith(("{", "**")) else said) + after, (gold,), right)
+            return Case(
+                spec,
+                before + sentence.format(said.capitalize() if sentence.startswith(("{", "**")) else said) + after,
+                (gold,),
+                right,
+            )
         return Case(spec, written(draw.choice((said, said.upper(), said.capitalize())), draw), (gold,), right)
 
     return make
@@ -291,7 +359,13 @@ def cases(kind: str, count: int) -> Iterator[Case]:
 def is_wrong(case: Case) -> bool:
     """Return whether the case is read or graded otherwise than it is meant."""
     answer = parse(case.response, case.spec)
-    return answer is not None if case.right is None else grade(answer, case.gold, case.spec).correct is not case.right
+    if case.right is None:
+        return answer is not None
+    try:
+        return grade(answer, case.gold, case.spec).correct is not case.right
+    # The gold itself cannot be read, such as option N where only ten have letters.
+    except ValueError:
+        return True
 
 
 def main() -> None:
@@ -301,7 +375,9 @@ def main() -> None:
     parser.add_argument("--per-kind", type=int, default=500)
     parser.add_argument("--show", type=int, default=0, help="how many faults of each kind are printed")
     options = parser.parse_args()
-    print("| kind | strings | wrong | right ones missed | wrong ones credited | none read as one |\n|---|---:|---:|---:|---:|---:|")
+    print(
+        "| kind | strings | wrong | right ones missed | wrong ones credited | none read as one |\n|---|---:|---:|---:|---:|---:|"
+    )
     total = [0, 0, 0, 0]
     for kind in KINDS:
         made = list(cases(kind, options.per_kind))
@@ -310,7 +386,9 @@ def main() -> None:
         total = [a + b for a, b in zip(total, [len(made), *by], strict=True)]
         print(f"| {kind} | {len(made)} | {len(faults) / len(made):.1%} | {by[0]} | {by[1]} | {by[2]} |")
         for case in faults[: options.show]:
-            print(f"    {case.right} {case.response!r} gold {case.gold[0]!r}: {parse(case.response, case.spec)} {case.spec.choices}")
+            print(
+                f"    {case.right} {case.response!r} gold {case.gold[0]!r}: {parse(case.response, case.spec)} {case.spec.choices}"
+            )
     print(f"| all | {total[0]:,} | {sum(total[1:]) / total[0]:.1%} | {total[1]} | {total[2]} | {total[3]} |")
 
 

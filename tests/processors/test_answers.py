@@ -66,10 +66,7 @@ def test_last_balanced_box(text: str, content: str | None) -> None:
         ("The answer is 3. Wait, the answer is 7.", "7"),
         ("first 3, then 5", "5"),
         ("there are 1, 2, 3", "3"),
-        *(
-            (form, None)
-            for form in ("3.5", "the answer is 3.5", "7.05", ".5", "1e-5", "3/4", "7^2", "x7", "seven", "")
-        ),
+        *((form, None) for form in ("3.5", "the answer is 3.5", "7.05", ".5", "1e-5", "3/4", "7^2", "x7", "seven", "")),
         (r"\boxed{3.5} from 7", None),  # a box commits, also to what is no integer
         (r"7 \boxed{}", None),
         (r"\boxed{3, 4}", None),

@@ -40,7 +40,10 @@ def test_the_shared_cases() -> None:
     for line in SHARED.read_text().splitlines():
         case: dict[str, Any] = json.loads(line)
         spec = AnswerSpec(
-            case["kind"], tuple(case.get("choices", ())), value_type=case.get("value_type"), question=case.get("prompt", "")
+            case["kind"],
+            tuple(case.get("choices", ())),
+            value_type=case.get("value_type"),
+            question=case.get("prompt", ""),
         )
         if right(case["response"], case["answer"], spec) is not case["expected"]:
             wrong.append(case)
@@ -252,7 +255,11 @@ def test_a_box_that_never_closes_commits_to_nothing(kind: str) -> None:
     value_type = "integer" if kind == "typed" else None
     said = {"choice": "B", "yes_no": "yes", "yes_no_maybe": "yes"}.get(kind, "12")
     spec = AnswerSpec(kind, value_type=value_type)
-    for response in (rf"So the answer is \boxed{{{said}", rf"It is $\boxed{{\text{{{said}}}", rf"{said} so \boxed{{{said}"):
+    for response in (
+        rf"So the answer is \boxed{{{said}",
+        rf"It is $\boxed{{\text{{{said}}}",
+        rf"{said} so \boxed{{{said}",
+    ):
         assert parse(response, spec) is None
     assert parse(rf"\boxed{{{said}}} and then \boxed{{{said}", spec) is not None
     assert parse(rf"The answer is {said}. So \boxed{{{said}", spec) is not None
@@ -261,7 +268,11 @@ def test_a_box_that_never_closes_commits_to_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["text", "medical", "vqa"])
 def test_an_answer_stated_first_and_then_explained_counts(kind: str) -> None:
     spec = AnswerSpec(kind, question="Which organ is shown?")
-    for response in ("Liver. I cannot tell its size.", "It is the liver, because of its shape.", "The organ is the liver."):
+    for response in (
+        "Liver. I cannot tell its size.",
+        "It is the liver, because of its shape.",
+        "The organ is the liver.",
+    ):
         assert (parse(response, spec) or ("", ""))[1] == "liver"
     assert parse("The organ that is shown is the", spec) is None
 

@@ -197,7 +197,8 @@ def test_the_limit_of_memory_is_the_imports_and_what_is_allowed_beyond(fresh: No
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("hang", "no verdict after 0.5 s of processor time"), ("crash", "it crashed"), ("memory", "ran out of memory")]
+    ("text", "reason"),
+    [("hang", "no verdict after 0.5 s of processor time"), ("crash", "it crashed"), ("memory", "ran out of memory")],
 )
 def test_a_failing_pair_fails_alone(fake: None, text: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     assert checker.equal("a", "A")
@@ -243,7 +244,6 @@ def test_a_worker_that_neither_computes_nor_answers_is_replaced(fake: None, monk
     assert failure.reason == "no verdict after 0.5 s of waiting"
     monkeypatch.setattr(checker, "WALL_S", 60.0)
     assert checker.equal("a", "A")
-
 
 
 def test_a_hang_is_named_in_the_verdict_and_does_not_score_the_rest_zero(fake: None) -> None:
