@@ -8,16 +8,18 @@ themselves letters, a letter is a label, in votes and in grades. Options with eq
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 from mm_spine.processors.answers import text as free_text
-from mm_spine.processors.answers.extraction import LOOKED_AT, last_boxed, plain
+from mm_spine.processors.answers.extraction import LOOKED_AT, last_boxed
 from mm_spine.processors.answers.kind import keyed
+from mm_spine.processors.answers.labels import ELIMINATED, by_text, clean, options, valid
+from mm_spine.processors.answers.labels import LABELS as LABELS
+from mm_spine.processors.answers.labels import check_count as check_count
+from mm_spine.processors.answers.labels import label_of as label_of
+from mm_spine.processors.answers.labels import option_text as option_text
+from mm_spine.processors.answers.labels import straight as straight
+from mm_spine.processors.answers.labels import without_echo as without_echo
 from mm_spine.types import AnswerSpec
-
-LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_UNLISTED = 10  # labels that a question without listed options may have
 
 _BECAUSE = r"(?:because|since|as|given|due)\b"
 # A second letter behind the first: "B and C", "A/B".
@@ -57,12 +59,7 @@ _HAN_APPROVED = re.compile(r"(?<![A-Za-z])(?P<letter>[A-Z])[)\]]?\s*(?:选项|�
 _DENIAL = re.compile(
     r"(?:\b(?:not|neither|nor|never|cannot|if|whether|unless)\b|n['’]t\b|[不非没])(?!.*\b(?:but|so|hence|thus)\b)", re.I
 )
-_ELIMINATED = re.compile(
-    r"\b(?:wrong|incorrect|false|not|isn't|eliminated?|excluded?|ruled out|unlikely|impossible|implausible"
-    r"|contraindicated|inappropriate)\b",
-    re.I,
-)
-_DISMISSED = re.compile(rf"\W*(?:{_BE}|are|were|seems?|can|could|should|may|does)\b[^,;]*{_ELIMINATED.pattern}", re.I)
+_DISMISSED = re.compile(rf"\W*(?:{_BE}|are|were|seems?|can|could|should|may|does)\b[^,;]*{ELIMINATED.pattern}", re.I)
 _CONTRAST = re.compile(r"\b(?:rather than|instead of|unlike|except|however|without|neither|nor|either)\b", re.I)
 _NAMED = rf"(?:(?i:{_NOUN})\s+)?"
 # A text or line that is only a letter: "B", "(B)", "Option B."
@@ -71,8 +68,6 @@ _ALONE = re.compile(rf"{_NAMED}[(\[]?([A-Za-z])[)\]]?[.:]?")
 _LABELLED = re.compile(
     rf"{_NAMED}[(\[]?([A-Z])(?:[)\]][.:]?|[.:]|(?=,?\s+{_BECAUSE}|\s+[-–—]\s))(?!{_NEXT})\s*(.*)", re.DOTALL
 )
-# Some releases write the label into the option: "B. aspirin".
-_OWN_LABEL = re.compile(r"[(\[]?([A-Z])(?:[)\]][.:]?|[.:])\s*(?=\S)")
 # An option's text that goes on to another is not that option: "aspirin and heparin". "aspirin and it must be given at
 # once" is.
 _CONTINUED = re.compile(r"\s*(?:[/+&]|(?:and|or|plus)\b(?!\s+(?:it|this|that|not|we|he|she|they|therefore|so)\b))")
@@ -91,7 +86,6 @@ _SIGNED = re.compile(
 )
 _IS_LETTER = re.compile(r"\b(?:is|are|be|was|labell?ed|marked)\s+[(\[][A-Z][)\]]")
 _LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\]]?[.:]?\s+")
-_ITEM = re.compile(r"\s*(?:[-*•]\s*)?[(\[]?([A-Z])(?:[)\]][.:]?|[.:])\s*(\S.*?)\s*[;,.]?\s*")
 # A sentence that only supposes: "Otherwise, the answer is B.", "If it were a cyst, the answer would be A."
 _ALTERNATIVE = re.compile(r"\b(?:otherwise|if not)\b", re.I)
 _SUPPOSED = re.compile(r"\W*(?:if|when|unless|suppose|assuming|had|were)\b", re.I)
@@ -112,7 +106,7 @@ _REPLY = re.compile(r"^[^\S\n]*A:[^\S\n]+", re.M)
 _BRACKETED = re.compile(r"[(\[][A-Z][)\]]")
 _SETS_ASIDE = re.compile(r"\b(?:rul(?:e|es|ing) out|eliminat|exclud|discard|reject|dismiss|compar)", re.I)
 _DISMISSED_NEXT = re.compile(
-    rf"\s*(?:{_BE}|are|were|seems?|can|could|should|may|does)\b[^,;.\n]*{_ELIMINATED.pattern}", re.I
+    rf"\s*(?:{_BE}|are|were|seems?|can|could|should|may|does)\b[^,;.\n]*{ELIMINATED.pattern}", re.I
 )
 # A condition states nothing: "If the fever is high, then ..." and "if insulin was eliminated would be".
 _GIVEN = re.compile(r"\s*(?:if|when)\b[^,.]{1,100},\s+(?:then\b\s*)?(?!.*\b(?:would|could|might)\b)", re.I)
@@ -125,17 +119,6 @@ _APPROVES = re.compile(
 _ARTICLE = re.compile(r"(?:an?|the)\s+")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n|\Z")
 _SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n+")
-_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
-# Full-width signs have ASCII twins; marks of direction and of zero width go.
-_TWINS: dict[int, str | None] = {
-    **dict.fromkeys([0xAD, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)]),
-    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
-    0x3000: " ",
-    0x3002: ". ",
-    0x3010: "[",
-    0x3011: "]",
-}
-
 _REACH = 100  # characters of a clause that are looked at, so that a response that repeats itself takes linear time
 _LAST_CUES = 200  # announcements that are looked at, from the end
 _LINES = 50  # lines looked at from either end
@@ -143,28 +126,12 @@ _SENTENCE = 400  # characters of the last sentence that are looked at
 _TAIL = 300  # characters from the end that are looked at first: most responses end with their answer
 
 
-def check_count(choices: Sequence[str]) -> None:
-    """Raise ValueError for more choices than there are labels: an answer is one letter of `LABELS`."""
-    if len(choices) > len(LABELS):
-        raise ValueError(f"{len(choices)} choices; at most {len(LABELS)} ({LABELS[0]} to {LABELS[-1]}) are graded")
-
-
-def option_text(spec: AnswerSpec, index: int) -> str | None:
-    """Return option `index` as normalised text, without its own label: "B. aspirin" is "aspirin"."""
-    return _texts(spec)[index]
-
-
-def label_of(index: int, spec: AnswerSpec) -> str:
-    """Return the label of option `index`: of options with equal texts, that of the first."""
-    return _first_alike(spec)[index]
-
-
 def read(text: str, spec: AnswerSpec) -> str | None:
     """Read a bare answer: "B", "(B)", "B. aspirin", an option's own text, or "the answer is B"."""
-    text = _clean(text).strip()
-    if (alone := _ALONE.fullmatch(text)) and (label := _valid(alone[1], spec)):
+    text = clean(text).strip()
+    if (alone := _ALONE.fullmatch(text)) and (label := valid(alone[1], spec)):
         return label
-    return _labelled(text, spec) or _by_text(text, spec) or _committed(text, spec) or None
+    return _labelled(text, spec) or by_text(text, spec) or _committed(text, spec) or None
 
 
 def find(response: str, spec: AnswerSpec) -> str | None:
@@ -179,9 +146,9 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     response = response[-LOOKED_AT:]
     # Most responses end with their answer: the tail is tried first, for speed.
     tail = _tail(response)
-    committed = _committed(_clean(response[tail:]), spec) if tail else None
+    committed = _committed(clean(response[tail:]), spec) if tail else None
     if committed is None:
-        text = without_echo(_clean(response), spec)
+        text = without_echo(clean(response), spec)
         committed = _committed(text, spec)
     if committed is not None:
         return committed or None
@@ -189,30 +156,9 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     return found or _by_last_letter(text, spec) or _by_first_sentence(text, spec)
 
 
-def without_echo(text: str, spec: AnswerSpec) -> str:
-    """Remove lines that repeat the list of options: several in order from A, each a label and, if known, its text."""
-    lines = text.split("\n")
-    if len(lines) == 1:
-        return text
-    kept: list[str] = []
-    listed: list[str] = []
-    texts = dict(zip(LABELS, _texts(spec), strict=False))
-    for line in lines:
-        item = _ITEM.fullmatch(line)
-        wanted = LABELS[len(listed) : len(listed) + 1]
-        known = item is not None and (not spec.choices or free_text.normal(item[2]) == texts.get(item[1]))
-        if item is not None and item[1] == wanted and known and not _ELIMINATED.search(item[2]):
-            listed.append(line)
-            continue
-        if line.strip() or not listed:
-            kept += [*(listed if len(listed) == 1 else []), line]
-            listed = []
-    return "\n".join([*kept, *(listed if len(listed) == 1 else [])])
-
-
 def after_box(response: str, box: str, spec: AnswerSpec) -> str | None:
     """Return the letter announced after the box that holds `box`, which is no option."""
-    return _committed(_clean(response[response.rfind(box) + len(box) :][-LOOKED_AT:]), spec) or None
+    return _committed(clean(response[response.rfind(box) + len(box) :][-LOOKED_AT:]), spec) or None
 
 
 def _tail(response: str) -> int:
@@ -230,81 +176,22 @@ def names_several(text: str) -> bool:
     return len(set(_BRACKETED.findall(sentence))) > 1
 
 
-def straight(text: str) -> str:
-    """Replace full-width signs by ASCII ones and <answer> by "Answer:", and remove invisible marks."""
-    if not text.isascii():
-        text = text.translate(_TWINS)
-    return _TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", text) if "<" in text else text
-
-
-def _clean(text: str) -> str:
-    """Remove markup, invisible marks and emphasis."""
-    return plain(straight(text)).replace("*", "").replace("_", "")
-
-
-@lru_cache(maxsize=4096)
-def _texts(spec: AnswerSpec) -> tuple[str | None, ...]:
-    texts = []
-    for index, option in enumerate(spec.choices):
-        option = _clean(option)
-        label = _OWN_LABEL.match(option)
-        own = label is not None and label[1] == LABELS[index : index + 1]
-        texts.append(free_text.normal(option[label.end() :] if label and own else option))
-    return tuple(texts)
-
-
-def _options(spec: AnswerSpec) -> Iterator[tuple[str, str]]:
-    """Yield (label, text) of the options that have text, of equal ones the first."""
-    seen: set[str] = set()
-    for label, text in zip(LABELS, _texts(spec), strict=False):
-        if text and text not in seen:
-            seen.add(text)
-            yield label, text
-
-
-def _valid(letter: str, spec: AnswerSpec) -> str | None:
-    """Return the letter in upper case, None if it is beyond the options."""
-    letter = letter.upper()
-    if letter not in LABELS[: len(spec.choices) or _UNLISTED]:
-        return None
-    return _first_alike(spec)[LABELS.index(letter)] if spec.choices else letter
-
-
-@lru_cache(maxsize=4096)
-def _first_alike(spec: AnswerSpec) -> tuple[str, ...]:
-    """Return for each option the label of the first with the same text: (C) 18 and (D) 18 are one answer."""
-    texts = _texts(spec)
-    # Options without words, or all alike, stand for images and are not compared.
-    told = len(set(texts)) > 1
-    return tuple(
-        LABELS[texts.index(text) if told and text and re.search(r"\w", text) else index]
-        for index, text in enumerate(texts[: len(LABELS)])
-    )
-
-
-def _by_text(text: str, spec: AnswerSpec) -> str | None:
-    """Return the label of the one option whose text `text` is."""
-    wanted = free_text.normal(text) if spec.choices else None
-    matches = [label for label, option in _options(spec) if option == wanted]
-    return matches[0] if len(matches) == 1 else None
-
-
 def _labelled(line: str, spec: AnswerSpec) -> str | None:
     """Return the letter of "B. aspirin" or "B because ...", unless the rest rejects it ("A. is wrong")."""
     match = _LABELLED.fullmatch(line)
-    label = _valid(match[1], spec) if match else None
+    label = valid(match[1], spec) if match else None
     if match is None or label is None:
         return None
     # "A: No" is short for "Answer: No" where another option says so.
     if label == "A" and _REPLY.match(line) and (reply := _replied(match[2], spec)):
         return reply
-    return None if _by_text(match[2], spec) != label and _rejects(match) else label
+    return None if by_text(match[2], spec) != label and _rejects(match) else label
 
 
 def _rejects(match: re.Match[str]) -> bool:
     """Return whether the text after the letter rejects it."""
     # A reason rejects the other options: "B because A is wrong".
-    return re.match(_BECAUSE, match[2]) is None and _ELIMINATED.search(match[2]) is not None
+    return re.match(_BECAUSE, match[2]) is None and ELIMINATED.search(match[2]) is not None
 
 
 def _committed(text: str, spec: AnswerSpec) -> str | None:
@@ -320,7 +207,7 @@ def _committed(text: str, spec: AnswerSpec) -> str | None:
         (sign.start("letter"), sign.end(), sign["letter"]) for sign in _SIGNED.finditer(text) if _plain(sign["said"])
     ]
     for start, end, letter in sorted(found, reverse=True)[:_LAST_CUES]:
-        label = _valid(letter, spec) if letter else _announced(text, end, spec)
+        label = valid(letter, spec) if letter else _announced(text, end, spec)
         if label is None or _denied(text, start) or _supposed(text, start):
             continue
         if letter and _LIST_BEFORE.search(text, max(0, start - 20), start):
@@ -344,7 +231,7 @@ def _supposed(text: str, start: int) -> bool:
 
 def _plain(said: str) -> bool:
     """Return whether a conclusion names no further letter, and neither denies nor contrasts."""
-    return not any(pattern.search(said) for pattern in (_BRACKETED, _SETS_ASIDE, _ELIMINATED, _DENIAL, _CONTRAST))
+    return not any(pattern.search(said) for pattern in (_BRACKETED, _SETS_ASIDE, ELIMINATED, _DENIAL, _CONTRAST))
 
 
 def _announced(text: str, start: int, spec: AnswerSpec) -> str | None:
@@ -352,7 +239,7 @@ def _announced(text: str, start: int, spec: AnswerSpec) -> str | None:
     if letter := _LETTER.match(text, start):
         if _DISMISSED_NEXT.match(text, letter.end(), letter.end() + _REACH):
             return None
-        label = _valid(letter["inside"] or letter["bare"], spec)
+        label = valid(letter["inside"] or letter["bare"], spec)
         return None if label and _lists_options(text, letter, label, spec) else label
     if _SEVERAL.match(text, start):
         return ""
@@ -375,7 +262,7 @@ def _lists_options(text: str, letter: re.Match[str], label: str, spec: AnswerSpe
 def _letter_and_text(text: str, start: int, spec: AnswerSpec) -> str | None:
     """Return the letter before the text of its own option: "D 24.3 kN"."""
     letter = _LETTER_AND_TEXT.match(text, start)
-    label = _valid(letter[1], spec) if letter else None
+    label = valid(letter[1], spec) if letter else None
     if letter is None or label is None or not spec.choices:
         return None
     return label if _announced_text(text, letter.end(), spec) == label else None
@@ -399,7 +286,7 @@ def _opening(statement: str, spec: AnswerSpec) -> str | None:
     """Return the longest option that `statement` opens with, unless the rest joins another to it or dismisses it."""
     said = _ARTICLE.sub("", free_text.normal(statement) or "", count=1)
     best: tuple[int, str] | None = None
-    for label, option in _options(spec):
+    for label, option in options(spec):
         option = _ARTICLE.sub("", option, count=1) if _ARTICLE.match(option) else option
         rest = said[len(option) :]
         whole = said.startswith(option) and re.match(r"$|[\s,;:.!()](?!\d)", rest) and not _IN_FORMULA.match(rest)
@@ -418,10 +305,10 @@ def _by_lines(text: str, spec: AnswerSpec) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = lines if len(lines) <= 2 * _LINES else lines[:_LINES] + lines[-_LINES:]
     for line in reversed(lines):
-        if (alone := _ALONE.fullmatch(line)) and (label := _valid(alone[1], spec)):
+        if (alone := _ALONE.fullmatch(line)) and (label := valid(alone[1], spec)):
             return label
     # Lines of this form with different options repeat the list of options.
-    spelled = {label for line in lines if (label := _labelled(line, spec) or _by_text(line, spec))}
+    spelled = {label for line in lines if (label := _labelled(line, spec) or by_text(line, spec))}
     return spelled.pop() if len(spelled) == 1 else None
 
 
@@ -432,15 +319,15 @@ def _by_last_sentence(text: str, spec: AnswerSpec) -> str | None:
     """
     sentence = re.split(r"(?<=[.!?])\s+", text.rstrip()[-_SENTENCE:].rpartition("\n")[2])[-1]
     opening, comma, _ = sentence.partition(",")
-    if comma and (free_text.normal(opening) in _POLAR or len(opening) > 1) and (label := _by_text(opening, spec)):
+    if comma and (free_text.normal(opening) in _POLAR or len(opening) > 1) and (label := by_text(opening, spec)):
         return label
     sentence = _CONDITION.sub("", _GIVEN.sub("", sentence, count=1) if _GIVEN.match(sentence) else sentence)
-    if any(pattern.search(sentence) for pattern in (_ELIMINATED, _DENIAL, _CONTRAST, _ALTERNATIVE, _SUBJUNCTIVE)):
+    if any(pattern.search(sentence) for pattern in (ELIMINATED, _DENIAL, _CONTRAST, _ALTERNATIVE, _SUBJUNCTIVE)):
         return None
     if letter := _only_letter(sentence, spec):
         return letter
     said = free_text.normal(sentence) or ""
-    spans = [(at, at + len(option), label) for label, option in _options(spec) if (at := _place(option, said)) >= 0]
+    spans = [(at, at + len(option), label) for label, option in options(spec) if (at := _place(option, said)) >= 0]
     # An option inside another ("aspirin" in "aspirin and clopidogrel") is not named by it.
     widest = [a for a in spans if not any(b != a and b[0] <= a[0] and a[1] <= b[1] for b in spans)]
     if len(widest) != 1:
@@ -459,16 +346,16 @@ def _by_last_letter(text: str, spec: AnswerSpec) -> str | None:
         return None
     said = _SENTENCE_START.split(text[-_SENTENCE:][: letter.start() + 1])[-1]
     unsure = any(pattern.search(said) for pattern in (_BRACKETED, _SETS_ASIDE, _CONTRAST, _ALTERNATIVE)) or "?" in said
-    return None if unsure else _valid(letter[1], spec)
+    return None if unsure else valid(letter[1], spec)
 
 
 def _by_first_sentence(text: str, spec: AnswerSpec) -> str | None:
     """Return the option that the response states first and then explains: "No, X is not below. It is on the wall."."""
     first = _SENTENCE_START.split(text.strip()[:_SENTENCE], maxsplit=1)[0]
-    opening, comma, rest = first.partition(",")
+    opening, comma, _ = first.partition(",")
     if comma and free_text.normal(opening) in _POLAR and not _ALTERNATIVE.search(text):
-        return _by_text(opening, spec)
-    return None if _ALONE.fullmatch(first) else _by_text(first, spec)
+        return by_text(opening, spec)
+    return None if _ALONE.fullmatch(first) else by_text(first, spec)
 
 
 def _by_reply(text: str, spec: AnswerSpec) -> str | None:
@@ -486,7 +373,7 @@ def _replied(said: str, spec: AnswerSpec) -> str | None:
 def _only_letter(sentence: str, spec: AnswerSpec) -> str | None:
     """Return the only bracketed letter of a sentence that names it: "the angle is (D) 150°", "labelled (C)"."""
     letters = _BRACKETED.findall(sentence)
-    return _valid(letters[0][1], spec) if len(letters) == 1 and _IS_LETTER.search(sentence) else None
+    return valid(letters[0][1], spec) if len(letters) == 1 and _IS_LETTER.search(sentence) else None
 
 
 def _place(option: str, said: str) -> int:

@@ -28,8 +28,8 @@ _CUE = re.compile(
 # "So our answer is correct." says how good an answer is.
 _OWNED = re.compile(r"\b(?:our|my|this|that|your|his|her|their)\s+(?:final\s+|own\s+)?\Z", re.IGNORECASE)
 _VERIFIED = re.compile(
-    r"(?:indeed |also |therefore |thus )?(?:correct|right|wrong|incorrect|confirmed|verified|consistent|reasonable|valid"
-    r"|as (?:follows|above|below))\b[^.]{0,40}",
+    r"(?:indeed |also |therefore |thus )?(?:correct|right|wrong|incorrect|confirmed|verified|consistent|reasonable"
+    r"|valid|as (?:follows|above|below))\b[^.]{0,40}",
     re.IGNORECASE,
 )
 # Bold, code, and the delimiters of LaTeX mathematics.

@@ -43,14 +43,15 @@ _UNIT_NAMES = (
 # Words of quantity stay: "5 million" is not 5.
 _NO_UNIT = (
     r"(?!(?:and|or|if|for|to|hundred|thousand|million|billion|trillion|dozen|times|plus|minus|over|mod"
-    rf"|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|lcm|mod|det|lim|arcsin|arccos|arctan|sinh|cosh|tanh)\b)"
+    r"|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|lcm|mod|det|lim|arcsin|arccos|arctan|sinh|cosh|tanh)\b)"
 )
 _EXPONENT = r"(?:\s*\^\s*\{?-?\d\}?)?"
 # A unit inside \text{...} may be a single letter: 3\text{ m} is 3, while "3 m" is a product.
 _NAMED_UNIT = rf"{_NO_UNIT}(?:[A-Za-z]{{2,}}\.?|[A-Za-z])(?![A-Za-z]){_EXPONENT}"
 # Chinese characters behind a number are a unit, those of quantity are not: 5万 is 50000.
 _HAN_UNIT = re.compile(
-    r"(?<=[\d})%])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:(?:千[米克瓦卡帕伏])|(?![万亿千百十零一二三四五六七八九两半分之倍\s]+)"
+    r"(?<=[\d})%])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:(?:千[米克瓦卡帕伏])"
+    r"|(?![万亿千百十零一二三四五六七八九两半分之倍\s]+)"
     r"[\u4e00-\u9fff])(?:(?![万亿])[\u4e00-\u9fff/]){0,5}\s*\}?\s*[。.]?\s*$"
 )
 # Applied in this order.

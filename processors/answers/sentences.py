@@ -20,33 +20,32 @@ READERS = frozenset(("text", "medical", "vqa", "typed"))
 
 _LONGEST = 1000  # characters of a text in which a sentence is cut; a longer one is left whole
 _ARTICLES = frozenset(("a", "an", "the"))
-_COPULAS = frozenset("is are was were be am been being isn aren".split())
+_BE = "is are was were be am been being isn aren"
+_COPULAS = frozenset(_BE.split())
 # Verbs that join a question's words to the answer as a copula does.
-_VERBS = (
-    _COPULAS
-    | frozenset(
-        "shows show depicts depict displays display contains contain has have had features represents indicates".split()
-    )
-    | frozenset(("为", "是", "有", "显示"))
-)
+_SHOWING = "shows show depicts depict displays display contains contain has have had represents 为 是 有"
+_VERBS = _COPULAS | frozenset(_SHOWING.split())
 # Subjects that stand for what was asked about, or for the one who answers.
-_SUBJECTS = frozenset(
-    "it this that these those there here he she they image picture photo photograph figure scan slide answer i we can see"
-    " think believe would say 图 中 图中 这".split()
+_STANDING = (
+    "it this that these those there here he she they image picture photo photograph figure scan slide answer i we"
+    " can see think believe would say 图 中 这"
 )
+_SUBJECTS = frozenset(_STANDING.split())
 # Words that tell answers apart though a question may hold them; they are never cut from the end of an answer.
-_TELLING = frozenset(
+_TELLING_WORDS = (
     "not no non without never none nor neither left right upper lower top bottom middle anterior posterior medial lateral"
     " proximal distal superior inferior bilateral unilateral both north south east west before after first second third"
     " last more less most least fewer greater smaller larger higher lower increase increased decrease decreased positive"
     " negative normal abnormal male female man woman hot cold high low big small old young black white red green blue"
     " yellow brown gray grey orange purple pink yes true false same different one two three four five six seven eight"
-    " nine ten eleven twelve".split()
+    " nine ten eleven twelve"
 )
-_FUNCTION = frozenset(
+_TELLING = frozenset(_TELLING_WORDS.split())
+_PREPOSITIONS = (
     "of to in on at by for from with and or than as into onto over under between near behind above below per via"
-    " during against through within without not no".split()
+    " during against through within without not no"
 )
+_FUNCTION = frozenset(_PREPOSITIONS.split())
 # Prepositions that join words of the question: "the colour of the car", "the bus in the picture".
 _JOINING = frozenset(("of", "in", "for"))
 _OPPOSITES = (
@@ -70,8 +69,8 @@ _REASON = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _IN_THE_IMAGE = re.compile(
-    r"(?<=\w),?\s+(?:(?:seen|shown|visible|depicted|present) )?(?:in|on) (?:the|this) (?:\w+ )?(?:image|picture|photo(?:graph)?|figure|scan"
-    r"|slide)[\s.!]*\Z",
+    r"(?<=\w),?\s+(?:(?:seen|shown|visible|depicted|present) )?(?:in|on) (?:the|this) (?:\w+ )?"
+    r"(?:image|picture|photo(?:graph)?|figure|scan|slide)[\s.!]*\Z",
     re.IGNORECASE,
 )
 _LOCATED = re.compile(

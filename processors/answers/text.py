@@ -20,7 +20,8 @@ _COMPOSED = 2000
 _PAIR = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
 # "a" goes only at the beginning or behind a preposition: "vitamin a" keeps it.
 _ARTICLES = re.compile(
-    r"\A(?:(?:an?|the) )+(?=\S)(?!(?:is|are|was|has|and|or|than)\b)|(?<= )(?:the|an) (?=\S)|(?<=(?: of| in| on| at| by| to| is) )a (?=\S)|(?<= with )a (?=\S)"
+    r"\A(?:(?:an?|the) )+(?=\S)(?!(?:is|are|was|has|and|or|than)\b)|(?<= )(?:the|an) (?=\S)"
+    r"|(?<=(?: of| in| on| at| by| to| is) )a (?=\S)|(?<= with )a (?=\S)"
 )
 
 

@@ -118,7 +118,8 @@ def _parse(response: str, spec: AnswerSpec) -> Answer | None:
     statements = (clean(text).lstrip("*").rstrip(_SENTENCE_MARKS + "*") for text in announced(content))
     whole = "" if content is response and box is not None else clean(content).strip("*").strip()
     text = next((text for text in statements if text), whole)
-    if not text or refuses(first_sentence(text)) or (text == whole and unfinished(whole)):
+    # Annotators answer "unknown" too.
+    if not text or refuses(first_sentence(text), in_a_word=False) or (text == whole and unfinished(whole)):
         return None
     text = clean(sentences.core(text, spec.question)).rstrip(_SENTENCE_MARKS) if spec.question else text
     key = _key(text)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 r"""How often an answer of known meaning is read or graded wrong: 5,000 strings made by rules, by kind.
 
     python scripts/bench/answer_variations.py [--per-kind 500] [--show 5]

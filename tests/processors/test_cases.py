@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Cases of answers that were once read wrong, from the shared list where it is there, and variations of each kind."""
 
 from __future__ import annotations
