@@ -75,7 +75,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
         ),
         (r"(\d*)\.(\d{0,6}?)(\d{1,3})\3{2,12}(?:\.{2,3}|…|\\[lc]?dots(?![A-Za-z]))", _repeating),
         (
-            rf"(?<=[\d}})%i])[\s~]*(?:\\[,;: ])*\\(?:text|textrm|mathrm|mbox|hbox|operatorname|rm)\s*\{{[\s~]*(?:\\[,;: ])*"
+            rf"(?<=[\d}})%i])[\s~]*(?:\\[,;: ])*\\(?:text|textrm|mathrm|mbox|hbox|operatorname|rm)\s*"
+            rf"\{{[\s~]*(?:\\[,;: ])*"
             rf"{_NAMED_UNIT}(?:[\s/·.-]*{_NAMED_UNIT})*[\s~]*\}}{_EXPONENT}(?=\s*\$?\.?\s*$)",
             "",
         ),

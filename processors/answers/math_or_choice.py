@@ -19,7 +19,7 @@ from mm_spine.processors.answers.math_keys import listed
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
 _LETTERS = re.compile(r"[^A-Za-z0-9\\]*[A-Z](?:(?:\W|and|or)+[A-Z])*\W*")
-_MEASURE = re.compile(r"\$?(?P<number>-?\d[\d.,]*)\s*\$?\s*(?P<unit>[mgshlvanjwkcf])\$?")
+_MEASURE = re.compile(r"\$?(?P<number>-?\d[\d.,]*)[\s~]*\$?[\s~]*(?P<unit>[mgshlvanjwkcf])\$?")
 
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
@@ -41,7 +41,13 @@ def parse(response: str, spec: AnswerSpec) -> Answer | None:
     if choice.names_several(rest):
         return None
     answer = maths.find(rest)
-    return None if answer is None or _LETTERS.fullmatch(answer.text) else _by_value(answer, spec)
+    return None if answer is None or _is_of_labels(answer.text, spec) else _by_value(answer, spec)
+
+
+def _is_of_labels(text: str, spec: AnswerSpec) -> bool:
+    """Return whether `text` is labels of options and nothing else: "A", "A or B"."""
+    labels = choice.LABELS[: len(spec.choices)]
+    return _LETTERS.fullmatch(text) is not None and all(letter in labels for letter in re.findall(r"[A-Z]", text))
 
 
 def _announced_option(response: str, spec: AnswerSpec) -> str | None:
@@ -51,7 +57,7 @@ def _announced_option(response: str, spec: AnswerSpec) -> str | None:
     rest = response[len(response) - len(rest) :].strip(" :*_\n")
     rest = rest.removeprefix("is").lstrip(" :*_\n")
     # A letter is `choice.find`'s to accept: it knows what is only supposed.
-    return choice.read(rest, spec) if cue and len(rest) < 300 and not _LETTERS.fullmatch(rest) else None
+    return choice.read(rest, spec) if cue and len(rest) < 300 and not _is_of_labels(rest, spec) else None
 
 
 def read(text: str, spec: AnswerSpec) -> Answer | None:

@@ -33,12 +33,12 @@ _STANDING = (
 _SUBJECTS = frozenset(_STANDING.split())
 # Words that tell answers apart though a question may hold them; they are never cut from the end of an answer.
 _TELLING_WORDS = (
-    "not no non without never none nor neither left right upper lower top bottom middle anterior posterior medial lateral"
-    " proximal distal superior inferior bilateral unilateral both north south east west before after first second third"
-    " last more less most least fewer greater smaller larger higher lower increase increased decrease decreased positive"
-    " negative normal abnormal male female man woman hot cold high low big small old young black white red green blue"
-    " yellow brown gray grey orange purple pink yes true false same different one two three four five six seven eight"
-    " nine ten eleven twelve"
+    "not no non without never none nor neither left right upper lower top bottom middle anterior posterior medial"
+    " lateral proximal distal superior inferior bilateral unilateral both north south east west before after first"
+    " second third last more less most least fewer greater smaller larger higher lower increase increased decrease"
+    " decreased positive negative normal abnormal male female man woman hot cold high low big small old young black"
+    " white red green blue yellow brown gray grey orange purple pink yes true false same different one two three"
+    " four five six seven eight nine ten eleven twelve"
 )
 _TELLING = frozenset(_TELLING_WORDS.split())
 _PREPOSITIONS = (
