@@ -56,7 +56,9 @@ def kind_of(spec: AnswerSpec) -> Kind:
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
     """Return the answer that `response` commits to, None if it commits to none. ValueError: unknown kind."""
     kind = kind_of(spec)
-    said = without_small_talk(unwrapped(_finished(response)))
+    said = unwrapped(_finished(response))
+    if "\\boxed" not in said:
+        return kind.parse(without_small_talk(said), spec)
     if (before := before_open_box(said)) is None:
         return kind.parse(said, spec)
     # The box was to be the answer. Without it, only an answer that was announced before counts.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from mm_spine.processors.answers.statements import unfinished
 
@@ -123,6 +124,7 @@ def _decoded(text: str) -> str:
     return decoded if decoded.isprintable() else text
 
 
+@lru_cache(maxsize=16)
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed{}` whose braces balance, the inner one where they nest, else None."""
     start = text.rfind("\\boxed")

@@ -58,7 +58,7 @@ _IS = re.compile(
     r"\s(?:is|are|was|were|equals|equal to|becomes|totals|comes to|=)\s+(?:equal to\s+|exactly\s+)?", re.IGNORECASE
 )
 # In prose a single letter behind a number is a unit: "12 m".
-_PROSE_UNIT = re.compile(r"(-?[\d.,]*\d)\s+[mgshlLVANJWKCF](?:\^\{?[23]\}?)?")
+_PROSE_UNIT = re.compile(r"\$?(-?[\d.,]*\d)\$?\s+[mgshlLVANJWKCF](?:\^\{?[23]\}?)?")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 

@@ -56,6 +56,10 @@ _SMALL_TALK = re.compile(
     r"|希望[^。！!\n]{0,20}帮助[^。！!\n]{0,10}|如有[^。！!\n]{0,30})[.!?。！\s*]*\Z",
     re.IGNORECASE,
 )
+# What all small talk at the end holds: looked for first, for speed.
+_TALKS = re.compile(
+    r"[Hh]ope|[Ff]eel free|hesitate|me know|questions|clarif|else|[Hh]ave a|[Tt]hank|welcome|[Hh]appy|luck|希望|如有|help"
+)
 _OPENING_TALK = re.compile(
     r"\A\s*(?:sure(?: thing)?|certainly|of course|absolutely|great question|good question|okay|ok|hello|hi|thanks"
     r"|thank you|let me (?:see|think|look))(?:[!.:]|,(?=\s*(?:the|it|this|here|that)\b))\s*"
@@ -86,7 +90,7 @@ def without_small_talk(text: str) -> str:
     # Several such sentences may follow each other.
     for _ in range(3):
         tail = text[-_REACH:]
-        talk = _SMALL_TALK.search(tail)
+        talk = _SMALL_TALK.search(tail) if _TALKS.search(tail) else None
         if talk is None or not (rest := text[: len(text) - len(tail) + talk.start()]).strip():
             return text
         text = rest
