@@ -98,12 +98,16 @@ def _far(x: complex, y: complex) -> bool:
 
 
 _numeric_eq = grader.sympy_numeric_eq
+_whole: tuple[Any, Any] | None = None
 
 
 def numeric_eq(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
     """Compare as math-verify does, which takes whatever is small for 0, and by ratio: in matrices, sets, equations."""
     if not _numeric_eq(a, b, float_rounding, numeric_precision):
         return False
+    # The values of the two as a whole are compared once, before.
+    if _whole is not None and {id(a), id(b)} == {id(each) for each in _whole}:
+        return True
     x, y = _evaluated(a), _evaluated(b)
     return x is None or y is None or not _far(x, y)
 
@@ -114,7 +118,9 @@ grader.sympy_numeric_eq = numeric_eq
 def equal(gold: str, answer: str, both: bool) -> bool:
     """Return math-verify's verdict on (gold, answer), with `both` also on (answer, gold)."""
     # Comparing values first spares the slow simplification of most pairs that differ.
+    global _whole
     x, y = parsed(gold), parsed(answer)
+    _whole = (x, y) if value(gold) is not None and value(answer) is not None else None
     if x is None or y is None or clearly_different(gold, answer):
         return False
     return _verify(x, y) or (both and _verify(y, x))

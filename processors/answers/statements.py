@@ -58,7 +58,7 @@ _SMALL_TALK = re.compile(
 )
 # What all small talk at the end holds: looked for first, for speed.
 _TALKS = re.compile(
-    r"[Hh]ope|[Ff]eel free|hesitate|me know|questions|clarif|else|[Hh]ave a|[Tt]hank|welcome|[Hh]appy|luck|希望|如有|help"
+    r"[Hh]ope|[Ff]eel free|hesitate|me know|quest|clari|else|[Hh]ave a|[Tt]hank|welcome|[Hh]appy|luck|希望|如有|help"
 )
 _OPENING_TALK = re.compile(
     r"\A\s*(?:sure(?: thing)?|certainly|of course|absolutely|great question|good question|okay|ok|hello|hi|thanks"
