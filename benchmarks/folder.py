@@ -25,6 +25,7 @@ from mm_spine.benchmarks.prompts import options
 from mm_spine.benchmarks.tables import SUFFIXES, Table, read_table
 from mm_spine.processors import answers
 from mm_spine.processors.answers.choice import check_count
+from mm_spine.processors.answers.sentences import about
 from mm_spine.types import AnswerSpec, ImageLike, LabelledSet, Question
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,8 @@ def _question(row: Row, columns: Columns, images: Folder, default_id: str) -> Qu
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
         raise ValueError(f"id must be a text or an integer, found {name!r}")
     spec = _spec(row, columns)
-    return Question(str(name), tuple(_images(row, columns, images)), _prompt(row, columns, spec.choices), spec)
+    prompt = _prompt(row, columns, spec.choices)
+    return Question(str(name), tuple(_images(row, columns, images)), prompt, about(spec, prompt))
 
 
 def _prompt(row: Row, columns: Columns, choices: tuple[str, ...]) -> str:

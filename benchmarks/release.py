@@ -18,6 +18,7 @@ from mm_spine.benchmarks.images import ImageFinder
 from mm_spine.benchmarks.prompts import render
 from mm_spine.benchmarks.tables import describe_folder, matching_files, read_table
 from mm_spine.processors import answers
+from mm_spine.processors.answers.sentences import about
 from mm_spine.types import LabelledSet, Question
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ def labelled_set(name: str, entries: Iterable[Entry | str | None], prompt: str) 
         if entry.id in questions:
             problems.append(f"{entry.id}: this id appears twice; the first row is kept")
             continue
-        questions[entry.id] = Question(entry.id, entry.images, render(entry, prompt), entry.spec, name)
+        spec = about(entry.spec, entry.body)
+        questions[entry.id] = Question(entry.id, entry.images, render(entry, prompt), spec, name)
         tags[entry.id] = entry.tags
         # The question stays even if its gold cannot be read: which questions are asked must not depend on labels.
         if entry.golds and (why := _why_unusable(entry)):

@@ -35,7 +35,10 @@ AnswerKey = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """What a comparable answer to a question looks like. It never says which answer is right."""
+    """What a comparable answer to a question looks like. It never says which answer is right.
+
+    `question` holds the words of the question, for kinds of free text: what it says already carries no answer.
+    """
 
     kind: str
     choices: tuple[str, ...] = ()
@@ -43,6 +46,7 @@ class AnswerSpec:
     unit: str | None = None
     value_type: str | None = None
     ordered: bool = True
+    question: str = ""
 
 
 @dataclass(frozen=True)

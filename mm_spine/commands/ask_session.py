@@ -29,6 +29,7 @@ from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import kind_of
 from mm_spine.processors.answers.choice import check_count
+from mm_spine.processors.answers.sentences import about
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.reporting.entropy_colours import Token
 from mm_spine.runs.plan import check, load_config
@@ -181,7 +182,7 @@ def question_of(
         prompt = "\n".join([words, *lettered(spec.choices).splitlines()])
     else:
         prompt = render(Entry(QUESTION_ID, words, spec, ()), settings.config.prompt)
-    return Question(QUESTION_ID, tuple(images), prompt, spec, benchmark.name if benchmark else "own")
+    return Question(QUESTION_ID, tuple(images), prompt, about(spec, words), benchmark.name if benchmark else "own")
 
 
 def _options(choices: Sequence[str]) -> tuple[str, ...]:

@@ -184,6 +184,8 @@ def row_lines(question: Question, labelled: LabelledSet, reader: PromptReader) -
 def _given(question: Question) -> Mapping[str, Any]:
     """Return the fields of the question's spec that differ from their defaults, and its kind."""
     spec = asdict(question.spec)
+    # The prompt shows it.
+    del spec["question"]
     if spec["ordered"]:
         del spec["ordered"]
     return {

@@ -2,7 +2,8 @@
 
 A row is a JSON object on a line of its own: `id`; `response` (to grade) or `responses` (to vote); `answer`, a gold
 or a list of them; and, all optional, the fields of `AnswerSpec`: `kind`, `choices`, `precision`, `unit`,
-`value_type`, `ordered`. Golds of kind choice are letters or option texts, never an index.
+`value_type`, `ordered`. `question` or `prompt` may hold the question's words, by which sentences around free text are
+cut. Golds of kind choice are letters or option texts, never an index.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from mm_spine.benchmarks import Benchmark, resolve
 from mm_spine.processors.answers import kind_of
 from mm_spine.processors.answers.choice import check_count
+from mm_spine.processors.answers.sentences import about
 from mm_spine.types import AnswerSpec, LabelledSet, Question
 
 RowId = str | int | float | None
@@ -166,7 +168,8 @@ def _responses(fields: Mapping[str, Any], wanted: str) -> tuple[str, ...]:
 
 def _spec(fields: Mapping[str, Any], base: AnswerSpec) -> AnswerSpec:
     """Replace in `base` the fields that the row gives; null counts as not given."""
-    given = {name: fields[name] for name in AnswerSpec.__dataclass_fields__ if fields.get(name) is not None}
+    names = AnswerSpec.__dataclass_fields__.keys() - {"question"}
+    given = {name: fields[name] for name in names if fields.get(name) is not None}
     for name in {"kind", "unit", "value_type"} & given.keys():
         if not isinstance(given[name], str):
             raise BadRow(f"`{name}` must be a text, found {_short(given[name])}")
@@ -183,7 +186,8 @@ def _spec(fields: Mapping[str, Any], base: AnswerSpec) -> AnswerSpec:
             check_count(spec.choices)
     except ValueError as error:
         raise BadRow(str(error)) from error
-    return spec
+    asked = next((words for name in ("question", "prompt") if isinstance(words := fields.get(name), str)), "")
+    return about(spec, asked)
 
 
 def _whole(value: Any) -> int:

@@ -33,6 +33,7 @@ from mm_spine.methods.table import configure
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import known_kinds
+from mm_spine.processors.answers.sentences import about
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import check_sampler, make_sampler
@@ -310,7 +311,8 @@ def question_of(messages: Sequence[Mapping[str, Any]], name: str, spec: AnswerSp
             images.append(part.url)
         # "<image2>" within a text of lmms-eval is no marker of ours, so it becomes "image 2".
         texts.append(f"<image{len(images)}>" if part.type == "image" else _MARKER.sub(r"image \1", part.text))
-    return Question(name, tuple(images), "".join(texts), spec, "lmms-eval")
+    prompt = "".join(texts)
+    return Question(name, tuple(images), prompt, about(spec, prompt), "lmms-eval")
 
 
 def merge_adapter(policy: Policy, folder: Path) -> None:

@@ -17,8 +17,9 @@ from mm_spine.processors.answers import (
     yes_no,
     yes_no_maybe,
 )
-from mm_spine.processors.answers.extraction import unwrapped
+from mm_spine.processors.answers.extraction import announced, before_open_box, unwrapped
 from mm_spine.processors.answers.kind import Kind
+from mm_spine.processors.answers.statements import without_small_talk
 from mm_spine.types import Answer, AnswerSpec, Verdict
 from mm_spine.words import nearest
 
@@ -54,7 +55,15 @@ def kind_of(spec: AnswerSpec) -> Kind:
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
     """Return the answer that `response` commits to, None if it commits to none. ValueError: unknown kind."""
-    return kind_of(spec).parse(unwrapped(_finished(response)), spec)
+    kind = kind_of(spec)
+    said = unwrapped(_finished(response))
+    if "\\boxed" not in said:
+        return kind.parse(without_small_talk(said), spec)
+    if (before := before_open_box(said)) is None:
+        return kind.parse(said, spec)
+    # The box was to be the answer. Without it, only an answer that was announced before counts.
+    statement = next(announced(before), "")
+    return kind.parse(f"The answer is {statement}.", spec) if re.search(r"\w", statement) else None
 
 
 def parse_all(responses: Sequence[str], spec: AnswerSpec) -> tuple[Answer | None, ...]:

@@ -4,7 +4,8 @@ Comparing by computer algebra can hang, exhaust the memory or crash. Here that c
 as different and is kept in `failures()`; the process is replaced, and the next pair is compared. Any thread may ask;
 they take turns. A forked process starts a worker of its own.
 
-Floats agree if they do to six decimals, as math-verify rounds: 0.333333 is 1/3, 3.14 is not pi.
+Floats agree if they do to six decimals, as math-verify rounds, and to 1e-5 of the larger one: 0.333333 is 1/3, 3.14 is
+not pi, and 1/19! is not 1/20!. The limit is of the worker's processor time: a verdict does not depend on load.
 H. Kydlíček et al., github.com/huggingface/Math-Verify.
 """
 
@@ -41,13 +42,14 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
-LIMIT_S = 1.5  # wall time of the comparisons of one item
+LIMIT_S = 1.5  # processor time of the comparisons of one item, so that a busy machine changes no verdict
 _LEAST_S = 0.25  # seconds for a comparison if earlier ones have used up the item's limit
 MEMORY_BYTES = 1536 * 1024**2  # in addition to what the imports take
+WALL_S = 120.0  # wall time of one comparison: for a worker that neither computes nor answers
 DEEPEST = 60  # brackets in brackets
 LONGEST = 2000  # characters; anything longer is compared only as text
 _START_S = 120.0  # for the import of math-verify on a busy machine, once
-_RENEW_S = 5.0  # for the fork of a new worker
+_RENEW_S = 60.0  # for the fork of a new worker
 _KEPT = 10_000  # failures
 _COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("checker_worker.py")))
 
@@ -67,7 +69,7 @@ class Failure(NamedTuple):
 
 @dataclass
 class _Item:
-    """The failures and the seconds of the comparisons of one answer so far."""
+    """The failures and the processor seconds of the comparisons of one answer so far."""
 
     reasons: list[str]
     spent: float
@@ -196,20 +198,25 @@ class _Worker:
             raise
 
     def ask(self, request: dict[str, Any], limit: float) -> dict[str, Any]:
-        """Return the reply to one comparison, or an `"error"`, and under `"reading"` the text being read at the end."""
-        os.write(self.to, json.dumps(request).encode() + b"\n")
-        deadline = time.monotonic() + limit
+        """Return the reply to one comparison, or an `"error"`, and under `"reading"` the text being read at the end.
+
+        `limit` is in seconds of the worker's processor time.
+        """
+        os.write(self.to, json.dumps({**request, "limit": limit}).encode() + b"\n")
+        deadline = time.monotonic() + WALL_S
         reading: str | None = None
         while (reply := self._line(deadline - time.monotonic())) and "reading" in reply:
             reading = reply["reading"]
         if reply is None:
             with suppress(ProcessLookupError):
                 os.kill(self.fork, signal.SIGKILL)
-            reply = {"error": f"no verdict after {limit:.2g} s"}
+            reply = {"error": f"no verdict after {WALL_S:.2g} s of waiting"}
         # Its successor introduces itself: the fork died of this pair.
         elif "pid" in reply:
             self.fork = reply["pid"]
-            return {"error": "it crashed", "reading": reading}
+            late = reply.get("timed_out")
+            error = f"no verdict after {limit:.2g} s of processor time" if late else "it crashed"
+            return {"error": error, "reading": reading, "seconds": limit if late else 0.0}
         if "error" in reply:
             self._greet(_RENEW_S)
         return {**reply, "reading": reading}
@@ -272,10 +279,8 @@ def _exchange(request: dict[str, Any]) -> dict[str, Any]:
             if _worker is None:
                 _worker = _start()
             try:
-                # The start of the process, and the wait for other threads, do not count against the item.
-                started = time.monotonic()
                 reply = _worker.ask(request, max(LIMIT_S - item.spent, _LEAST_S))
-                item.spent += time.monotonic() - started
+                item.spent += reply.get("seconds", 0.0)
                 return reply
             except (_Gone, OSError):
                 _drop()

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
+
+from mm_spine.processors.answers.statements import unfinished
 
 LOOKED_AT = 200_000
 """Characters from the end in which an answer outside a box is looked for; a longer search only costs time."""
@@ -23,6 +26,13 @@ _CUE = re.compile(
     r"|答案\s*(?:应该是|应为|是|为|[:：])[*_\s:：]*+",
     re.IGNORECASE,
 )
+# "So our answer is correct." says how good an answer is.
+_OWNED = re.compile(r"\b(?:our|my|this|that|your|his|her|their)\s+(?:final\s+|own\s+)?\Z", re.IGNORECASE)
+_VERIFIED = re.compile(
+    r"(?:indeed |also |therefore |thus )?(?:correct|right|wrong|incorrect|confirmed|verified|consistent|reasonable"
+    r"|valid|as (?:follows|above|below))\b[^.]{0,40}",
+    re.IGNORECASE,
+)
 # Bold, code, and the delimiters of LaTeX mathematics.
 _MARKS = re.compile(r"\*\*|__|`|\$|\\[()\[\]]")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。\n]|$")
@@ -33,6 +43,10 @@ _NO_ANSWER = re.compile(
     r"|\b0x[0-9a-f]+\b",
     re.IGNORECASE,
 )
+
+# Digits in groups of three behind a space or an apostrophe.
+_GROUPED = re.compile(r"(?<![\w.,'’])[0-9]{1,3}(?:(?:[ \u00a0\u2009\u202f][0-9]{3})+|(?:['’][0-9]{3})+)(?![\w'’])")
+_SEPARATOR = re.compile(r"[^0-9]")
 
 # The final form of a response.
 
@@ -110,6 +124,7 @@ def _decoded(text: str) -> str:
     return decoded if decoded.isprintable() else text
 
 
+@lru_cache(maxsize=16)
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed{}` whose braces balance, the inner one where they nest, else None."""
     start = text.rfind("\\boxed")
@@ -160,12 +175,18 @@ def _without_wrappers(text: str) -> str:
 def announced(text: str) -> Iterator[str]:
     """Yield what follows each "answer is" or "Answer:", the last first.
 
-    Each statement ends with its sentence, its line, or where the next one begins.
+    Each statement ends with its sentence, its line, or where the next one begins. A statement that breaks off at the
+    end of `text` ends the search: whatever it was to be, it replaced those before it. "So our answer is correct"
+    announces nothing.
     """
     limit = len(text)
     for cue in reversed(list(_CUE.finditer(text))):
         end = _SENTENCE_END.search(text, cue.end(), limit)
-        yield _unquoted(text[cue.end() : end.start() if end else limit].strip())
+        statement = text[cue.end() : end.start() if end else limit].strip()
+        if limit == len(text) and not text[end.start() if end else limit :].strip() and unfinished(statement):
+            return
+        if not (_OWNED.search(text, max(0, cue.start() - 20), cue.start()) and _VERIFIED.fullmatch(statement)):
+            yield _unquoted(statement)
         limit = cue.start()
 
 
@@ -178,3 +199,27 @@ def _unquoted(statement: str) -> str:
 def answerable(text: str) -> str:
     """Remove numbers that are no answer: those compared with ("more than 90 percent") and memory addresses."""
     return _NO_ANSWER.sub(" ", text)
+
+
+def ungrouped(text: str) -> str:
+    """Write digits in groups of three as one number: "12 500" and "12'500" are 12500."""
+    return _GROUPED.sub(lambda match: _SEPARATOR.sub("", match[0]), text)
+
+
+def before_open_box(response: str) -> str | None:
+    r"""Return what `response` says before a `\boxed{` that never closes; None if it has none, or a closed box.
+
+    A box is left open where a response was cut off. What it holds, and a number on the way to it, is no answer.
+    """
+    if "\\boxed" not in response or (last_boxed(response) or "").strip():
+        return None
+    stack: list[int | None] = []
+    for token in _BRACES.finditer(response):
+        if token["open"]:
+            stack.append(token.start())
+        elif token[0] == "{":
+            stack.append(None)
+        elif token[0] == "}" and stack:
+            stack.pop()
+    opened = next((start for start in stack if start is not None), None)
+    return None if opened is None else response[:opened]

@@ -16,14 +16,44 @@ from mm_spine.processors.answers.extraction import plain
 _UNICODE = str.maketrans(
     dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}", "-")
     | dict.fromkeys("\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}~", " ")
-    | dict.fromkeys("\N{DEGREE SIGN}£€¥", "")
+    | dict.fromkeys("£€¥", "")
+    | {"\N{DEGREE SIGN}": r"^\circ "}
     | {"π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "×": r"\times ", "·": r"\cdot "}
     | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∈": r"\in ", "≈": r"\approx "}
     | {"²": "^2", "³": "^3", "÷": "/", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
 )
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""Write a repeating decimal as a fraction: 0.1\overline{6} is \frac{15}{90}."""
+    whole, once, *groups = match.groups()
+    period = next(group for group in groups if group)
+    top = int((whole or "0") + once + period) - int((whole or "0") + once)
+    return rf"\frac{{{top}}}{{{'9' * len(period)}{'0' * len(once)}}}"
+
+
 # An argument of \frac: a group in braces, or the one character of \frac12.
 _PIECE = r"(\{[^{}]*\}|[0-9a-z])"
 _Into = str | Callable[[re.Match[str]], str]
+_UNIT_NAMES = (
+    "mm|cm|dm|km|nm|in|ft|yd|mi|mg|kg|lb|lbs|oz|ml|mL|dl|dL|cl|cc|gal|hr|hrs|min|sec|ms|Hz|kHz|MHz|Pa|kPa|kN|kJ|kW|kWh|eV|mA"
+    "|mV|mol|mph|kmh|kph|deg|rad|sq|cu|pt|pts|day|ton|cup|man|men|pen|car|dog|cat|egg|box|way|set|row|bag|toy|pie|pcs|cal"
+    "|kcal|per|USD|EUR|dB|rpm|bpm|atm|yr|yrs|wk|mol"
+)
+# Words of quantity stay: "5 million" is not 5.
+_NO_UNIT = (
+    r"(?!(?:and|or|if|for|to|hundred|thousand|million|billion|trillion|dozen|times|plus|minus|over|mod"
+    r"|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|lcm|mod|det|lim|arcsin|arccos|arctan|sinh|cosh|tanh)\b)"
+)
+_EXPONENT = r"(?:\s*\^\s*\{?-?\d\}?)?"
+# A unit inside \text{...} may be a single letter: 3\text{ m} is 3, while "3 m" is a product.
+_NAMED_UNIT = rf"{_NO_UNIT}(?:[A-Za-z]{{2,}}\.?|[A-Za-z])(?![A-Za-z]){_EXPONENT}"
+# Chinese characters behind a number are a unit, those of quantity are not: 5万 is 50000.
+_HAN_UNIT = re.compile(
+    r"(?<=[\d})%])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?:(?:千[米克瓦卡帕伏])"
+    r"|(?![万亿千百十零一二三四五六七八九两半分之倍\s]+)"
+    r"[\u4e00-\u9fff])(?:(?![万亿])[\u4e00-\u9fff/]){0,5}\s*\}?\s*[。.]?\s*$"
+)
 # Applied in this order.
 _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
     (re.compile(pattern), into)
@@ -31,6 +61,25 @@ _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
         # Python's power, x**2. It must come before `plain` takes ** for bold.
         (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
         (r"\\\$", ""),
+        (r"(?<=\d)['’](?=\d{3}(?!\d))", ""),
+        # "about 7" and "\approx 7" are 7.
+        (
+            r"^\s*(?:\$\s*)?(?:\\(?:approx|simeq|sim|thickapprox)(?![A-Za-z])|[~≈≃]|(?:about|approximately|approx\.?|roughly"
+            r"|around|nearly|circa|ca\.)(?![A-Za-z])|大约|约为?)\s*(?=[\d.$\\+-])",
+            "",
+        ),
+        # Repeating decimals.
+        (
+            r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{(\d{1,12})\}|(?<=\.)\((\d{1,12})\))(?:\s*\\?[lc]?dots)?",
+            _repeating,
+        ),
+        (r"(\d*)\.(\d{0,6}?)(\d{1,3})\3{2,12}(?:\.{2,3}|…|\\[lc]?dots(?![A-Za-z]))", _repeating),
+        (
+            rf"(?<=[\d}})%i])[\s~]*(?:\\[,;: ])*\\(?:text|textrm|mathrm|mbox|hbox|operatorname|rm)\s*"
+            rf"\{{[\s~]*(?:\\[,;: ])*"
+            rf"{_NAMED_UNIT}(?:[\s/·.-]*{_NAMED_UNIT})*[\s~]*\}}{_EXPONENT}(?=\s*\$?\.?\s*$)",
+            "",
+        ),
         (
             r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname)\s*\{([^{}]*)\}",
             r" \1 ",
@@ -47,6 +96,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], _Into], ...] = tuple(
         (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda m: r"\{" if m[0][1] == "l" else r"\}"),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
+        # A temperature: 30^\circ\text{C}.
+        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*[CF]\s*\.?\s*$", " "),
         (r"\s*(?:\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\(?:degree|deg)(?![A-Za-z]))", " "),
         (r"\\%|\bpercent\b", "%"),
         # Commands that a response spells as words.
@@ -68,10 +119,13 @@ _FUNCTIONS = (
     *("log", "ln", "exp", "max", "min", "gcd", "lcm", "mod", "det", "lim"),
 )
 FUNCTION = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(_FUNCTIONS)})(?![a-z])")
-# A unit is a word after a number and a space: "3 m" is 3, but "2x" and "3m" stay formulas. Of single letters only a
-# few are units. Words of quantity stay: "5 million" is not 5. MATH also has compound units: "12 miles per hour".
-_NO_UNIT = rf"(?!(?:and|or|if|for|to|hundred|thousand|million|billion|trillion|dozen|{'|'.join(_FUNCTIONS)})\b)"
-_UNIT_WORD = rf"{_NO_UNIT}(?:[A-Za-z]{{2,}}\.?|[mgshLlVANJWKCF])(?![A-Za-z])(?:\s*\^\s*\{{?-?\d\}}?)?"
+# A unit is a word after a number and a space. A single letter, or two or three that name no unit, are variables: "2 s",
+# "2 ab". MATH also has compound units: "12 miles per hour".
+_UNIT_WORD = (
+    rf"{_NO_UNIT}(?:[A-Za-z]{{4,}}\.?|(?:{_UNIT_NAMES})\.?|[mgsL](?=\s*/)|(?<=/)\s*[hsmL]|"
+    r"(?<=[a-z]{2} per )[hsmL])(?![A-Za-z])"
+    rf"{_EXPONENT}"
+)
 _UNIT = re.compile(rf"(?<=[\d}})%i])\s+{_UNIT_WORD}(?:[\s/-]*{_UNIT_WORD})*\s*$")
 # Only these may stand right behind a number: math-verify's own list takes "ab" off "2ab".
 _CLOSE_UNIT = re.compile(r"(?<=\d)(?:cm|mm|km|kg|mg|ml|mL|ft|mph|deg)(?:\^\s*\{?[23]\}?)?\s*$")
@@ -88,7 +142,8 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
 NUMBER = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<whole>\d++)\s*)?(?:\\frac\{{(?P<top>-?{_DIGITS})\}}\{{(?P<under>-?{_DIGITS})\}}"
     rf"|(?<![\d.])(?P<over>{_DIGITS})\s*/\s*(?P<below>{_DIGITS}))%?"
-    rf"|(?P<minus>[+-]?)(?P<decimal>{_DIGITS})(?:\s*(?:\\times|\\cdot|\*)\s*10\^\{{?(?P<ten>-?\d{{1,2}})\}}?)?%?"
+    rf"|(?P<minus>[+-]?)(?P<decimal>{_DIGITS})(?:\s*(?:\\times|\\cdot|\*)\s*10\^\{{?(?P<ten>-?\d{{1,2}})\}}?)?"
+    rf"(?:[eE](?P<e>[+-]?\d{{1,3}}))?%?"
 )
 
 
@@ -119,7 +174,7 @@ def _rewritten(text: str) -> str:
 def _spaced(text: str) -> str:
     """Remove a unit, closing punctuation, and white space other than between words or numbers."""
     text = text.strip().rstrip(".,;:").strip()
-    text = _CLOSE_UNIT.sub("", text)
+    text = _HAN_UNIT.sub("", _CLOSE_UNIT.sub("", text))
     if (unit := _UNIT.search(text)) and not wordy(text[: unit.start()]):
         text = text[: unit.start()]
     # "1 and 2" is the list 1,2; in a sentence "and" joins words.
@@ -151,7 +206,7 @@ def _result(text: str) -> str:
     # "2\sqrt{3} \approx 3.46" is answered exactly by its left side, "x \approx 3.46" by its right one.
     head, approx, tail = text.partition(r"\approx")
     if approx:
-        text = f"{head}={tail}" if NAME.fullmatch(head.strip()) else head
+        text = f"{head}={tail}" if NAME.fullmatch(head.strip()) else head if head.strip() else tail
     if len(split(text)) != 1 and not _only_first_names(text):
         return text
     parts = [part.strip() for part in _EQUALS.split(text)]

@@ -19,7 +19,7 @@ def number(text: str) -> Fraction | None:
     if match is None:
         return None
     if match["decimal"]:
-        size = _fraction(match["decimal"]) * Fraction(10) ** int(match["ten"] or 0)
+        size = _fraction(match["decimal"]) * Fraction(10) ** (int(match["ten"] or 0) + int(match["e"] or 0))
         return -size if match["minus"] == "-" else size
     below = _fraction(match["under"] or match["below"])
     if below == 0:

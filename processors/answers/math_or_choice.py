@@ -7,6 +7,7 @@ github.com/mathllm/MATH-V).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,7 +15,11 @@ from mm_spine.processors.answers import checker, choice, maths
 from mm_spine.processors.answers import text as free_text
 from mm_spine.processors.answers.extraction import last_boxed
 from mm_spine.processors.answers.kind import Kind, read_golds
+from mm_spine.processors.answers.math_keys import listed
 from mm_spine.types import Answer, AnswerSpec, Verdict
+
+_LETTERS = re.compile(r"[^A-Za-z0-9\\]*[A-Z](?:(?:\W|and|or)+[A-Z])*\W*")
+_MEASURE = re.compile(r"\$?(?P<number>-?\d[\d.,]*)[\s~]*\$?[\s~]*(?P<unit>[mgshlvanjwkcf])\$?")
 
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
@@ -29,7 +34,20 @@ def parse(response: str, spec: AnswerSpec) -> Answer | None:
         letter = choice.after_box(response, box, spec)
         return Answer(letter, letter) if letter else answer
     letter = choice.find(response, spec) or _announced_option(response, spec)
-    return Answer(letter, letter) if letter else _by_value(maths.find(response), spec)
+    if letter:
+        return Answer(letter, letter)
+    # Letters that `choice` does not take for an answer, such as "A or B", are no value either.
+    rest = choice.without_echo(response, spec)
+    if choice.names_several(rest):
+        return None
+    answer = maths.find(rest)
+    return None if answer is None or _is_of_labels(answer.text, spec) else _by_value(answer, spec)
+
+
+def _is_of_labels(text: str, spec: AnswerSpec) -> bool:
+    """Return whether `text` is labels of options and nothing else: "A", "A or B"."""
+    labels = choice.LABELS[: len(spec.choices)]
+    return _LETTERS.fullmatch(text) is not None and all(letter in labels for letter in re.findall(r"[A-Z]", text))
 
 
 def _announced_option(response: str, spec: AnswerSpec) -> str | None:
@@ -37,7 +55,9 @@ def _announced_option(response: str, spec: AnswerSpec) -> str | None:
     # An option of MATH-Vision 521 is "... be 4 or 5.": its full stops would end the sentence elsewhere.
     _, cue, rest = response.lower().rpartition("answer")
     rest = response[len(response) - len(rest) :].strip(" :*_\n")
-    return choice.read(rest.removeprefix("is").lstrip(" :*_\n"), spec) if cue and len(rest) < 300 else None
+    rest = rest.removeprefix("is").lstrip(" :*_\n")
+    # A letter is `choice.find`'s to accept: it knows what is only supposed.
+    return choice.read(rest, spec) if cue and len(rest) < 300 and not _is_of_labels(rest, spec) else None
 
 
 def read(text: str, spec: AnswerSpec) -> Answer | None:
@@ -50,22 +70,57 @@ def _by_value(answer: Answer | None, spec: AnswerSpec) -> Answer | None:
     """Return the letter of the option that has the answer's value, else the answer."""
     if answer is None or not spec.choices:
         return answer
+    if _are_orders(spec):
+        answer = _in_order(answer)
     letter = _letter_of(answer.text, spec)
     return Answer(letter, letter) if letter else answer
 
 
 def _letter_of(value: str, spec: AnswerSpec) -> str | None:
     """Return the label of the one option that equals `value`; None for none or several."""
-    with checker.one_item():
-        fits = [i for i, option in enumerate(_values(spec)) if option and maths.equal(*sorted((option, value)))]
-    return choice.LABELS[fits[0]] if len(fits) == 1 and fits[0] < len(choice.LABELS) else None
+    for options in (_values(spec), _measures(spec)):
+        with checker.one_item():
+            fits = [i for i, option in enumerate(options) if option and maths.equal(*sorted((option, value)))]
+        if fits:
+            return choice.LABELS[fits[0]] if len(fits) == 1 and fits[0] < len(choice.LABELS) else None
+    return None
 
 
 @lru_cache(maxsize=1 << 12)
 def _values(spec: AnswerSpec) -> tuple[str | None, ...]:
-    """Return the options as values, without their own labels."""
+    """Return the options as values, without their own labels; lists as tuples where the options are orders."""
+    values = [value and (_in_order(value) if _are_orders(spec) else value) for value in _read_options(spec)]
+    return tuple(value and value.text for value in values)
+
+
+def _read_options(spec: AnswerSpec) -> list[Answer | None]:
     texts = (choice.option_text(spec, i) for i in range(len(spec.choices)))
-    return tuple(value.text if text and (value := maths.read(text)) else None for text in texts)
+    return [maths.read(text) if text else None for text in texts]
+
+
+@lru_cache(maxsize=1 << 12)
+def _measures(spec: AnswerSpec) -> tuple[str | None, ...]:
+    """Return the numbers of options that are all in one unit of a single letter, as in "11 m" and "12 m"; else ()."""
+    texts = [choice.option_text(spec, i) or "" for i in range(len(spec.choices))]
+    found = [_MEASURE.fullmatch(text) for text in texts]
+    if not all(found) or len({match["unit"] for match in found if match}) != 1:
+        return ()
+    return tuple(match and match["number"] for match in found)
+
+
+@lru_cache(maxsize=1 << 12)
+def _are_orders(spec: AnswerSpec) -> bool:
+    """Return whether the options are orders of the same things: as sets, two of them are equal."""
+    keys = [value.key for value in _read_options(spec) if value and value.key and value.key.startswith(r"\{")]
+    texts = {choice.option_text(spec, i) for i in range(len(spec.choices))}
+    return len(set(keys)) < len(keys) and len(texts) == len(spec.choices)
+
+
+def _in_order(answer: Answer) -> Answer:
+    """Return a list without brackets as a tuple, whose order counts; any other answer as it is."""
+    items = listed(answer.text)
+    bare = items is not None and not items.ordered and not answer.text.startswith(r"\{")
+    return (maths.read(f"({answer.text})") or answer) if bare else answer
 
 
 def is_letter(answer: Answer, spec: AnswerSpec) -> bool:
@@ -91,7 +146,7 @@ def _accepts(gold: Answer, answer: Answer, spec: AnswerSpec) -> bool:
     if not is_letter(gold, spec):
         return not is_letter(answer, spec) and maths.accepts(gold.text, answer.text)
     option = choice.LABELS.index(gold.text)
-    if gold.text == answer.text or free_text.read(answer.text, spec) == choice.option_text(spec, option):
+    if gold.text == answer.text or free_text.normal(answer.text) == choice.option_text(spec, option):
         return True
     value = _values(spec)[option]
     return not is_letter(answer, spec) and value is not None and maths.accepts(value, answer.text)

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from mm_spine.processors.answers import checker
-from mm_spine.processors.answers.extraction import announced, answerable, last_boxed, plain
+from mm_spine.processors.answers.extraction import announced, answerable, last_boxed, plain, ungrouped
 from mm_spine.processors.answers.kind import UNPARSED, Kind, read_golds, verdict
 from mm_spine.processors.answers.latex import COMMAND, FUNCTION, NAME, RELATION, normal, wordy
 from mm_spine.processors.answers.math_keys import Listed, key, listed, number
+from mm_spine.processors.answers.statements import refuses, unfinished
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
 # Finding the answer of a response.
@@ -36,14 +37,29 @@ _SEGMENT = re.compile(r"\$([^$\n]+)\$(\s*\\?%)?|\\\((.{1,300}?)\\\)(\s*\\?%)?")
 _DISPLAY = re.compile(r"\\\[(.{1,300}?)\\\]|\$\$(.{1,300}?)\$\$", re.DOTALL)
 # A number in prose: 7, -7, 3.5, 3/4, 1,234, 1{,}234, \frac{3}{4}, 50\%. "9-2" holds 9 and 2, no -2.
 _SAID = re.compile(
-    r"(?<![\w.\\])(?:(?<![)\]}])[+-])?"
+    r"(?<![\w.\\^])(?<!\^\{)(?<!\^[+-])(?:(?<![)\]}])[+-])?"
     r"(?:(?:\d+\s*)?\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)"
-    r"|\.?\d(?:[\d.]|,(?=\d{3}(?!\d))|\{,\}|\\[,!](?=\d{3}))*(?:/\d+(?![\d/]))?)(?:\s?\\?%)?"
+    r"|\.?\d(?:[\d.]|,(?=\d{3}(?!\d))|\{,\}|\\[,!](?=\d{3}))*(?:/\d+(?![\d/]))?"
+    r"(?:[eE][+-]?\d{1,3}(?![\w.])|\^\{?-?\d+\}?)?)(?:\s?\\?%)?"
 )
 # "The length is 4+2+4+2+4": a sum that was not worked out has no last number to read.
 _OPERAND = re.compile(r"\d\s*[+*/×]\s*\Z")
-# One-word responses that are no answer.
+# One-word responses that are no answer, and words that judge one: "the answer is correct".
 _REFUSALS = frozenset(("unknown", "unsure", "undetermined", "unclear", "dunno", "idk", "sorry", "none", "null", "nan"))
+_JUDGEMENTS = frozenset(("correct", "right", "wrong", "incorrect", "verified", "confirmed", "reasonable", "valid"))
+# "It is 3 or 4." names two candidates and commits to none.
+_ANOTHER = re.compile(
+    r"(?:\d|\$|\))\s*,?\s*(?:\bor\b|\band/or\b|或者?|还是)\s*(?:maybe|perhaps|possibly|even)?\s*\$?\s*\Z|\bbetween\s+\S+\s+and\s+\$?\Z",
+    re.IGNORECASE,
+)
+_OR_ANOTHER = re.compile(r"\s*\$?\s*,?\s*(?:or|and/or)\s+(?:(?:maybe|perhaps|possibly|even)\s+)?\$?-?\d", re.IGNORECASE)
+# "The value of $x$ is 5": what follows the last "is" is the answer, if it names a value.
+_IS = re.compile(
+    r"\s(?:is|are|was|were|equals|equal to|becomes|totals|comes to|=)\s+(?:equal to\s+|exactly\s+)?", re.IGNORECASE
+)
+# In prose a single letter behind a number is a unit: "12 m".
+_PROSE_UNIT = re.compile(r"\$?(-?[\d.,]*\d)\$?\s+[mgshlLVANJWKCF](?:\^\{?[23]\}?)?")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def read(text: str) -> Answer | None:
@@ -72,7 +88,7 @@ def find(response: str) -> Answer | None:
         )
         return next((answer for answer in inner if answer), read(box))
     # A box that never closes was cut off: what it holds is no answer, nor is a number before it.
-    response, cut, _ = response[-_LAST:].replace("\N{MINUS SIGN}", "-").partition(r"\boxed{")
+    response, cut, _ = ungrouped(response[-_LAST:].replace("\N{MINUS SIGN}", "-")).partition(r"\boxed{")
     flat = _DISPLAY.sub(lambda m: f"${' '.join((m[1] or m[2]).split())}$", response)
     for said in announced(flat):
         if answer := _statement(said):
@@ -81,22 +97,46 @@ def find(response: str) -> Answer | None:
 
 
 def _statement(said: str) -> Answer | None:
-    """Return the answer that a sentence opens with: all of it if it is a formula, else its first formula or number."""
+    """Return the answer of a sentence: all of it if it is a formula, else the formula or number that it states."""
     clause = _CUT.sub("", said[:_REACH])
+    if unit := _PROSE_UNIT.fullmatch(clause.strip(" .*")):
+        return read(unit[1])
     if not wordy(normal(clause)):
         return read(clause)
+    if refuses(clause) or normal(clause).casefold() in _REFUSALS | _JUDGEMENTS:
+        return None
+    # "The value of $x$ is 5": what stands behind the last "is" comes first.
+    *_, last = _IS.split(clause)
+    for part in (last, clause) if last != clause else (clause,):
+        if answer := _stated(part):
+            return answer
+    # Nothing but names, as in "point $P$".
     if segment := _SEGMENT.search(clause):
-        return read((segment[1] or segment[3]) + (segment[2] or segment[4] or ""))
-    if spelled := _SAID.search(clause):
-        return read(spelled[0])
+        return read(_inside(segment))
     return read(clause) if len(clause.split()) <= 5 else None
+
+
+def _stated(clause: str) -> Answer | None:
+    """Return the first formula of `clause` that is more than a name, else its first number."""
+    segments = [segment for segment in _SEGMENT.finditer(clause) if not NAME.fullmatch(_inside(segment).strip())]
+    spelled = _SAID.search(clause)
+    if segments:
+        return read(_inside(segments[0]))
+    return read(spelled[0]) if spelled and not _OR_ANOTHER.match(clause, spelled.end()) else None
+
+
+def _inside(segment: re.Match[str]) -> str:
+    """Return the formula of a segment, with the percent sign behind it."""
+    return (segment[1] or segment[3]) + (segment[2] or segment[4] or "")
 
 
 def _bare(response: str) -> Answer | None:
     """Read a response that consists of its answer: a formula, or one word."""
-    if not response or "\n" in response or len(response) > 200:
+    if not response or "\n" in response or len(response) > 200 or refuses(response):
         return None
     clean = normal(response)
+    if unit := _PROSE_UNIT.fullmatch(response.rstrip(". ")):
+        return read(unit[1])
     if re.fullmatch(r"[A-Za-z]+", clean):
         return read(response) if clean.lower() not in _REFUSALS else None
     rest = FUNCTION.sub(" ", COMMAND.sub(" ", clean))
@@ -107,16 +147,29 @@ def _bare(response: str) -> Answer | None:
 
 
 def _last(response: str) -> Answer | None:
-    """Return the last number, or the formula in dollars that it stands in."""
+    """Return the last number, or the formula in dollars that it stands in.
+
+    None for a response that breaks off, a sum that was not worked out, "3 or 4", or a sentence that refuses.
+    """
     response = answerable(response)
     numbers = list(_SAID.finditer(response))
-    if not numbers:
+    if not numbers or unfinished(response):
+        return None
+    start, end = numbers[-1].span()
+    if refuses(_sentence_around(response, start)):
+        return None
+    if _ANOTHER.search(response, max(0, start - 30), start) or _OR_ANOTHER.match(response, end):
         return None
     for segment in _SEGMENT.finditer(response):
-        if segment.start() <= numbers[-1].start() < segment.end():
-            return read((segment[1] or segment[3]) + (segment[2] or segment[4] or ""))
-    start = numbers[-1].start()
+        if segment.start() <= start < segment.end():
+            return read(_inside(segment))
     return None if _OPERAND.search(response, max(0, start - 9), start) else read(numbers[-1][0])
+
+
+def _sentence_around(text: str, place: int) -> str:
+    """Return the sentence of `text` that holds `place`, at most `_REACH` characters to either side."""
+    before = _SENTENCE.split(text[max(0, place - _REACH) : place])[-1]
+    return before + _SENTENCE.split(text[place : place + _REACH])[0]
 
 
 # Comparing two answers in a vote.

@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
-from mm_spine.processors.answers import yes_no
+from mm_spine.processors.answers import sentences, yes_no
 from mm_spine.processors.answers.extraction import announced, last_boxed, plain
 from mm_spine.processors.answers.kind import keyed
+from mm_spine.processors.answers.statements import refuses, unfinished
+from mm_spine.processors.answers.text import first_sentence
 from mm_spine.types import AnswerSpec
 
 CLOSED = ("yes", "no")
@@ -63,7 +65,7 @@ def read(text: str, spec: AnswerSpec) -> str | None:
 
     Several values ("Lung, Liver", "肺、肝") keep their order if `spec.ordered`, else they are sorted.
     """
-    key = _key(text, spec)
+    key = _core(text, spec)
     if spec.choices != CLOSED or key in CLOSED:
         return key
     return yes_no.read(text, _POLAR_SPEC) or _chinese(text) or (None if _UNDECIDED.search(text) else key)
@@ -77,13 +79,16 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     box = last_boxed(response)
     if box is not None and box.strip():
         return read(box, spec)
+    if box is None and spec.choices != CLOSED and refuses(first_sentence(response)):
+        return None
     statements = (*islice(announced(response), _LAST), *_stated(response))
-    said = (key for text in statements if (key := read(text, spec)))
+    said = (key for text in statements if not refuses(text) and (key := read(text, spec)))
     if key := next(said, None):
         return key
     if spec.choices == CLOSED:
         return _closed(response, spec)
-    return _key(_short(response), spec) if box is None else None
+    whole = _short(response) if box is None else ""
+    return None if unfinished(whole) or refuses(first_sentence(whole)) else _core(whole, spec)
 
 
 def _closed(response: str, spec: AnswerSpec) -> str | None:
@@ -116,6 +121,19 @@ def _short(response: str) -> str:
     lines = response.strip().splitlines()
     longest = _LONGEST_ANSWER if len(lines) == 1 else _LONGEST_LINE
     return lines[-1] if lines and len(lines[-1]) <= longest else ""
+
+
+def _core(text: str, spec: AnswerSpec) -> str | None:
+    """Return the key of what `text` adds to its question."""
+    if not spec.question:
+        return _key(text, spec)
+    key: str | None = plain(text)
+    # What is cut may leave more to cut; a key reads back as itself.
+    for _ in range(4):
+        before, key = key, _key(sentences.core(key, spec.question), spec) if key else None
+        if key == before:
+            break
+    return key
 
 
 def _key(text: str, spec: AnswerSpec) -> str | None:

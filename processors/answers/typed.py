@@ -20,8 +20,9 @@ from itertools import islice
 
 from mm_spine.processors.answers import choice
 from mm_spine.processors.answers import text as free_text
-from mm_spine.processors.answers.extraction import LOOKED_AT, announced, answerable, last_boxed, plain
+from mm_spine.processors.answers.extraction import LOOKED_AT, announced, answerable, last_boxed, plain, ungrouped
 from mm_spine.processors.answers.kind import UNPARSED, Kind, keyed, read_golds, verdict
+from mm_spine.processors.answers.statements import refuses, unfinished
 from mm_spine.types import Answer, AnswerSpec, Verdict
 from mm_spine.words import nearest
 
@@ -63,6 +64,11 @@ _MACROS = {
 }
 _MACRO = re.compile("|".join(re.escape(macro) for macro in sorted(_MACROS, key=len, reverse=True)))
 _THIN = re.compile(r"(?<=[0-9])(?:\\[,!]|\{,\})(?=[0-9]{3})")
+# "It is 3 or 4." names two candidates and commits to none.
+_CANDIDATES = re.compile(
+    rf"{_DECIMAL}\s*,?\s*(?:or|and/or)\s+(?:(?:maybe|perhaps|possibly|even)\s+)?\$?{_DECIMAL}|\bbetween\s+\$?{_DECIMAL}\s+and\s+\$?{_DECIMAL}",
+    re.I,
+)
 _HAN_CUE = re.compile(r"答案\s*(?:是|为|:)")
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _WORDS = {name: str(value) for value, name in enumerate(_NAMES)}
@@ -79,7 +85,7 @@ _ANNOUNCED = 50  # announcements that are looked at, from the end
 
 def read(text: str, spec: AnswerSpec) -> str | None:
     """Return the key of a bare answer. ValueError: unknown `value_type`."""
-    text = choice.straight(text)
+    text = ungrouped(choice.straight(text))
     if spec.choices:
         return choice.read(text, spec) or _by_number(text, spec)
     kind = _value_type(spec)
@@ -95,7 +101,7 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     kind = _value_type(spec)
     if kind == "text":
         return free_text.find(response, spec)
-    response = _HAN_CUE.sub("The answer is ", choice.straight(response))
+    response = _HAN_CUE.sub("The answer is ", ungrouped(choice.straight(response)))
     # A sentence whose blank is still empty repeats the question.
     if "___ " in response:
         response = "\n".join(sentence for sentence in _SENTENCE.split(response) if "___ " not in sentence)
@@ -106,7 +112,7 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     tail = _tidy(response[-_TAIL:])
     if kind == "list":
         return next((key for statement in [*said, tail] if (key := _last_list(statement, spec))), None)
-    said = [answerable(statement) for statement in said]
+    said = [answerable(statement) for statement in said if not refuses(statement)]
     if statement := next((statement for statement in said if _NUMBER.search(_result(statement))), None):
         return _first(_result(statement), spec)
     return _last_number(said, tail, spec)
@@ -175,8 +181,8 @@ def _key(number: re.Match[str], text: str, spec: AnswerSpec) -> str | None:
 
 
 def _first(text: str, spec: AnswerSpec) -> str | None:
-    """Return the key of the first number of `text`."""
-    number = _NUMBER.search(text)
+    """Return the key of the first number of `text`; None for "3 or 4"."""
+    number = None if _CANDIDATES.search(text) else _NUMBER.search(text)
     return _key(number, text, spec) if number else None
 
 
@@ -204,11 +210,17 @@ def _last_number(said: Sequence[str], tail: str, spec: AnswerSpec) -> str | None
     """
     if key := next((key for statement in said if (key := _in_words(statement, spec))), None):
         return key
+    if unfinished(tail):
+        return None
     sentences = [sentence for sentence in _SENTENCE.split(tail) if sentence]
     sentence = next((sentence for sentence in reversed(sentences) if _NUMBER.search(sentence)), None)
+    if refuses(sentence or (sentences or [""])[-1]):
+        return None
     if sentence is None:
         return _in_words(sentences[-1], spec) if sentences else None
     sentence = answerable(sentence)
+    if _CANDIDATES.search(sentence):
+        return None
     result = _result(sentence)
     if result != sentence:
         return _first(result, spec)
@@ -235,7 +247,7 @@ def _element(item: str, spec: AnswerSpec) -> str | None:
     numbers = list(_NUMBER.finditer(item))
     if len(numbers) == 1:
         return _key(numbers[0], item, spec)
-    word = free_text.read(item, spec)
+    word = free_text.normal(item)
     return word if word and not numbers and _WORDS_ALONE.fullmatch(word) else None
 
 
@@ -269,20 +281,19 @@ def _announced_number(response: str, spec: AnswerSpec) -> str | None:
 
 
 def _grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Verdict:
-    """Grade by keys; with choices, the gold is an option's text, and its label or its text is right."""
+    """Grade by keys; with choices, the gold is an option's text or label, and a letter is a label, as officially."""
     if not spec.choices:
         return _KEYED.grade(answer, golds, spec)
     labels = read_golds(golds, spec, _gold_label)
     if answer is None:
         return UNPARSED
-    texts = {choice.option_text(spec, choice.LABELS.index(label)) for label in labels}
-    return verdict(answer.text in labels or free_text.read(answer.text, spec) in texts, answer.text, golds)
+    return verdict(answer.text in labels, answer.text, golds)
 
 
 def _gold_label(gold: str, spec: AnswerSpec) -> str | None:
     """Return the label of the option that equals the gold exactly, else the gold read as an answer."""
     if gold in spec.choices[: len(choice.LABELS)]:
-        return choice.LABELS[spec.choices.index(gold)]
+        return choice.label_of(spec.choices.index(gold), spec)
     return read(gold, spec)
 
 

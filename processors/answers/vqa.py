@@ -10,8 +10,11 @@ import re
 from collections.abc import Sequence
 from textwrap import shorten
 
+from mm_spine.processors.answers import sentences
 from mm_spine.processors.answers.extraction import announced, last_boxed, plain
 from mm_spine.processors.answers.kind import UNPARSED, Kind, same_key
+from mm_spine.processors.answers.statements import refuses, unfinished
+from mm_spine.processors.answers.text import first_sentence
 from mm_spine.types import Answer, AnswerSpec, Verdict
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -48,11 +51,11 @@ CONTRACTIONS = {
 _DIGIT_COMMA = re.compile(r"\d,\d")
 # The official code passes re.UNICODE to sub() as its count, so that it keeps a 33rd such period; here all of them go.
 _PERIOD = re.compile(r"\.(?!\d)")
-_SENTENCE_MARKS = ".!? "
+_SENTENCE_MARKS = ".!?。！？ "
 
 
 def clean(text: str) -> str:
-    """Put `text` on one line without space at its ends: all that is done if the annotators agree."""
+    """Put `text` on one line without space at its ends: all that the official script does if the annotators agree."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
@@ -62,22 +65,29 @@ def normalise(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def accuracy(prediction: str, annotators: Sequence[str]) -> float:
-    """Return the mean over annotators of min(1, matches among the others / 3).
+def accuracy(prediction: str, annotators: Sequence[str], official: bool = False) -> float:
+    """Return the mean over annotators of min(1, matches among the others / 3), all texts normalised.
 
     With ten annotators it is 0, 0.3, 0.6, 0.9 or 1 if 0, 1, 2, 3 or more of them say the same. With a single one, as
-    in a folder of one's own, it is 1 if the normalised texts are equal, else 0. ValueError: no annotator.
+    in a folder of one's own, it is 1 if the normalised texts are equal, else 0. With `official` it is the figure of
+    the official script, which normalises only if the annotators differ: "Yes" then scores 0 where all ten say "yes".
+    ValueError: no annotator.
     """
     said, given = [clean(text) for text in annotators], clean(prediction)
     if not any(said):
         raise ValueError(f"gold answer {list(annotators)!r} holds no text: correct the answer or the kind")
     if len(said) == 1:
         return float(_key(given) is not None and _key(given) == _key(said[0]))
-    # As in the official code, texts are normalised only if the annotators differ.
-    if len(set(said)) > 1:
-        said, given = [normalise(text) for text in said], normalise(given)
+    if not official or len(set(said)) > 1:
+        # What consists of articles normalises to nothing: "a" is then compared as it is.
+        whole = not official and len(set(said)) == 1
+        said, given = [_normal(text, whole) for text in said], _normal(given, whole)
     matches = said.count(given)
     return sum(min(1.0, (matches - (text == given)) / 3) for text in said) / len(said)
+
+
+def _normal(text: str, whole: bool) -> str:
+    return (_key(text) or "") if whole else normalise(text)
 
 
 def _unpunctuated(text: str) -> str:
@@ -108,6 +118,10 @@ def _parse(response: str, spec: AnswerSpec) -> Answer | None:
     statements = (clean(text).lstrip("*").rstrip(_SENTENCE_MARKS + "*") for text in announced(content))
     whole = "" if content is response and box is not None else clean(content).strip("*").strip()
     text = next((text for text in statements if text), whole)
+    # Annotators answer "unknown" too.
+    if not text or refuses(first_sentence(text), in_a_word=False) or (text == whole and unfinished(whole)):
+        return None
+    text = clean(sentences.core(text, spec.question)).rstrip(_SENTENCE_MARKS) if spec.question else text
     key = _key(text)
     return None if key is None else Answer(text, key)
 
@@ -118,7 +132,11 @@ def _grade(answer: Answer | None, golds: Sequence[str], spec: AnswerSpec) -> Ver
     if answer is None:
         return UNPARSED
     said = shorten(answer.text, 80, placeholder="...")
-    return Verdict(score, score >= 0.5, f"{said!r} scores {score:.2f} among {len(golds)} annotators.")
+    why = f"{said!r} scores {score:.2f} among {len(golds)} annotators"
+    agree = len({clean(gold) for gold in golds}) == 1
+    if agree and (official := accuracy(answer.text, golds, official=True)) != score:
+        why += f"; {official:.2f} by the official script, which does not normalise where all annotators agree"
+    return Verdict(score, score >= 0.5, f"{why}.")
 
 
 # Equal keys are equal answers, yet the kind is not `keyed`: the official grade needs the text as written, so that a

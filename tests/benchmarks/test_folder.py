@@ -83,7 +83,7 @@ def test_fields_become_questions_and_golds_go_to_the_key_alone(folder: Path) -> 
         ({"prompt": "\ud800?"}, "half a character"),
         ({"prompt": "x", "kind": "intger"}, "did you mean 'integer'"),
         ({"prompt": "x", "kind": None}, "kind must be a text"),
-        ({"prompt": "x", "kind": "choice", "choices": [*"abcdefghijk"]}, "11 choices; at most 10"),
+        ({"prompt": "x", "kind": "choice", "choices": [*"abcdefghijklmnopqrstuvwxyz0"]}, "27 choices; at most 26"),
         ({"prompt": "x", "choices": ["a", True]}, "choices must be"),
         ({"prompt": "x", "id": ["q"]}, "id must be"),
         ({"prompt": "x", "id": "good"}, "'good' was used before"),
@@ -245,7 +245,7 @@ def test_other_tables_hold_the_same(folder: Path, suffix: str) -> None:
     text = json.dumps([GOOD]) if suffix == "json" else "\t".join(GOOD) + "\n" + "\t".join(GOOD.values()) + "\n"
     labelled = load_table(text_table(folder, f"questions.{suffix}", text))
     assert labelled.problems == () and labelled.questions == (
-        Question("good", (folder / "a.png",), "What is shown?", AnswerSpec("text")),
+        Question("good", (folder / "a.png",), "What is shown?", AnswerSpec("text", question="What is shown?")),
     )
 
 
@@ -283,8 +283,8 @@ def test_further_fields_of_a_spec(folder: Path) -> None:
     text_table(text_table(folder, "questions.csv", rows), "columns.yaml", "defaults: {kind: typed}")
     labelled = load_table(folder)
     assert [question.spec for question in labelled.questions] == [
-        AnswerSpec("typed", (), 2, "cm", "float", False),
-        AnswerSpec("typed", (), 2, None, "list", True),
+        AnswerSpec("typed", (), 2, "cm", "float", False, "One?"),
+        AnswerSpec("typed", (), 2, None, "list", True, "Two?"),
     ]
     assert "line 4 skipped: precision must be a whole number" in labelled.problems[0]
     assert "line 5 skipped: unknown value_type 'flaot'; did you mean 'float'" in labelled.problems[1]

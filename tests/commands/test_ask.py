@@ -176,7 +176,7 @@ def test_the_script_is_the_command_from_anywhere(repository: Path, picture: Path
         (["PICTURE", WORDS, "sampling.temprature=1"], "did you mean 'temperature'"),
         (["PICTURE", WORDS, "--model", ""], "--model is empty"),
         (["PICTURE", WORDS, "--choice", "one"], "1 choice: give two or more"),
-        (["PICTURE", WORDS, *(f"--choice={i}" for i in range(11))], "11 choices; at most 10"),
+        (["PICTURE", WORDS, *(f"--choice={i}" for i in range(27))], "27 choices; at most 26"),
         (["PICTURE", WORDS, "--choice", "one", "--choice", " "], "choice 2 is empty"),
         (["PICTURE", WORDS, "--choice", "one", "--choice", "one"], "choice 'one' is there twice"),
         (["PICTURE", "what\udcff"], "is no text in UTF-8"),

@@ -64,7 +64,13 @@ BAD: dict[str, dict[str, Any] | str] = {
     "`unit` must be": {"id": "b", "response": "7", "answer": "7", "unit": 3},
     "`ordered` must be": {"id": "b", "response": "7", "answer": "7", "ordered": "no"},
     "`id` must be": {"id": ["b"], "response": "7", "answer": "7"},
-    "at most 10": {"id": "b", "response": "A", "answer": "A", "kind": "choice", "choices": list("abcdefghijk")},
+    "at most 26": {
+        "id": "b",
+        "response": "A",
+        "answer": "A",
+        "kind": "choice",
+        "choices": list("abcdefghijklmnopqrstuvwxyz0"),
+    },
     "an index or a text": {"id": "b", "response": "B", "answer": 1, "kind": "choice", "choices": ["1", "2"]},
 }
 

@@ -139,7 +139,7 @@ def test_a_number_that_two_options_share_is_no_option() -> None:
 
 def test_the_gold_of_a_choice_is_its_text() -> None:
     assert grade(parse("C", LETTERS), "A", LETTERS).correct  # the option whose text is A
-    assert grade(parse("A", LETTERS), "A", LETTERS).correct  # that text itself
+    assert not grade(parse("A", LETTERS), "A", LETTERS).correct  # a letter is a label, as in the official code
     assert not grade(parse("B", LETTERS), "A", LETTERS).correct
     assert grade(parse("(C)", SHARES), "0.30%", SHARES).correct
     assert not grade(parse("(A)", SHARES), "0.30%", SHARES).correct
