@@ -155,11 +155,10 @@ class _Loop:
 
         with self._timed("update"):
             trained = trained_groups(groups, tokens, options)
-            # The forward of an update measures the gap between sampler and trainer. Without an update, scoring does.
-            if gap is None and groups and not trained:
-                _, gap = self._score(groups)
             report = StepReport(step, lr=learning_rate(self.config, step))
-            self.updater.update(report, trained, denominators(tokens, options), gap)
+            # Where nothing has scored the rollouts, the first forward of the update measures the gap between sampler
+            # and trainer before a weight moves. A step without an update trains on no rollout and measures nothing.
+            self.updater.update(report, trained, denominators(groups, tokens, options), gap)
         self.sampler.sync(self.policy.trainable().items())
 
         step_report.describe(report, voted, groups, tokens, sampling.votes.max)
@@ -167,14 +166,14 @@ class _Loop:
         return StepRecord(report, groups, tokens, self.seconds, self.updater.budget.at_once)
 
     def _with_entropies(self, groups: Sequence[Group]) -> tuple[list[Group], Gap | None]:
-        """Score `groups` only where the sampler gave no entropies. That also measures the gap, else None."""
-        if not needs_scores(groups):
+        """Score `groups` only where the method needs entropies that the sampler did not give.
+
+        That also measures the gap, else None.
+        """
+        if not needs_scores(groups, self.method):
             return list(groups), None
         with self._timed("update", part="score"):
-            return self._score(groups)
-
-    def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
-        return score_on_all_ranks(self.policy, groups, self.updater.distribution, self.updater.budget)
+            return score_on_all_ranks(self.policy, groups, self.updater.distribution, self.updater.budget)
 
     def _start(self) -> int:
         """Resume where the hooks ask for it. Returns the number of steps done."""

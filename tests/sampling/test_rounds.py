@@ -149,7 +149,7 @@ def test_no_vote_could_have_stopped_within_the_first_round(stop: Any, said: list
     votes = VotesConfig(max=len(said), stop=stop, level=0.8, round=1)
     for taken in range(1, round_ends(votes, 1)[0]):
         counts = {name: said[:taken].count(name) for name in set(said[:taken]) - {""}}
-        assert not any(STOPS[stop](counts, len(said) - taken, keyed, 0.8) for keyed in (True, False))
+        assert not any(STOPS[stop](counts, len(said) - taken, keyed, 0.8, "q") for keyed in (True, False))
 
 
 def test_the_rules_are_those_of_the_configuration() -> None:
@@ -333,5 +333,5 @@ def test_shares_are_of_the_rollouts_taken(said: list[str]) -> None:
     sampler = Scripted({"q": said * 2})
     group = asked(sampler, VotesConfig(max=2 * len(said), stop="confident", level=0.8, round=1))[0]
     taken = (said * 2)[: len(group.rollouts)]
-    outcome, classes = vote([Answer(text, text) if text else None for text in taken], AnswerSpec("integer"))
+    outcome, classes = vote([Answer(text, text) if text else None for text in taken], AnswerSpec("integer"), "q")
     assert group.vote == outcome and group.answers == classes

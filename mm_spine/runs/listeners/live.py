@@ -50,9 +50,15 @@ def log_line(report: StepReport, total: int) -> str:
     """Format a step, one of `total`, as one line of a log."""
     return (
         f"step {report.step + 1}/{total}  vote share {report.majority_share:.2f}  unparsed {report.unparsed:.2f}  "
-        f"length {report.length_mean:.1f}  entropy {report.entropy_mean:.3f}  forks {report.entropy_forks:.3f}  "
-        f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {report.parity_max:.1e}"
+        f"length {report.length_mean:.1f}  entropy {measured(report.entropy_mean, '.3f')}  "
+        f"forks {measured(report.entropy_forks, '.3f')}  "
+        f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {measured(report.parity_max, '.1e')}"
     )
+
+
+def measured(value: float | None, form: str) -> str:
+    """Format a figure of a step, "-" where the step did not measure it."""
+    return "-" if value is None else format(value, form)
 
 
 def response_line(response: ShownResponse) -> str:
@@ -132,11 +138,11 @@ COLUMNS = (
     Column("vote", 5, 1, lambda s: f"{s.report.majority_share:.2f}"),
     Column("unparsed", 8, 8, lambda s: f"{s.report.unparsed:.2f}"),
     Column("length", 7, 4, lambda s: f"{s.report.length_mean:.1f}"),
-    Column("entropy", 7, 3, lambda s: f"{s.report.entropy_mean:.3f}"),
-    Column("forks", 6, 5, lambda s: f"{s.report.entropy_forks:.3f}"),
+    Column("entropy", 7, 3, lambda s: measured(s.report.entropy_mean, ".3f")),
+    Column("forks", 6, 5, lambda s: measured(s.report.entropy_forks, ".3f")),
     Column("loss", 8, 2, lambda s: f"{s.report.loss:+.4f}"),
     Column("grad", 8, 7, lambda s: f"{s.report.grad_norm:.3f}"),
-    Column("parity", 7, 9, lambda s: f"{s.report.parity_max:.1e}"),
+    Column("parity", 7, 9, lambda s: measured(s.report.parity_max, ".1e")),
     Column("tok/s", 7, 10, lambda s: f"{tokens_per_second(s):.0f}"),
     Column("s", 6, 6, lambda s: f"{s.timing.sample + s.timing.update:.1f}"),
 )
