@@ -26,7 +26,7 @@ from mm_spine.sampling.rounds import STOPS, round_ends, vote_in_rounds
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.training import step_report
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport
-from mm_spine.voting import make_group, vote
+from mm_spine.voting import make_group, tie_order, vote
 
 HOW: dict[str, Any] = {"step": 3, "purpose": "train"}
 
@@ -52,6 +52,10 @@ def asked(sampler: Any, votes: VotesConfig, least: int = 1, kind: str = "integer
     return vote_in_rounds(sampler, questions, votes, least, **HOW)
 
 
+def in_tie_order(question_id: str, *names: str) -> list[str]:
+    return sorted(names, key=lambda name: tie_order(question_id, name))
+
+
 def same_group(a: Group, b: Group) -> bool:
     indices = [[rollout.index for rollout in group.rollouts] for group in (a, b)]
     return indices[0] == indices[1] and (a.question, a.answers, a.vote) == (b.question, b.answers, b.vote)
@@ -68,13 +72,14 @@ def test_without_a_rule_there_is_one_call() -> None:
 
 
 def test_open_questions_alone_are_asked_again_and_indices_go_on() -> None:
-    said = {"sure": ["7"] * 8, "late": ["7", "8", "7", "8", "8", "8", "8", "7"], "open": ["8", "7"] * 4}
+    first, last = in_tie_order("open", "7", "8")
+    said = {"sure": ["7"] * 8, "late": ["7", "8", "7", "8", "8", "8", "8", "7"], "open": [last, first] * 4}
     sampler = Scripted(said)
     groups = asked(sampler, VotesConfig(max=8, stop="decided", round=2))
-    # 4 of 8 decide nothing even if all agree: a class not yet seen could be named before "7".
+    # 4 of 8 decide nothing even if all agree: a class not yet seen could win a tie with "7".
     assert sampler.calls == [(["sure", "late", "open"], 5, 0), (["late", "open"], 2, 5), (["open"], 1, 7)]
     assert [[r.index for r in g.rollouts] for g in groups] == [list(range(5)), list(range(7)), list(range(8))]
-    assert [(g.question.id, g.vote.answer) for g in groups] == [("sure", "7"), ("late", "8"), ("open", "7")]
+    assert [(g.question.id, g.vote.answer) for g in groups] == [("sure", "7"), ("late", "8"), ("open", first)]
 
 
 @pytest.mark.parametrize(
@@ -107,10 +112,11 @@ def test_rounds_grow_to_the_last_vote_by_whole_trees(most: int, size: int, least
 
 
 def test_a_question_that_cannot_be_asked_is_left_out_and_not_asked_again() -> None:
-    sampler = Scripted({"a": ["7", "8"] * 2, "mute": [], "b": ["8", "7"] * 2})
+    a, b = in_tie_order("a", "7", "8"), in_tie_order("b", "7", "8")
+    sampler = Scripted({"a": a * 2, "mute": [], "b": b[::-1] * 2})
     groups = asked(sampler, VotesConfig(max=4, stop="decided", round=2))
     assert [group.question.id for group in groups] == ["a", "b"]
-    assert sampler.calls == [(["a", "mute", "b"], 3, 0), (["b"], 1, 3)]  # of a tie 7 : 8, 7 is sure
+    assert sampler.calls == [(["a", "mute", "b"], 3, 0), (["b"], 1, 3)]  # the first of "a" is sure to win a tie
     assert asked(Scripted({}), VotesConfig(max=4, stop="decided")) == []
 
 
@@ -244,8 +250,9 @@ def drawn(group: Group) -> list[tuple[Any, ...]]:
 def test_the_rollouts_are_the_first_of_the_full_vote() -> None:
     policy, questions = digit_policy(), tiny_questions(4)
     sampler = HFSampler(policy, small_config({"sampling": {"max_new_tokens": 1}}).sampling)
-    full = vote_in_rounds(sampler, questions, VotesConfig(max=10), 2, **HOW)
-    stopped = vote_in_rounds(sampler, questions, VotesConfig(max=10, stop="decided", round=2), 2, **HOW)
+    full = vote_in_rounds(sampler, questions, VotesConfig(max=10, cut_off="count"), 2, **HOW)
+    in_rounds = VotesConfig(max=10, stop="decided", round=2, cut_off="count")
+    stopped = vote_in_rounds(sampler, questions, in_rounds, 2, **HOW)
     taken = [len(group.rollouts) for group in stopped]
     assert min(taken) < 10, taken
     for early, late in zip(stopped, full, strict=True):
@@ -259,8 +266,8 @@ def test_the_rollouts_are_the_first_of_the_full_vote() -> None:
 def test_rounds_of_trees_cut_none() -> None:
     policy, questions = digit_policy(), tiny_questions(3)
     sampler = TreeSampler(HFSampler(policy, small_config().sampling), TreeConfig(forks=2, branches=1))
-    full = vote_in_rounds(sampler, questions, VotesConfig(max=11), 1, **HOW)
-    in_three = VotesConfig(max=11, stop="decided", round=2)
+    full = vote_in_rounds(sampler, questions, VotesConfig(max=11, cut_off="count"), 1, **HOW)
+    in_three = VotesConfig(max=11, stop="decided", round=2, cut_off="count")
     assert round_ends(in_three, 1, sampler.whole) == [6, 9, 11]
     stopped = vote_in_rounds(sampler, questions, in_three, 1, **HOW)
     for early, late in zip(stopped, full, strict=True):
