@@ -155,9 +155,11 @@ class _Loop:
 
         with self._timed("update"):
             trained = trained_groups(groups, tokens, options)
+            # The forward of an update measures the gap between sampler and trainer. A step without one scores a
+            # question of each rank for it: a broken sampler often gives nothing to train on, and must not go unseen.
+            if gap is None and groups and not trained:
+                _, gap = self._score(groups[: distributed.world_size()])
             report = StepReport(step, lr=learning_rate(self.config, step))
-            # Where nothing has scored the rollouts, the first forward of the update measures the gap between sampler
-            # and trainer before a weight moves. A step without an update trains on no rollout and measures nothing.
             self.updater.update(report, trained, denominators(groups, tokens, options), gap)
         self.sampler.sync(self.policy.trainable().items())
 
@@ -173,7 +175,10 @@ class _Loop:
         if not needs_scores(groups, self.method):
             return list(groups), None
         with self._timed("update", part="score"):
-            return score_on_all_ranks(self.policy, groups, self.updater.distribution, self.updater.budget)
+            return self._score(groups)
+
+    def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
+        return score_on_all_ranks(self.policy, groups, self.updater.distribution, self.updater.budget)
 
     def _start(self) -> int:
         """Resume where the hooks ask for it. Returns the number of steps done."""

@@ -150,9 +150,8 @@ class StepReport:
     """One line of steps.jsonl. Shares are in [0, 1], entropies and bounds in nats, lengths in tokens.
 
     `majority_share` to `cut_off` are over the `rollouts_sampled`; votes that stop early make those fewer.
-    `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what
-    branches share and an estimate of the tokens that early stops did not draw. Entropies and parity are None where
-    no forward had to measure them.
+    `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what branches share and an estimate
+    of the tokens that early stops did not draw. Entropies are None where nothing had to measure them.
     """
 
     step: int
@@ -178,9 +177,9 @@ class StepReport:
     share_above: float | None = None
     selected_share: float = 0.0
     ratio_clipped: float = 0.0
-    parity_mean: float | None = None
-    parity_max: float | None = None
-    parity_kl: float | None = None
+    parity_mean: float = 0.0
+    parity_max: float = 0.0
+    parity_kl: float = 0.0
     rollouts_sampled: int = 0
     tokens_sampled: int = 0
     tokens_saved: int = 0

@@ -175,7 +175,7 @@ def test_nothing_is_scored_for_a_method_that_reads_no_entropies(monkeypatch: pyt
     usual_policy = run(PLAIN)[0]
     assert all(torch.equal(w, usual_policy.trainable()[name]) for name, w in silent[0].trainable().items())
     for record in silent[2]:
-        assert record.report.parity_max is not None and record.report.parity_max < 1e-4
+        assert 0 < record.report.parity_max < 1e-4
         assert record.report.entropy_mean is not None and record.report.entropy_mean > 0
         assert record.report.entropy_mean == record.report.entropy_forks
         assert all(rollout.entropy is None for group in record.groups for rollout in group.rollouts)
@@ -183,10 +183,14 @@ def test_nothing_is_scored_for_a_method_that_reads_no_entropies(monkeypatch: pyt
     assert len(calls) == 1
 
 
-def test_a_step_without_update_measures_and_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt_module, "score_on_all_ranks", lambda *args: pytest.fail("scored"))
-    _, _, (record, *_), _ = run(PLAIN, change=lambda r: replace(r, text="\\boxed{7}", entropy=None))
-    assert record.report.parity_mean is record.report.parity_max is record.report.entropy_mean is None
+def test_a_step_without_update_scores_one_question_for_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+    usual = adapt_module.score_on_all_ranks
+    counted = lambda policy, groups, *rest: scored.append(len(groups)) or usual(policy, groups, *rest)  # noqa: E731
+    monkeypatch.setattr(adapt_module, "score_on_all_ranks", counted)
+    records = run(PLAIN, change=lambda r: replace(r, text="\\boxed{7}", entropy=None))[2]
+    assert scored == [1, 1, 1]
+    assert all(0 < record.report.parity_max < 1e-4 and record.report.entropy_mean is None for record in records)
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"none", "oracle"}))

@@ -284,7 +284,9 @@ def voted(question: Question, rollouts: Sequence[Rollout], rules: VotesConfig) -
     """Return the first response whose answer represents the winning class, or the first of all if none voted."""
     group = make_group(question, rollouts, rules)
     winner = representative(group.parsed, group.answers, group.vote.answer)
-    return rollouts[0 if winner is None else group.parsed.index(winner)].text
+    # A response that was cut off may hold the same answer, but did not vote.
+    won = zip(rollouts, group.parsed, group.answers, strict=True)
+    return next((r.text for r, answer, name in won if name is not None and answer == winner), rollouts[0].text)
 
 
 def cut(rollout: Rollout, until: Sequence[str]) -> Rollout:

@@ -52,7 +52,7 @@ def log_line(report: StepReport, total: int) -> str:
         f"step {report.step + 1}/{total}  vote share {report.majority_share:.2f}  unparsed {report.unparsed:.2f}  "
         f"length {report.length_mean:.1f}  entropy {measured(report.entropy_mean, '.3f')}  "
         f"forks {measured(report.entropy_forks, '.3f')}  "
-        f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {measured(report.parity_max, '.1e')}"
+        f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {report.parity_max:.1e}"
     )
 
 
@@ -142,7 +142,7 @@ COLUMNS = (
     Column("forks", 6, 5, lambda s: measured(s.report.entropy_forks, ".3f")),
     Column("loss", 8, 2, lambda s: f"{s.report.loss:+.4f}"),
     Column("grad", 8, 7, lambda s: f"{s.report.grad_norm:.3f}"),
-    Column("parity", 7, 9, lambda s: measured(s.report.parity_max, ".1e")),
+    Column("parity", 7, 9, lambda s: f"{s.report.parity_max:.1e}"),
     Column("tok/s", 7, 10, lambda s: f"{tokens_per_second(s):.0f}"),
     Column("s", 6, 6, lambda s: f"{s.timing.sample + s.timing.update:.1f}"),
 )
