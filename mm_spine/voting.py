@@ -163,10 +163,12 @@ def group_of(
     for rollout in rollouts:
         if rollout.question_id != question.id:
             raise ValueError(f"question {question.id!r}: rollout {rollout.index} belongs to {rollout.question_id!r}")
-    pairs = zip(answers, rollouts, strict=True)
     cut = frozenset() if rules.cut_off == "count" else frozenset(r.index for r in rollouts if unfinished(r))
-    voting = [None if r.index in cut else answer for answer, r in pairs]
-    cast = [answer for answer, rollout in zip(voting, rollouts, strict=True) for _ in range(rollout.weight)]
+    cast = [
+        None if rollout.index in cut else answer
+        for answer, rollout in zip(answers, rollouts, strict=True)
+        for _ in range(rollout.weight)
+    ]
     outcome, classes = vote(cast, question.spec, question.id)
     first = accumulate((rollout.weight for rollout in rollouts[:-1]), initial=0)
     dropped = cut if rules.cut_off == "mask" else frozenset()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -32,10 +32,13 @@ HOW: dict[str, Any] = {"step": 3, "purpose": "train"}
 
 
 class Scripted:
-    """A sampler whose rollout i of a question says the i-th of its texts, i + 1 tokens long. Notes every call."""
+    """A sampler whose rollout i of a question says the i-th of its texts, i + 1 tokens long. Notes every call.
 
-    def __init__(self, said: dict[str, Sequence[str]]) -> None:
-        self.said = said
+    The rollouts of the indices in `cut` ended for want of room.
+    """
+
+    def __init__(self, said: dict[str, Sequence[str]], cut: Collection[int] = ()) -> None:
+        self.said, self.cut = said, cut
         self.calls: list[tuple[list[str], int, int]] = []
 
     def sample(self, questions: Sequence[Question], n: int, *, first: int = 0, **how: Any) -> list[list[Rollout]]:
@@ -44,7 +47,8 @@ class Scripted:
         return [[self._rollout(q.id, i) for i in range(first, first + n)] if self.said[q.id] else [] for q in questions]
 
     def _rollout(self, name: str, i: int) -> Rollout:
-        return Rollout(name, i, (1,) * (i + 1), self.said[name][i], np.zeros(i + 1, np.float32), None, "stop")
+        reason = "length" if i in self.cut else "stop"
+        return Rollout(name, i, (1,) * (i + 1), self.said[name][i], np.zeros(i + 1, np.float32), None, reason)
 
 
 def asked(sampler: Any, votes: VotesConfig, least: int = 1, kind: str = "integer") -> list[Group]:
@@ -179,17 +183,20 @@ SPECS = {
 
 
 @pytest.mark.parametrize("kind", known_kinds())
-@given(st.lists(st.sampled_from(RESPONSES), min_size=3, max_size=3), st.data())
-@settings(max_examples=30, deadline=None)
-def test_a_decided_vote_is_the_full_one_for_any_kind(kind: str, some: list[str], data: st.DataObject) -> None:
+@pytest.mark.parametrize("cut_off", ["abstain", "count", "mask"])
+@given(st.lists(st.sampled_from(RESPONSES), min_size=3, max_size=3), st.sets(st.integers(0, 9)), st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_decided_vote_is_the_full_one_for_any_kind(
+    kind: str, cut_off: Any, some: list[str], cut: set[int], data: st.DataObject
+) -> None:
     said = data.draw(st.lists(st.sampled_from([some[0], *some, data.draw(st.sampled_from(RESPONSES))]), min_size=9))
     question = Question("q", (), "?", SPECS[kind])
-    votes = VotesConfig(max=len(said), stop="decided", round=1)
-    sampler = Scripted({"q": said})
+    votes = VotesConfig(max=len(said), stop="decided", round=1, cut_off=cut_off)
+    sampler = Scripted({"q": said}, cut)
     stopped = vote_in_rounds(sampler, [question], votes, 3, **HOW)[0]
-    full = make_group(question, sampler.sample([question], len(said), **HOW)[0])
+    full = make_group(question, sampler.sample([question], len(said), **HOW)[0], votes)
     taken = len(stopped.rollouts)
-    assert taken >= 3 and same_group(stopped, make_group(question, full.rollouts[:taken]))
+    assert taken >= 3 and same_group(stopped, make_group(question, full.rollouts[:taken], votes))
     check_winner(stopped, full, answers.KINDS[kind].keyed)
 
 
