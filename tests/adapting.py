@@ -42,7 +42,7 @@ class Altered:
 
 
 def with_text(text: str) -> Callable[[Rollout], Rollout]:
-    """Every response reads as `text`, whatever its tokens."""
+    """Every response is finished and reads as `text`, whatever its tokens."""
     return lambda rollout: replace(rollout, text=text, finish_reason="stop")
 
 
