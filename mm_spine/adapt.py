@@ -155,11 +155,12 @@ class _Loop:
 
         with self._timed("update"):
             trained = trained_groups(groups, tokens, options)
-            # The forward of an update measures the gap between sampler and trainer. Without an update, scoring does.
+            # The forward of an update measures the gap between sampler and trainer. A step without one scores a
+            # question of each rank for it: a broken sampler often gives nothing to train on, and must not go unseen.
             if gap is None and groups and not trained:
-                _, gap = self._score(groups)
+                _, gap = self._score(groups[: distributed.world_size()])
             report = StepReport(step, lr=learning_rate(self.config, step))
-            self.updater.update(report, trained, denominators(tokens, options), gap)
+            self.updater.update(report, trained, denominators(groups, tokens, options), gap)
         self.sampler.sync(self.policy.trainable().items())
 
         step_report.describe(report, voted, groups, tokens, sampling.votes.max)
@@ -167,8 +168,11 @@ class _Loop:
         return StepRecord(report, groups, tokens, self.seconds, self.updater.budget.at_once)
 
     def _with_entropies(self, groups: Sequence[Group]) -> tuple[list[Group], Gap | None]:
-        """Score `groups` only where the sampler gave no entropies. That also measures the gap, else None."""
-        if not needs_scores(groups):
+        """Score `groups` only where the method needs entropies that the sampler did not give.
+
+        That also measures the gap, else None.
+        """
+        if not needs_scores(groups, self.method):
             return list(groups), None
         with self._timed("update", part="score"):
             return self._score(groups)

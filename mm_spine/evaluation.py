@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mm_spine import measures
+from mm_spine.config import VotesConfig
 from mm_spine.intervals import bootstrap_ci
 from mm_spine.processors.answers import grade, grade_all, parse, parse_all
 from mm_spine.sampling import Sampler
@@ -136,11 +137,18 @@ MEASURES: Mapping[str, Measure] = {
 
 
 def evaluate(
-    questions: Sequence[Question], key: AnswerKey, sampler: Sampler, *, samples: int, split: str
+    questions: Sequence[Question],
+    key: AnswerKey,
+    sampler: Sampler,
+    *,
+    samples: int,
+    split: str,
+    rules: VotesConfig | None = None,
 ) -> list[Item]:
     """Draw a greedy and `samples` sampled responses per question, vote and grade, in the order of the questions.
 
-    A question that the sampler could not ask (it returns an empty list) is left out and logged. Raises ValueError when
+    `rules` say which of the responses that were cut off vote; every response is graded. A question that the sampler
+    could not ask (it returns an empty list) is left out and logged. Raises ValueError when
     `samples` < 1, a gold answer is not of its question's kind, or a question got another number of responses.
     """
     if samples < 1:
@@ -154,7 +162,8 @@ def evaluate(
         sampled = sampler.sample(chunk, samples, step=0, purpose="evaluate")
         for question, first, rollouts in zip(chunk, greedy, sampled, strict=True):
             if _was_asked(question, first, rollouts, samples):
-                items.append(_item(question, key.get(question.id), first[0], rollouts, split))
+                group = make_group(question, rollouts, rules)
+                items.append(_item(group, key.get(question.id), first[0], split))
     return items
 
 
@@ -180,12 +189,9 @@ def _was_asked(question: Question, greedy: Sequence[Rollout], rollouts: Sequence
     return True
 
 
-def _item(
-    question: Question, gold: Sequence[str] | None, greedy: Rollout, rollouts: Sequence[Rollout], split: str
-) -> Item:
-    # The vote comes first and without the gold answer; then the vote and the samples are graded.
-    group = make_group(question, rollouts)
-    answers = group.parsed
+def _item(group: Group, gold: Sequence[str] | None, greedy: Rollout, split: str) -> Item:
+    # The vote was taken without the gold answer. Here the vote and the samples are graded.
+    question, rollouts, answers = group.question, group.rollouts, group.parsed
     vote = representative(answers, group.answers, group.vote.answer)
     return Item(
         id=question.id,
@@ -328,7 +334,9 @@ class _Oracle:
         if question.id not in self.key:
             raise ValueError(f"question {question.id!r} has no gold answer; the oracle needs one for every question")
         verdicts = grade_all(group.parsed, self.key[question.id], question.spec)
-        return torch.tensor([float(verdict.correct) for verdict in verdicts])
+        # A response that does not vote, because it was cut off, is rewarded as one without an answer.
+        pairs = zip(verdicts, group.answers, strict=True)
+        return torch.tensor([float(verdict.correct and answer is not None) for verdict, answer in pairs])
 
 
 def oracle_reward(key: AnswerKey) -> Reward:

@@ -105,8 +105,8 @@ class Rollout:
 class Vote:
     """The outcome over all N rollouts.
 
-    `answer` names the winning class, None when nothing parsed. `counts` maps class names to votes. `share` (of the
-    winner) and `margin` (over the second) are shares of N.
+    `answer` names the winning class, None when nothing voted. `counts` maps class names to votes, the winner first.
+    `share` (of the winner) and `margin` (over the second) are shares of N. `n_parsed` counts the rollouts that voted.
     """
 
     answer: str | None
@@ -115,14 +115,20 @@ class Vote:
     margin: float
     n_parsed: int
 
+    @property
+    def tied(self) -> bool:
+        """Whether several classes have the most votes."""
+        return self.answer is not None and self.margin == 0
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
     """The N rollouts of one question, their vote and their label-free credit.
 
-    `answers[i]` is the vote class of rollout i and `parsed[i]` the answer parsed from it, both None when nothing was
-    parsed. `vote` may be over more rollouts than are kept here. `rewards` and `advantages` have shape (N,), None until
-    credit is assigned.
+    `parsed[i]` is the answer parsed from rollout i, None when nothing was parsed. `answers[i]` is its vote class, None
+    also where it does not vote (`sampling.votes.cut_off`). `vote` may be over more rollouts than are kept here.
+    `rewards` and `advantages` have shape (N,), None until credit is assigned. `dropped` holds the indices
+    (`Rollout.index`) of the rollouts that the policy term leaves out (`sampling.votes.ties`, `cut_off`).
     """
 
     question: Question
@@ -132,6 +138,7 @@ class Group:
     rewards: Tensor | None = None
     advantages: Tensor | None = None
     parsed: tuple[Answer | None, ...] = field(kw_only=True)
+    dropped: frozenset[int] = field(default=frozenset(), kw_only=True)
 
 
 class TokenStats(NamedTuple):
@@ -146,9 +153,9 @@ class TokenStats(NamedTuple):
 class StepReport:
     """One line of steps.jsonl. Shares are in [0, 1], entropies and bounds in nats, lengths in tokens.
 
-    `majority_share`, `margin`, `unparsed` and `unanimous` are over the `rollouts_sampled`; votes that stop early make
-    those fewer. `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what branches share and
-    an estimate of the tokens that early stops did not draw.
+    `majority_share` to `cut_off` are over the `rollouts_sampled`; votes that stop early make those fewer.
+    `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what branches share and an estimate
+    of the tokens that early stops did not draw. Entropies are None where nothing had to measure them.
     """
 
     step: int
@@ -163,9 +170,11 @@ class StepReport:
     margin: float = 0.0
     unparsed: float = 0.0
     unanimous: float = 0.0
+    ties: float = 0.0
+    cut_off: float = 0.0
     length_mean: float = 0.0
-    entropy_mean: float = 0.0
-    entropy_forks: float = 0.0
+    entropy_mean: float | None = None
+    entropy_forks: float | None = None
     band_low: float | None = None
     band_high: float | None = None
     share_below: float | None = None

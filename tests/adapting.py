@@ -42,8 +42,8 @@ class Altered:
 
 
 def with_text(text: str) -> Callable[[Rollout], Rollout]:
-    """Every response reads as `text`, whatever its tokens."""
-    return lambda rollout: replace(rollout, text=text)
+    """Every response is finished and reads as `text`, whatever its tokens."""
+    return lambda rollout: replace(rollout, text=text, finish_reason="stop")
 
 
 def run(*layers: Any, change: Any = None, questions: Sequence[Question] = QUESTIONS, **hooks: Any) -> Any:

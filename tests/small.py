@@ -18,9 +18,10 @@ from mm_spine.sampling import Sampler
 from mm_spine.types import Question, Rollout
 
 FAVOURED = ("1", "2", "Ġ", "<|im_end|>")
+# Most of its responses reach the limit of 6 tokens, and are to vote all the same.
 BASE = {
     "method": {"name": "spine", "share": 0.5},
-    "sampling": {"votes": 4, "train_rollouts": 4, "max_new_tokens": 6},
+    "sampling": {"votes": {"max": 4, "cut_off": "count"}, "train_rollouts": 4, "max_new_tokens": 6},
     "optim": {"steps": 3, "questions_per_step": 4, "lr": 0.0005, "schedule": "linear"},
     "evaluation": {"samples": 2, "max_new_tokens": 6},
     "threads": 1,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from mm_spine.policy.model import Policy
 from mm_spine.training.engine import Engine
 from mm_spine.training.schedule import batch_of
 from mm_spine.types import AnswerSpec, Group, Question, Rollout
+
+adapt_module = importlib.import_module("mm_spine.adapt")  # `mm_spine.adapt` is the function
 
 
 def test_no_parameter_could_carry_a_label() -> None:
@@ -74,8 +77,8 @@ def test_the_update_norm_is_the_distance_the_weights_went() -> None:
     assert records[0].report.update_norm == pytest.approx(math.sqrt(sum(squares)), rel=1e-6)
 
 
-def test_an_unanimous_group_is_skipped() -> None:
-    policy, start, records, _ = run(change=with_text("7"))
+def test_an_unanimous_group_can_be_skipped() -> None:
+    policy, start, records, _ = run({"method": {"unanimous": "skip"}}, change=with_text("7"))
     assert not moved(policy, start)
     for record in records:
         report = record.report
@@ -83,8 +86,8 @@ def test_an_unanimous_group_is_skipped() -> None:
         assert report.tokens_trained == 0 and report.loss == report.grad_norm == 0.0
 
 
-def test_an_unanimous_group_can_be_regularised_and_then_only_by_band_and_anchor() -> None:
-    policy, start, records, _ = run({"method": {"unanimous": "regularise"}}, change=with_text("7"))
+def test_an_unanimous_group_is_moved_by_band_and_anchor_alone() -> None:
+    policy, start, records, _ = run(change=with_text("7"))
     assert moved(policy, start)
     report = records[0].report
     assert report.unanimous == 1.0
@@ -118,12 +121,76 @@ def test_an_unanimous_group_is_run_only_for_a_term_that_has_a_weight(
 
 
 def test_nothing_parsed_is_no_update() -> None:
-    policy, start, records, _ = run(change=with_text("no number here"))
+    policy, start, records, _ = run(PLAIN, change=with_text("no number here"))
     assert not moved(policy, start)
     for record in records:
         report = record.report
         assert report.unparsed == 1.0 and report.majority_share == report.margin == report.unanimous == 0.0
         assert all(group.vote.answer is None and not group.rewards.any() for group in record.groups)
+
+
+def finished(reason: str, text: str) -> Callable[[Rollout], Rollout]:
+    """Every second response ends for `reason` and reads as `text`, the others as an answer of their own index."""
+
+    def change(rollout: Rollout) -> Rollout:
+        if rollout.index % 2:
+            return replace(rollout, text=text, finish_reason=reason)
+        return replace(rollout, text=f"\\boxed{{{7 + rollout.index // 4}}}", finish_reason="stop")
+
+    return change
+
+
+def test_responses_that_were_cut_off_do_not_elect_and_are_logged() -> None:
+    """Half of 8 responses are cut off within the same box; of the others two say 7 and two say 8."""
+    cut = {"sampling": {"votes": {"max": 8, "cut_off": "abstain"}, "train_rollouts": 8}, "optim": {"steps": 1}}
+    change = finished("length", "\\boxed{9 9")
+    (record,) = run(PLAIN, cut, change=change)[2]
+    assert {group.vote.answer for group in record.groups} <= {"7", "8"}
+    assert (record.report.cut_off, record.report.ties, record.report.margin) == (0.5, 1.0, 0.0)
+    assert all(group.rewards[1::2].sum() == 0 and group.advantages[1::2].max() < 0 for group in record.groups)
+    (record,) = run(PLAIN, cut, {"sampling": {"votes": {"cut_off": "mask"}}}, change=change)[2]
+    assert all(not group.advantages[1::2].any() and group.advantages.any() for group in record.groups)
+    assert all(not t.any_T.any() for chosen in record.tokens for t in chosen[1::2])
+    count = {"sampling": {"votes": {"cut_off": "count"}}}
+    (record,) = run(PLAIN, cut, count, change=finished("length", "it is 9 so far"))[2]
+    assert {group.vote.answer for group in record.groups} == {"9"} and record.report.cut_off == 0.5
+
+
+def test_a_tied_question_can_leave_the_policy_term() -> None:
+    change = finished("stop", "\\boxed{8}")
+    layers = {"sampling": {"votes": {"max": 2, "ties": "drop"}, "train_rollouts": 2}, "optim": {"steps": 1}}
+    policy, start, (record,), _ = run(PLAIN, layers, change=change)
+    assert record.report.ties == 1.0 and not moved(policy, start)
+    policy, start, (record,), _ = run(layers, change=change)
+    assert moved(policy, start) and record.report.loss_policy == 0.0 and record.report.loss_band > 0.0
+
+
+def test_nothing_is_scored_for_a_method_that_reads_no_entropies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a sampler that gives none, as vLLM: the same weights as with one that gives them."""
+    calls: list[int] = []
+    usual = adapt_module.score_on_all_ranks
+    monkeypatch.setattr(adapt_module, "score_on_all_ranks", lambda *args: calls.append(1) or usual(*args))
+    silent = run(PLAIN, change=lambda r: replace(r, entropy=None))
+    assert not calls
+    usual_policy = run(PLAIN)[0]
+    assert all(torch.equal(w, usual_policy.trainable()[name]) for name, w in silent[0].trainable().items())
+    for record in silent[2]:
+        assert 0 < record.report.parity_max < 1e-4
+        assert record.report.entropy_mean is not None and record.report.entropy_mean > 0
+        assert record.report.entropy_mean == record.report.entropy_forks
+        assert all(rollout.entropy is None for group in record.groups for rollout in group.rollouts)
+    run({"optim": {"steps": 1}}, change=lambda r: replace(r, entropy=None))
+    assert len(calls) == 1
+
+
+def test_a_step_without_update_scores_one_question_for_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+    usual = adapt_module.score_on_all_ranks
+    counted = lambda policy, groups, *rest: scored.append(len(groups)) or usual(policy, groups, *rest)  # noqa: E731
+    monkeypatch.setattr(adapt_module, "score_on_all_ranks", counted)
+    records = run(PLAIN, change=lambda r: replace(r, text="\\boxed{7}", entropy=None))[2]
+    assert scored == [1, 1, 1]
+    assert all(0 < record.report.parity_max < 1e-4 and record.report.entropy_mean is None for record in records)
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"none", "oracle"}))

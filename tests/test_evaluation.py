@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mm_spine import evaluation, voting
+from mm_spine.config import VotesConfig
 from mm_spine.evaluation import Item
 from mm_spine.files.rollout_table import write_rollouts
 from mm_spine.types import Answer, AnswerSpec, Question, Rollout, Verdict
@@ -267,6 +268,28 @@ def test_the_oracle_rewards_the_truth_and_says_so() -> None:
     assert reward.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="question 'b' has no gold answer"):
         evaluation.oracle_reward({})(group)
+
+
+def test_a_response_that_was_cut_off_is_graded_but_does_not_vote() -> None:
+    (question,) = ask("a")
+    said = ("It is 7 + 5, so 12", "It is 7 + 5, so 12", box(7), "So 7")
+    drawn = [rollout("a", i, text) for i, text in enumerate(said)]
+    cut = [replace(r, finish_reason="length") if i < 2 else r for i, r in enumerate(drawn)]
+
+    class Cut(Script):
+        def sample(self, questions: Sequence[Question], n: int, *, greedy: bool = False, **how: object) -> object:
+            return [cut[:1] if greedy else cut]
+
+    found = {}
+    for rule in ("abstain", "mask", "count"):
+        rules = VotesConfig(cut_off=rule)
+        (item,) = evaluation.evaluate([question], {"a": ("12",)}, Cut({}), samples=4, split="adapted", rules=rules)
+        found[rule] = (item.vote and item.vote.text, item.vote_score, evaluation.pass_at_1(item), item.classes)
+        assert item.unparsed == (False,) * 4 and item.greedy is not None and item.greedy.correct
+    assert found["abstain"] == found["mask"] == ("7", 0.0, 0.5, (None, None, "7", "7"))
+    assert found["count"][2:] == (0.5, ("12", "12", "7", "7"))
+    group = make_group(question, cut)
+    assert evaluation.oracle_reward({"a": ("12",)})(group).tolist() == [0.0] * 4  # as a response without an answer
 
 
 STEP = {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import betainc
 
+from mm_spine.config import VotesConfig
+from mm_spine.methods.rewards import majority_reward
 from mm_spine.processors import answers
 from mm_spine.processors.answers import known_kinds, parse, same
 from mm_spine.types import Answer, AnswerSpec, Question, Rollout
@@ -25,6 +31,7 @@ from mm_spine.voting import (
     group_of,
     make_group,
     mode_posterior,
+    rank,
     subsample,
     vote,
 )
@@ -39,6 +46,14 @@ def keyed(*keys: str | None) -> list[Answer | None]:
 
 def unkeyed(*texts: str | None) -> list[Answer | None]:
     return [None if text is None else Answer(text, None) for text in texts]
+
+
+def first_of(*names: str, question_id: str = "q") -> str:
+    """The one of equally large classes that wins: by the definition of the hash, written out once more."""
+    digests = {
+        name: hashlib.blake2b(f"tie\x1f{question_id}\x1f{name}".encode(), digest_size=16).digest() for name in names
+    }
+    return min(names, key=lambda name: digests[name])
 
 
 @pytest.fixture
@@ -59,8 +74,8 @@ def near(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     ("keys", "winner", "share", "margin", "counts"),
     [
         (["7", "7", "7", "8"], "7", 0.75, 0.5, {"7": 3, "8": 1}),
-        (["8", "7", "7", "8"], "7", 0.5, 0.0, {"7": 2, "8": 2}),  # a tie goes to the smaller name
-        (["9", "10"], "10", 0.5, 0.0, {"10": 1, "9": 1}),  # by code point, not by length
+        (["8", "7", "7", "8"], first_of("7", "8"), 0.5, 0.0, {"7": 2, "8": 2}),
+        (["9", "10"], first_of("9", "10"), 0.5, 0.0, {"10": 1, "9": 1}),
         ([None, None, None, "7"], "7", 0.25, 0.25, {"7": 1}),  # unparsed counts in N and never wins
         ([None, "8", None, "7", "8"], "8", 0.4, 0.2, {"8": 2, "7": 1}),
         ([None, None], None, 0.0, 0.0, {}),
@@ -70,7 +85,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def test_votes_by_hand(
     keys: list[str | None], winner: str | None, share: float, margin: float, counts: dict[str, int]
 ) -> None:
-    outcome, classes = vote(keyed(*keys), INTEGER)
+    outcome, classes = vote(keyed(*keys), INTEGER, "q")
     assert outcome.answer == winner
     assert (outcome.share, outcome.margin) == pytest.approx((share, margin))
     assert dict(outcome.counts) == counts
@@ -80,7 +95,7 @@ def test_votes_by_hand(
 
 def test_no_rollouts_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one rollout"):
-        vote([], INTEGER)
+        vote([], INTEGER, "q")
 
 
 def test_equal_keys_are_one_class_named_by_the_shortest_then_smallest_member() -> None:
@@ -90,7 +105,7 @@ def test_equal_keys_are_one_class_named_by_the_shortest_then_smallest_member() -
 
 def test_components_of_an_equality_that_is_not_transitive(near: list[tuple[str, str]]) -> None:
     # 10 ~ 11 ~ 12 are one class though 10 and 12 are not the same; 20 stands alone; names by length, then order.
-    outcome, classes = vote(unkeyed("12", "20", "10", "11", None, "20"), NEAR)
+    outcome, classes = vote(unkeyed("12", "20", "10", "11", None, "20"), NEAR, "q")
     assert classes == ("10", "20", "10", "10", None, "20")
     assert dict(outcome.counts) == {"10": 3, "20": 2}
     assert outcome.margin == pytest.approx(1 / 6)
@@ -124,8 +139,8 @@ def test_the_order_of_rollouts_does_not_matter(texts: list[str | None], random: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(answers.KINDS, "near", replace(answers.KINDS["text"], same=lopsided))
         for make, spec in ((keyed, INTEGER), (unkeyed, NEAR)):
-            outcome, classes = vote(make(*texts), spec)
-            shuffled, moved = vote(make(*(texts[i] for i in order)), spec)
+            outcome, classes = vote(make(*texts), spec, "q")
+            shuffled, moved = vote(make(*(texts[i] for i in order)), spec, "q")
             assert outcome == shuffled and list(outcome.counts) == list(shuffled.counts)
             assert list(moved) == [classes[i] for i in order]
 
@@ -179,8 +194,8 @@ def parsed(kind: str, texts: Sequence[str]) -> list[Answer | None]:
 def test_the_order_of_responses_does_not_matter_for_any_kind(kind: str, texts: list[str], random: object) -> None:
     order = list(range(len(texts)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    outcome, classes = vote(parsed(kind, texts), SPECS[kind])
-    shuffled, moved = vote(parsed(kind, [texts[i] for i in order]), SPECS[kind])
+    outcome, classes = vote(parsed(kind, texts), SPECS[kind], "q")
+    shuffled, moved = vote(parsed(kind, [texts[i] for i in order]), SPECS[kind], "q")
     assert outcome == shuffled and list(outcome.counts) == list(shuffled.counts)
     assert list(moved) == [classes[i] for i in order]
 
@@ -190,7 +205,7 @@ def test_the_order_of_responses_does_not_matter_for_any_kind(kind: str, texts: l
 @settings(max_examples=25, deadline=None)
 def test_classes_are_components_of_same_for_any_kind(kind: str, texts: list[str]) -> None:
     cast = parsed(kind, texts)
-    outcome, classes = vote(cast, SPECS[kind])
+    outcome, classes = vote(cast, SPECS[kind], "q")
     for a, of_a in zip(cast, classes, strict=True):
         assert (a is None) == (of_a is None)
         for b, of_b in zip(cast, classes, strict=True):
@@ -202,10 +217,13 @@ def test_classes_are_components_of_same_for_any_kind(kind: str, texts: list[str]
 @pytest.mark.parametrize("kind", known_kinds())
 @given(SAID)
 @settings(max_examples=25, deadline=None)
-def test_a_tie_goes_to_the_smallest_name_for_any_kind(kind: str, texts: list[str]) -> None:
-    distinct = {name: text for text, name in zip(texts, vote(parsed(kind, texts), SPECS[kind])[1], strict=True) if name}
-    outcome, _ = vote(parsed(kind, [*distinct.values(), *distinct.values(), ""]), SPECS[kind])
-    assert outcome.answer == min(outcome.counts, default=None)
+def test_a_tie_goes_to_the_first_by_hash_for_any_kind(kind: str, texts: list[str]) -> None:
+    distinct = {
+        name: text for text, name in zip(texts, vote(parsed(kind, texts), SPECS[kind], "q")[1], strict=True) if name
+    }
+    outcome, _ = vote(parsed(kind, [*distinct.values(), *distinct.values(), ""]), SPECS[kind], "q")
+    assert outcome.answer == (first_of(*outcome.counts) if outcome.counts else None)
+    assert outcome.tied == (len(outcome.counts) > 1)
     assert outcome.margin == 0 if len(outcome.counts) != 1 else outcome.share == outcome.margin
 
 
@@ -213,7 +231,7 @@ def test_a_tie_goes_to_the_smallest_name_for_any_kind(kind: str, texts: list[str
 @given(st.integers(1, 9))
 @settings(max_examples=5, deadline=None)
 def test_nothing_parsed_is_no_answer_for_any_kind(kind: str, n: int) -> None:
-    outcome, classes = vote(parsed(kind, [""] * n), SPECS[kind])
+    outcome, classes = vote(parsed(kind, [""] * n), SPECS[kind], "q")
     assert outcome.answer is None and outcome.counts == {} and (outcome.share, outcome.margin) == (0, 0)
     assert outcome.n_parsed == 0 and classes == (None,) * n
 
@@ -225,9 +243,9 @@ def test_a_formula_joins_the_decimals_that_it_equals(order: tuple[int, ...]) -> 
     a, b, c = parsed("math", texts)
     assert a and b and c
     assert same(a, b, SPECS["math"]) and same(b, c, SPECS["math"]) and not same(a, c, SPECS["math"])
-    outcome, classes = vote(parsed("math", [texts[i] for i in order]), SPECS["math"])
+    outcome, classes = vote(parsed("math", [texts[i] for i in order]), SPECS["math"], "q")
     assert classes == ("0.866025",) * 3 and outcome.share == 1
-    assert vote([a, c], SPECS["math"])[0].margin == 0
+    assert vote([a, c], SPECS["math"], "q")[0].margin == 0
 
 
 A_QUARTER = r"\frac{\pi}{12.566371}"
@@ -247,9 +265,9 @@ def test_an_answer_that_joins_a_class_does_not_part_it(other: str) -> None:
 def test_a_winner_that_a_shorter_text_of_its_key_joins_late_stays() -> None:
     first, last = ["0.25"] * 4 + [A_QUARTER] * 4 + ["3"], ["1/4"] + ["3"] * 5
     cast = parsed("math", [rf"\boxed{{{text}}}" for text in (*first, *last)])
-    early, before = vote(cast[: len(first)], SPECS["math"])
-    full, after = vote(cast, SPECS["math"])
-    assert decided(early.counts, len(last), keyed=False)
+    early, before = vote(cast[: len(first)], SPECS["math"], "q")
+    full, after = vote(cast, SPECS["math"], "q")
+    assert decided(early.counts, len(last), keyed=False, question_id="q")
     assert [name == early.answer for name in before] == [name == full.answer for name in after[: len(first)]]
     assert (early.answer, full.answer) == ("0.25", "1/4") and full.counts == {"1/4": 9, "3": 6}
 
@@ -278,25 +296,34 @@ def test_classes_only_grow(cast: list[tuple[str, bool]], first: int, equal: set[
 # The exact stop rule.
 
 NAMES = ["a", "b", "c", "d"]
-UNSEEN = ["", "zz"]  # names a sample to come may bring: one before every other, one after
 
 
-def winner_of(counts: Counter[str]) -> str | None:
-    return min(counts, key=lambda name: (-counts[name], name), default=None)
+def unseen(question_id: str) -> list[str]:
+    """Two names that a sample to come may bring: one that wins every tie with NAMES, one that loses every one."""
+    others = [f"other {i}" for i in range(400)]
+    first = next(name for name in others if first_of(name, *NAMES, question_id=question_id) == name)
+    last = next(name for name in others if all(first_of(name, n, question_id=question_id) == n for n in NAMES))
+    return [first, last]
 
 
-def completions(counts: Counter[str], remaining: int) -> Iterator[Counter[str]]:
+def winner_of(counts: Counter[str], question_id: str = "q") -> str | None:
+    most = max(counts.values(), default=0)
+    return first_of(*(n for n in counts if counts[n] == most), question_id=question_id) if counts else None
+
+
+def completions(counts: Counter[str], remaining: int, question_id: str = "q") -> Iterator[Counter[str]]:
     """Every outcome of the remaining samples: seen names, unseen names, or unparsed."""
-    for drawn in combinations_with_replacement([*NAMES, *UNSEEN, None], remaining):
+    for drawn in combinations_with_replacement([*NAMES, *unseen(question_id), None], remaining):
         yield counts + Counter(name for name in drawn if name is not None)
 
 
-@given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 4))
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 4), st.sampled_from(["q", "r", "7", "é"]))
 @settings(max_examples=200, deadline=None)
-def test_keyed_stop_is_exact(tally: list[int], remaining: int) -> None:
+def test_keyed_stop_is_exact(tally: list[int], remaining: int, question_id: str) -> None:
     counts = +Counter(dict(zip(NAMES, tally, strict=True)))
-    fixed = {winner_of(final) for final in completions(counts, remaining)} == {winner_of(counts)}
-    assert decided(counts, remaining, keyed=True) == fixed
+    ends = {winner_of(final, question_id) for final in completions(counts, remaining, question_id)}
+    fixed = ends == {winner_of(counts, question_id)}
+    assert decided(counts, remaining, keyed=True, question_id=question_id) == fixed
 
 
 def partitions(items: Sequence[str]) -> Iterator[list[list[str]]]:
@@ -314,7 +341,7 @@ def partitions(items: Sequence[str]) -> Iterator[list[list[str]]]:
 def test_unkeyed_stop_holds_however_classes_merge(tally: list[int], remaining: int) -> None:
     counts = +Counter(dict(zip(NAMES, tally, strict=True)))
     leader = winner_of(counts)
-    if not decided(counts, remaining, keyed=False):
+    if not decided(counts, remaining, keyed=False, question_id="q"):
         return
     for final in completions(counts, remaining):
         for blocks in partitions(sorted(final)):
@@ -323,13 +350,17 @@ def test_unkeyed_stop_holds_however_classes_merge(tally: list[int], remaining: i
             assert sizes.count(best) == 1 and leader in blocks[sizes.index(best)]
 
 
+FIRST = first_of("a", "b")
+SECOND = "b" if FIRST == "a" else "a"
+
+
 @pytest.mark.parametrize(
     ("counts", "remaining", "keyed_kind", "stop"),
     [
         ({"a": 5, "b": 2}, 2, True, True),
-        ({"a": 5, "b": 2}, 3, True, True),  # level at worst, and "a" wins that tie
-        ({"b": 5, "a": 2}, 3, True, False),  # level at worst, and "a" would win it
-        ({"a": 3}, 3, True, False),  # a class not yet seen could be named before "a"
+        ({FIRST: 5, SECOND: 2}, 3, True, True),  # level at worst, and the leader wins that tie
+        ({SECOND: 5, FIRST: 2}, 3, True, False),  # level at worst, and the other would win it
+        ({"a": 3}, 3, True, False),  # a class not yet seen could come before "a"
         ({"a": 4}, 3, True, True),
         ({"a": 5, "b": 2, "c": 1}, 2, False, False),  # 5 > 2 + 1 + 2 fails: b and c may turn out to be one
         ({"a": 6, "b": 2, "c": 1}, 2, False, True),
@@ -339,12 +370,12 @@ def test_unkeyed_stop_holds_however_classes_merge(tally: list[int], remaining: i
     ],
 )
 def test_stop_rule_by_hand(counts: dict[str, int], remaining: int, keyed_kind: bool, stop: bool) -> None:
-    assert decided(counts, remaining, keyed_kind) is stop
+    assert decided(counts, remaining, keyed_kind, "q") is stop
 
 
 def test_negative_remaining_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
-        decided({"a": 1}, -1, keyed=True)
+        decided({"a": 1}, -1, keyed=True, question_id="q")
 
 
 # The posterior that the leader is the mode.
@@ -455,3 +486,83 @@ def test_subsample_refuses_nothing_kept_and_scored_groups() -> None:
         subsample(group, 0)
     with pytest.raises(ValueError, match="before rewards"):
         subsample(replace(group, rewards=torch.ones(1)), 1)
+
+
+# Ties are fair, the same everywhere, and seen.
+
+
+@pytest.mark.parametrize("options", ["AB", "ABCD", ("no", "yes"), ("maybe", "no", "yes")])
+def test_a_tie_favours_no_label(options: Sequence[str]) -> None:
+    """Votes of 8 by uniform chance: by name, A of four would win 34 %, and "no" against "yes" 64 %."""
+    questions = 10_000
+    draws = np.random.default_rng(0).integers(0, len(options), (questions, 8))
+    won = Counter(
+        next(iter(dict(rank(Counter(options[i] for i in row.tolist()), f"question {n}"))))
+        for n, row in enumerate(draws)
+    )
+    for option in options:
+        assert won[option] / questions == pytest.approx(1 / len(options), abs=0.015)
+
+
+def test_ties_are_broken_alike_in_every_process() -> None:
+    """Python's own hash of a string differs between processes."""
+    code = "from mm_spine.voting import rank;print([rank({'A': 1, 'B': 1, 'C': 1}, f'q{n}')[0][0] for n in range(40)])"
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1")
+    }
+    here = [rank({"C": 1, "B": 1, "A": 1}, f"q{n}")[0][0] for n in range(40)]
+    assert runs == {f"{here}\n".encode()} and set(here) == {"A", "B", "C"}
+
+
+def test_an_id_with_a_lone_surrogate_can_vote() -> None:
+    assert vote(keyed("7", "8"), INTEGER, "sur\ud800id")[0].tied
+
+
+# Responses that were cut off.
+
+CUT = [r"\boxed{12", r"so \boxed{12", "the area is 5 * 7 = 35. Next we compute the volume which", r"\boxed{1250}"]
+
+
+def cut_off(index: int, text: str) -> Rollout:
+    return replace(rollout(index, text), finish_reason="length")
+
+
+def test_a_response_that_was_cut_off_does_not_vote_unless_it_closed_its_answer() -> None:
+    rollouts = [cut_off(i, text) for i, text in enumerate(CUT)] + [rollout(4, r"\boxed{1250}")]
+    group = make_group(QUESTION, rollouts)
+    assert group.answers == (None, None, None, "1250", "1250")
+    assert (group.vote.answer, group.vote.share, group.vote.n_parsed) == ("1250", 0.4, 2)
+    assert group.parsed[2] == Answer("35", "35")  # the grader still reads the text
+    assert majority_reward(group).tolist() == [0, 0, 0, 1, 1] and group.dropped == frozenset()
+    assert make_group(QUESTION, rollouts, VotesConfig(cut_off="mask")).dropped == {0, 1, 2}
+    counted = make_group(QUESTION, rollouts, VotesConfig(cut_off="count"))
+    assert counted.answers[2] == "35" and counted.dropped == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "closed"),
+    [
+        (r"\boxed{7}", True),
+        (r"\fbox{7} and so", True),
+        (r"It is \boxed{\frac{1}{2}}. To check, we", True),
+        (r"\boxed{7", False),
+        (r"\boxed{7} no, \boxed{8", False),  # it took its first answer back
+        (r"\boxed{} and then 35", False),
+        (r"<think>\boxed{7}</think> The area is 35 and the", False),  # the box is not in the part that is read
+        ("The answer is 7. Next", False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_closed_by_its_box(text: str, closed: bool) -> None:
+    assert answers.closes_answer(text) is closed
+
+
+def test_a_tied_group_is_dropped_where_asked() -> None:
+    tied, clear = [rollout(0, "7"), rollout(1, "8")], [rollout(0, "7"), rollout(1, "7")]
+    drop = VotesConfig(ties="drop")
+    assert make_group(QUESTION, tied, drop).dropped == {0, 1} and make_group(QUESTION, tied).dropped == frozenset()
+    assert make_group(QUESTION, clear, drop).dropped == frozenset()
+    assert make_group(QUESTION, [rollout(0, ""), rollout(1, "")], drop).dropped == frozenset()  # no votes, no tie

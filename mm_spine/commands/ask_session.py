@@ -313,7 +313,7 @@ def _outcomes(
     for first in range(0, most, each or most):
         n = min(each or most, most - first)
         rollouts += sampler.sample([question], n, step=0, purpose="ask", first=first)[0]
-        group = _with_entropies(policy, make_group(question, rollouts), config)
+        group = _with_entropies(policy, make_group(question, rollouts, config.sampling.votes), config)
         rollouts = list(group.rollouts)
         yield outcome_of(group, config, policy.tokenizer, time.perf_counter() - started)
 

@@ -31,7 +31,10 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class SavedRow:
-    """One row as read. `golds` is empty without a usable gold, then `no_gold` says why; `tags` break results down."""
+    """One row as read, from `line` of its file.
+
+    `golds` is empty without a usable gold, then `no_gold` says why; `tags` break results down.
+    """
 
     id: RowId
     responses: tuple[str, ...]
@@ -39,6 +42,7 @@ class SavedRow:
     golds: tuple[str, ...]
     no_gold: str
     tags: Mapping[str, str]
+    line: int
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def read_row(fields: Mapping[str, Any], number: int, rules: GradingRules, wanted
         golds, no_gold = _golds(fields, spec, rules), ""
     except BadRow as error:
         golds, no_gold = (), str(error)
-    return SavedRow(name, responses, spec, golds, no_gold, _tags(fields, rules))
+    return SavedRow(name, responses, spec, golds, no_gold, _tags(fields, rules), number)
 
 
 def is_scalar(value: Any) -> bool:

@@ -78,7 +78,9 @@ class _VoteJob(RowJob[VotedRow]):
     def work(self, row: SavedRow) -> VotedRow:
         """Vote without looking at the golds, then grade the winner and the samples."""
         answers = parse_all(row.responses, row.spec)
-        outcome, classes = vote(answers, row.spec)
+        # Ties are drawn by the id. Rows without one must not all be decided by the same draw.
+        question_id = f"line {row.line}" if row.id is None else str(row.id)
+        outcome, classes = vote(answers, row.spec, question_id)
         voted = VotedRow(
             row.id,
             outcome.answer,

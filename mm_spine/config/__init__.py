@@ -19,6 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Votes = Annotated[int, Field(ge=2)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Denominator = Literal["all", "selected", "response"]
 
 
 def _number_or_auto(value: Any) -> Any:
@@ -112,6 +113,9 @@ class VotesConfig(_Section):
     posterior probability that the leader is the mode exceeds `level`. Both check first after `train_rollouts` rollouts,
     or after as many as a unanimous vote needs if those are more, then after every `round` further ones. A smaller
     `round` saves more tokens and prefills prompts more often.
+
+    A response is cut off if it reached `max_new_tokens`. Unless it closed a box before, it has not committed to an
+    answer. `cut_off` holds in evaluation too.
     """
 
     max: Votes = Field(default=16, description="most rollouts of a question")
@@ -120,6 +124,16 @@ class VotesConfig(_Section):
     )
     level: BelowOne = Field(default=0.95, description="posterior probability at which `confident` stops")
     round: Count = Field(default=2, description="rollouts of each further round")
+    ties: Literal["hash", "drop"] = Field(
+        default="hash",
+        description="of tied answers the first by a hash of question id and answer wins; "
+        "`drop`: and the policy term leaves the question out",
+    )
+    cut_off: Literal["abstain", "count", "mask"] = Field(
+        default="abstain",
+        description="a response cut off before it closed a box does not vote and is rewarded as one without an answer; "
+        "`mask`: the policy term leaves it out; `count`: it votes like any other",
+    )
 
 
 class TreeConfig(_Section):
@@ -208,15 +222,16 @@ class MethodConfig(_Section):
         default="none", description="KL to the starting model: none, the k3 estimate, or exact over the vocabulary"
     )
     kl_weight: NonNegative = Field(default=0.01, description="weight of the KL term")
-    policy_denominator: Literal["all", "selected"] = Field(
-        default="all", description="divide the policy term by all response tokens, or by the selected ones"
+    policy_denominator: Denominator = Field(
+        default="all",
+        description="divide the policy term by all response tokens, or by the selected ones; `response`: divide each "
+        "response by its own tokens, and average over responses",
     )
-    band_denominator: Literal["all", "selected"] = Field(default="all", description="the same choice for the band term")
-    kl_denominator: Literal["all", "selected"] = Field(
-        default="selected", description="the same choice for the KL term"
-    )
+    band_denominator: Denominator = Field(default="all", description="the same choice for the band term")
+    kl_denominator: Denominator = Field(default="selected", description="the same choice for the KL term")
     unanimous: Literal["skip", "regularise"] = Field(
-        default="skip", description="groups without advantage: leave them out, or keep only their band and KL terms"
+        default="regularise",
+        description="groups without advantage: keep their band and KL terms, or leave them out of these too",
     )
     unparsed_penalty: NonNegative = Field(
         default=7.0, description="`rent`: the reward of a response without an answer is minus this, in nats"

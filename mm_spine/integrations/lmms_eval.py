@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share
+from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share, VotesConfig
 from mm_spine.config.layers import merge, read_yaml
 from mm_spine.evaluation import CHUNK
 from mm_spine.integrations import lmms_tasks
@@ -276,21 +276,24 @@ class MMSpine(lmms):
     def _answer(self, question: Question | None, rollouts: Sequence[Rollout], until: tuple[str, ...]) -> Any:
         if question is None or not rollouts:
             return GenerationResult("", TokenCounts(output_tokens=0))
-        responses = [replace(rollout, text=cut(rollout.text, until)) for rollout in rollouts]
-        text = responses[0].text if len(responses) == 1 else voted(question, responses)
+        responses = [cut(rollout, until) for rollout in rollouts]
+        text = responses[0].text if len(responses) == 1 else voted(question, responses, self.config.sampling.votes)
         return GenerationResult(text, TokenCounts(output_tokens=sum(len(rollout.token_ids) for rollout in rollouts)))
 
 
-def voted(question: Question, rollouts: Sequence[Rollout]) -> str:
-    """Return the first response whose answer represents the winning class, or the first of all if none was parsed."""
-    group = make_group(question, rollouts)
+def voted(question: Question, rollouts: Sequence[Rollout], rules: VotesConfig) -> str:
+    """Return the first response whose answer represents the winning class, or the first of all if none voted."""
+    group = make_group(question, rollouts, rules)
     winner = representative(group.parsed, group.answers, group.vote.answer)
-    return rollouts[0 if winner is None else group.parsed.index(winner)].text
+    # A response that was cut off may hold the same answer, but did not vote.
+    won = zip(rollouts, group.parsed, group.answers, strict=True)
+    return next((r.text for r, answer, name in won if name is not None and answer == winner), rollouts[0].text)
 
 
-def cut(text: str, until: Sequence[str]) -> str:
-    """Return `text` up to the first text of `until` in it."""
-    return text[: min((at for stop in until if (at := text.find(stop)) >= 0), default=len(text))]
+def cut(rollout: Rollout, until: Sequence[str]) -> Rollout:
+    """Return the rollout with its text up to the first text of `until` in it. It then counts as finished."""
+    found = [at for stop in until if (at := rollout.text.find(stop)) >= 0]
+    return replace(rollout, text=rollout.text[: min(found)], finish_reason="stop") if found else rollout
 
 
 def question_of(messages: Sequence[Mapping[str, Any]], name: str, spec: AnswerSpec) -> Question:

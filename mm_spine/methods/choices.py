@@ -6,7 +6,7 @@ made, because importing torch takes seconds and `mm-spine methods` only lists th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Signal = Callable[["Rollout", int, int], "Tensor"]
 """(rollout, seed, step) -> what a mask ranks tokens by, shape (T,)."""
 
-Shape = Callable[["Tensor", "Tensor"], "Tensor"]
-"""(advantages_N, mean_entropy_N) -> advantages_N."""
+Shape = Callable[["Tensor", "Sequence[Rollout]"], "Tensor"]
+"""(advantages_N, the N rollouts) -> advantages_N."""
 
 
 # Rewards.
@@ -53,21 +53,28 @@ def from_labels(options: MethodConfig) -> Reward:
 
 def unshaped(options: MethodConfig) -> Shape:
     """Leave advantages unchanged."""
-    return lambda advantages_N, mean_entropy_N: advantages_N
+    return lambda advantages_N, rollouts: advantages_N
 
 
 def entropy_shaped(options: MethodConfig) -> Shape:
     """Shape advantages as ETTRL's EAR does, by Adv-Res or Adv-Clip (`method.ear`)."""
-    from mm_spine.methods.credit import adv_clip, adv_res
+    from mm_spine.methods.credit import adv_clip, adv_res, mean_entropies
 
     shapes: dict[str, Shape] = {
-        "adv_res": adv_res,
-        "adv_clip": lambda advantages_N, mean_entropy_N: adv_clip(advantages_N),
+        "adv_res": lambda advantages_N, rollouts: adv_res(advantages_N, mean_entropies(rollouts)),
+        "adv_clip": lambda advantages_N, rollouts: adv_clip(advantages_N),
     }
     return shapes[options.ear]
 
 
 # What tokens are ranked by.
+
+
+def token_position(rollout: Rollout, seed: int, step: int) -> Tensor:
+    """Rank tokens by their position: for masks that select every token."""
+    import torch
+
+    return torch.arange(len(rollout.token_ids), dtype=torch.float32)
 
 
 def token_entropy(rollout: Rollout, seed: int, step: int) -> Tensor:

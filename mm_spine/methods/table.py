@@ -26,6 +26,7 @@ from mm_spine.methods.choices import (
     quantile_band,
     random_draw,
     token_entropy,
+    token_position,
     top_share,
     unshaped,
 )
@@ -42,7 +43,9 @@ class Method:
     """One method.
 
     Every choice but `signal` is a function of the options. `options` holds this method's defaults of the section
-    `method` of the configuration, `sampling` those of the section `sampling`.
+    `method` of the configuration, `sampling` those of the section `sampling`. `entropies` is False where no choice
+    reads token entropies: rollouts without them are then not scored. With `anchor_on_forks` the KL acts on the tokens
+    of the band, else on those of the policy term.
     """
 
     summary: str
@@ -53,6 +56,8 @@ class Method:
     policy_mask: Callable[[MethodConfig], MaskRule] = all_tokens
     band_mask: Callable[[MethodConfig], MaskRule] = top_share
     bounds: Callable[[MethodConfig], BoundsRule] | None = None
+    entropies: bool = True
+    anchor_on_forks: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
@@ -63,21 +68,28 @@ TTRL = "arXiv 2504.16084"
 SPINE = "arXiv 2511.17938"
 _TTRL_OPTIONS = {"kl": "k3", "kl_weight": 0.001}
 _SPINE_OPTIONS = {"kl": "exact", "kl_weight": 0.01}
+# Equations 2 and 3 of ETTRL: the population's standard deviation, and each response averaged over its own tokens.
+_ETTRL_OPTIONS = {
+    **_TTRL_OPTIONS,
+    "std": "population",
+    "policy_denominator": "response",
+    "kl_denominator": "response",
+}
 
 METHODS: Mapping[str, Method] = {
     "none": Method("no adaptation: the base model and its vote", "-", trains=False),
-    "ttrl": Method("majority reward, all tokens", TTRL, options=_TTRL_OPTIONS),
+    "ttrl": Method("majority reward, all tokens", TTRL, signal=token_position, entropies=False, options=_TTRL_OPTIONS),
     "ttrl-ear": Method(
         "ttrl with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
         shape=entropy_shaped,
-        options={**_TTRL_OPTIONS, "std": "population"},
+        options=_ETTRL_OPTIONS,
     ),
     "ettrl": Method(
         "tree rollouts (ETMR) with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
         shape=entropy_shaped,
-        options={**_TTRL_OPTIONS, "std": "population"},
+        options=_ETTRL_OPTIONS,
         sampling={"tree": {}},
     ),
     "rent": Method("reward of low entropy instead of a vote", "RENT", reward=negative_entropy),
@@ -98,9 +110,10 @@ METHODS: Mapping[str, Method] = {
     ),
     "forks-only": Method("control: spine without the band", SPINE, policy_mask=top_share, options=_SPINE_OPTIONS),
     "band-only": Method(
-        "control: spine's band on the forks, policy term on all tokens",
+        "control: spine's band and KL on the forks, policy term on all tokens",
         SPINE,
         bounds=quantile_band,
+        anchor_on_forks=True,
         options=_SPINE_OPTIONS,
     ),
     "random-mask": Method(
@@ -108,6 +121,7 @@ METHODS: Mapping[str, Method] = {
         SPINE,
         signal=random_draw,
         policy_mask=exact_share,
+        entropies=False,
         options=_SPINE_OPTIONS,
     ),
     "low-entropy-mask": Method(
@@ -120,6 +134,8 @@ METHODS: Mapping[str, Method] = {
         "control: ttrl with the true labels as reward (--allow-labels)",
         TTRL,
         reward=from_labels,
+        signal=token_position,
+        entropies=False,
         options=_TTRL_OPTIONS,
         label_free=False,
     ),

@@ -5,10 +5,10 @@ Log-probs and entropies are in nats. The suffix V is the vocabulary, S any set o
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
+
+from mm_spine.config import Denominator
 
 
 def clipped_surrogate(
@@ -67,13 +67,20 @@ def weighted_mean(values: Tensor, mask: Tensor, weights: Tensor, denominator: Te
     return total / torch.where(denominator == 0, 1.0, denominator).to(total.dtype)
 
 
-def denominator(
-    lengths_N: Tensor, selected_counts_N: Tensor, weights_N: Tensor, kind: Literal["all", "selected"]
-) -> Tensor:
-    """Count the tokens that a term is averaged over, each response `weight` times: a float64 scalar.
+def denominator(lengths_N: Tensor, selected_counts_N: Tensor, weights_N: Tensor, kind: Denominator) -> Tensor:
+    """Count what a term is averaged over, each response `weight` times: a float64 scalar.
 
-    "all" response tokens (TRL; SPINE v2's policy term and band) or only the "selected" ones. The count must cover all
-    micro-batches and ranks before the first backward.
+    "all" response tokens (TRL; SPINE v2's policy term and band), only the "selected" ones, or the responses
+    ("response": ETTRL, eq. 3, with the weights of `token_weights`). The count must cover all micro-batches and ranks
+    before the first backward.
     """
-    counts_N = lengths_N if kind == "all" else selected_counts_N
+    counts_N = {"all": lengths_N, "selected": selected_counts_N, "response": torch.ones_like(lengths_N)}[kind]
     return (counts_N.double() * weights_N.double()).sum()
+
+
+def token_weights(lengths_N: Tensor, weights_N: Tensor, kind: Denominator) -> Tensor:
+    """Return what each token of a response is multiplied by, (N,): its `weight`, over its length for "response".
+
+    The length is of the whole response, whatever part of it a mask selects (1/|o_i| in ETTRL, eq. 3).
+    """
+    return weights_N / lengths_N.clamp(min=1) if kind == "response" else weights_N

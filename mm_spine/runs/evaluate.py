@@ -122,7 +122,8 @@ def evaluate_splits(
         listen_to_sampler(sampler, lambda count: listeners.advance(count / (1 + samples)))
     items: list[evaluation.Item] = []
     for split, share in shares.items():
-        part = evaluation.evaluate(share, splits[split].key, sampler, samples=samples, split=split)
+        key, rules = splits[split].key, config.sampling.votes
+        part = evaluation.evaluate(share, key, sampler, samples=samples, split=split, rules=rules)
         items += distributed.gather(part)
     return items
 
@@ -155,6 +156,7 @@ def shared_start(plan: Plan, policy: Policy, weights: str, splits: Splits) -> st
     # lmms-eval writes figures of its own, and `before` is only where the items come from.
     left_out = {name for name in type(settings).model_fields if name.startswith("lmms_eval")} | {"before"}
     kept = settings.model_dump(mode="json", include=type(settings).model_fields.keys() - left_out)
+    kept["cut_off"] = plan.config.sampling.votes.cut_off
     # With LoRA the weights of the adapter are new in each run; the base model identifies the start.
     start = weights if policy.peft is None else plan.model
     ids = [question.id for question in splits.questions]

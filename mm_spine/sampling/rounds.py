@@ -10,13 +10,14 @@ from mm_spine.sampling import Sampler
 from mm_spine.types import Answer, Group, Question, Rollout
 from mm_spine.voting import confident, decided, group_of
 
-Stop = Callable[[Mapping[str, int], int, bool, float], bool]
-"""(class name -> votes, rollouts that remain, whether the kind has keys, level) -> whether the vote may end."""
+Stop = Callable[[Mapping[str, int], int, bool, float, str], bool]
+"""(class name -> votes, rollouts that remain, whether the kind has keys, level, question id) -> whether the vote may
+end."""
 
 STOPS: Mapping[str, Stop] = {
-    "never": lambda counts, remaining, keyed, level: False,
-    "decided": lambda counts, remaining, keyed, level: decided(counts, remaining, keyed),
-    "confident": lambda counts, remaining, keyed, level: confident(counts, level),
+    "never": lambda counts, remaining, keyed, level, question_id: False,
+    "decided": lambda counts, remaining, keyed, level, question_id: decided(counts, remaining, keyed, question_id),
+    "confident": lambda counts, remaining, keyed, level, question_id: confident(counts, level),
 }
 """The rules of `sampling.votes.stop`. A new rule is one function and one entry here."""
 
@@ -29,14 +30,14 @@ def vote_in_rounds(
     The rollouts of a question are the first ones of its full vote, in the same order. A further round asks only the
     questions whose vote is open, and prefills their prompts again. Ranks do not wait for one another.
     """
-    ballots = [_Ballot(question) for question in questions]
+    ballots = [_Ballot(question, votes) for question in questions]
     opened, taken, stop = ballots, 0, STOPS[votes.stop]
     for end in round_ends(votes, least, getattr(sampler, "whole", 1)):
         asked = [ballot.question for ballot in opened]
         drawn = sampler.sample(asked, end - taken, step=step, purpose=purpose, first=taken)
         counted = [ballot.add(rollouts) for ballot, rollouts in zip(opened, drawn, strict=True) if rollouts]
         taken = end
-        opened = [b for b in counted if not stop(b.group.vote.counts, votes.max - end, b.keyed, votes.level)]
+        opened = [ballot for ballot in counted if not ballot.may_stop(stop, votes.max - end)]
         if not opened:
             break
     return [ballot.group for ballot in ballots if ballot.rollouts]
@@ -50,7 +51,7 @@ def round_ends(votes: VotesConfig, least: int, whole: int = 1) -> list[int]:
     # The first round is as long as it can be without drawing a rollout that might be spared: `least`, or the fewest
     # after which the rule ends a unanimous vote, which is more than half of `votes.max` for `decided`.
     stop = STOPS[votes.stop]
-    may_stop = (n for n in range(1, votes.max) if stop({"": n}, votes.max - n, True, votes.level))
+    may_stop = (n for n in range(1, votes.max) if stop({"": n}, votes.max - n, True, votes.level, ""))
     ends = [_rounded_up(max(least, votes.round, next(may_stop, votes.max)), whole)]
     while ends[-1] < votes.max:
         ends.append(ends[-1] + _rounded_up(votes.round, whole))
@@ -66,8 +67,9 @@ class _Ballot:
 
     group: Group
 
-    def __init__(self, question: Question) -> None:
-        self.question, self.keyed = question, kind_of(question.spec).keyed
+    def __init__(self, question: Question, votes: VotesConfig) -> None:
+        self.question, self.votes = question, votes
+        self.keyed = kind_of(question.spec).keyed
         self.rollouts: list[Rollout] = []
         self._parsed: dict[str, Answer | None] = {}
 
@@ -76,5 +78,10 @@ class _Ballot:
         self.rollouts += rollouts
         new = [text for rollout in rollouts if (text := rollout.text) not in self._parsed]
         self._parsed |= zip(new, parse_all(new, self.question.spec), strict=True)
-        self.group = group_of(self.question, self.rollouts, [self._parsed[r.text] for r in self.rollouts])
+        answers = [self._parsed[rollout.text] for rollout in self.rollouts]
+        self.group = group_of(self.question, self.rollouts, answers, self.votes)
         return self
+
+    def may_stop(self, stop: Stop, remaining: int) -> bool:
+        """Whether the vote may end by the rule `stop`, with `remaining` rollouts not yet drawn."""
+        return stop(self.group.vote.counts, remaining, self.keyed, self.votes.level, self.question.id)

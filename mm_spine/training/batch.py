@@ -46,9 +46,11 @@ class MicroBatch(NamedTuple):
     packed: PackedBatch
     advantage_N1: Tensor
     weight_N: Tensor
+    length_N: Tensor
     sampled_logp_NT: Tensor
     policy_NT: Tensor
     band_NT: Tensor
+    kl_NT: Tensor
     low_N1: Tensor
     high_N1: Tensor
 
@@ -84,7 +86,7 @@ def merge_identical(group: Group, tokens: Sequence[Tokens]) -> LeafGroup:
         raise ValueError(f"{group.question.id}: no advantages yet; call assign_credit first")
     leaves: dict[tuple[Any, ...], Leaf] = {}
     for rollout, advantage, chosen in zip(group.rollouts, group.advantages.tolist(), tokens, strict=True):
-        masks = (chosen.policy_T.numpy().tobytes(), chosen.band_T.numpy().tobytes())
+        masks = (mask_T.numpy().tobytes() for mask_T in (chosen.policy_T, chosen.band_T, chosen.anchored_T))
         same = (rollout.token_ids, advantage, *masks)
         weight = rollout.weight + (leaves[same].rollout.weight if same in leaves else 0)
         leaves[same] = Leaf(replace(rollout, weight=weight), advantage, chosen)
@@ -100,11 +102,15 @@ def trained_groups(
     """
     trained = []
     for group, chosen in zip(groups, tokens, strict=True):
-        selected = any(bool(t.policy_T.any() | t.band_T.any()) for t in chosen)
-        preferred = group.advantages is not None and bool(group.advantages.any())
-        if selected and (preferred or _is_regularised(chosen, options)):
+        selected = any(bool(t.any_T.any()) for t in chosen)
+        if selected and (prefers(group) or _is_regularised(chosen, options)):
             trained.append(merge_identical(group, chosen))
     return trained
+
+
+def prefers(group: Group) -> bool:
+    """Whether the policy term moves a group: one of its responses has an advantage."""
+    return group.advantages is not None and bool(group.advantages.any())
 
 
 def _is_regularised(tokens: Sequence[Tokens], options: MethodConfig) -> bool:
@@ -146,9 +152,11 @@ def collate(policy: Policy, groups: Sequence[LeafGroup]) -> MicroBatch:
         packed=pack([_branches(policy, group) for group in groups]),
         advantage_N1=torch.tensor([[leaf.advantage] for leaf in leaves], device=device),
         weight_N=torch.tensor([float(leaf.rollout.weight) for leaf in leaves], device=device),
+        length_N=torch.tensor([float(len(leaf.rollout.token_ids)) for leaf in leaves], device=device),
         sampled_logp_NT=_pad((torch.from_numpy(leaf.rollout.logp) for leaf in leaves), device),
         policy_NT=_pad((leaf.tokens.policy_T for leaf in leaves), device),
         band_NT=_pad((leaf.tokens.band_T for leaf in leaves), device),
+        kl_NT=_pad((leaf.tokens.anchored_T for leaf in leaves), device),
         low_N1=torch.stack([b.low for b in bounds])[:, None].to(device),
         high_N1=torch.stack([b.high for b in bounds])[:, None].to(device),
     )
@@ -159,7 +167,7 @@ def _branches(policy: Policy, group: LeafGroup) -> Branches:
     return Branches(
         policy.prompt(group.question),
         [torch.tensor(leaf.rollout.token_ids, dtype=torch.long) for leaf in group.leaves],
-        [leaf.tokens.policy_T | leaf.tokens.band_T for leaf in group.leaves],
+        [leaf.tokens.any_T for leaf in group.leaves],
     )
 
 

@@ -8,19 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mm_spine.config import MethodConfig
+from mm_spine.config import Denominator, MethodConfig
 from mm_spine.methods import terms
 from mm_spine.methods.apply import Tokens
 from mm_spine.policy.head import Divergence
 from mm_spine.policy.text import Trained
-from mm_spine.training.batch import MicroBatch
+from mm_spine.training.batch import MicroBatch, prefers
+from mm_spine.types import Group
 
 ON_THE_BOUND = 1e-4
 """Nats within which an entropy equals a bound: far above the rounding of fp32, far below what a step moves."""
 
 
 class Denominators(NamedTuple):
-    """The tokens that each term is averaged over, of the whole step and all ranks, each rollout counted."""
+    """The tokens or responses that each term is averaged over, of the whole step and all ranks, by `weight`."""
 
     policy: float
     band: float
@@ -35,17 +36,28 @@ class Losses(NamedTuple):
     kl: Tensor
 
 
-def denominators(tokens: Sequence[Sequence[Tokens]], options: MethodConfig) -> Denominators:
-    """Count tokens over every kept rollout of the step. Groups that do not train count too: their terms are 0."""
+def denominators(groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]], options: MethodConfig) -> Denominators:
+    """Count what each term acts on, over the kept rollouts of the step.
+
+    The policy term acts on all but dropped rollouts; where advantages are 0 it is 0, and counts (TRL). Band and KL act
+    on all groups, under `unanimous: skip` only on those with an advantage.
+    """
     flat = [chosen for group in tokens for chosen in group]
     lengths = torch.tensor([len(t.policy_T) for t in flat])
     policy = torch.tensor([int(t.policy_T.sum()) for t in flat])
     band = torch.tensor([int(t.band_T.sum()) for t in flat])
-    ones = torch.ones(len(flat))
+    anchored = torch.tensor([int(t.anchored_T.sum()) for t in flat])
+    credited, regularised = [], []
+    for group in groups:
+        acts = options.unanimous == "regularise" or prefers(group)
+        for rollout in group.rollouts:
+            credited.append(0 if rollout.index in group.dropped else rollout.weight)
+            regularised.append(rollout.weight if acts else 0)
+    credited_N, regularised_N = torch.tensor(credited), torch.tensor(regularised)
     return Denominators(
-        float(terms.denominator(lengths, policy, ones, options.policy_denominator)),
-        float(terms.denominator(lengths, band, ones, options.band_denominator)),
-        float(terms.denominator(lengths, policy, ones, options.kl_denominator)),
+        float(terms.denominator(lengths, policy, credited_N, options.policy_denominator)),
+        float(terms.denominator(lengths, band, regularised_N, options.band_denominator)),
+        float(terms.denominator(lengths, anchored, regularised_N, options.kl_denominator)),
     )
 
 
@@ -53,10 +65,11 @@ def losses(
     trained: Trained, micro: MicroBatch, old_logp_NT: Tensor, options: MethodConfig, over: Denominators
 ) -> Losses:
     """Return this micro-batch's part of the step's loss: policy term, band and KL, each already weighted."""
-    stats, weight_N = trained.stats, micro.weight_N
+    stats = trained.stats
 
-    def mean(values_NT: Tensor, mask_NT: Tensor, tokens: float) -> Tensor:
-        return terms.weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(tokens))
+    def mean(values_NT: Tensor, mask_NT: Tensor, count: float, kind: Denominator) -> Tensor:
+        weight_N = terms.token_weights(micro.length_N, micro.weight_N, kind)
+        return terms.weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(count))
 
     gain_NT = terms.clipped_surrogate(
         stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high
@@ -64,9 +77,9 @@ def losses(
     below_NT, above_NT = terms.hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
     hinges_NT = options.band_low_weight * _beyond(below_NT) + options.band_high_weight * _beyond(above_NT)
     return Losses(
-        -mean(gain_NT, micro.policy_NT, over.policy),
-        mean(hinges_NT, micro.band_NT, over.band),
-        options.kl_weight * mean(trained.kl_NT, micro.policy_NT, over.kl),
+        -mean(gain_NT, micro.policy_NT, over.policy, options.policy_denominator),
+        mean(hinges_NT, micro.band_NT, over.band, options.band_denominator),
+        options.kl_weight * mean(trained.kl_NT, micro.kl_NT, over.kl, options.kl_denominator),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from mm_spine import distributed
 from mm_spine.methods.apply import Tokens
+from mm_spine.methods.table import Method
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
@@ -20,9 +21,9 @@ from mm_spine.training.parity import Gap, gap_between, joined
 from mm_spine.types import Group
 
 
-def needs_scores(groups: Sequence[Group]) -> bool:
-    """Whether a rollout has no entropies: its sampler cannot give exact ones."""
-    return any(rollout.entropy is None for group in groups for rollout in group.rollouts)
+def needs_scores(groups: Sequence[Group], method: Method) -> bool:
+    """Whether the method reads entropies and a rollout has none: its sampler cannot give exact ones."""
+    return method.entropies and any(rollout.entropy is None for group in groups for rollout in group.rollouts)
 
 
 def score_on_all_ranks(

@@ -33,12 +33,15 @@ class Sums(NamedTuple):
     gap_kl: float
     clipped: float
     chosen: float
+    entropy: float
+    weighted: float
 
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
     """Sum the figures of one micro-batch."""
     stats, weight_N1 = trained.stats, micro.weight_N[:, None]
     gap = gap_of(micro, stats)
+    weighted_NT = stats.selected_NT.float() * weight_N1
     clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high)
     return Sums(
         policy=float(parts.policy.detach()),
@@ -50,6 +53,8 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         gap_kl=gap.kl,
         clipped=float((clipped_NT & micro.policy_NT).float().mul(weight_N1).sum()),
         chosen=float(micro.policy_NT.float().mul(weight_N1).sum()),
+        entropy=float((stats.entropy_NT.detach() * weighted_NT).sum()),
+        weighted=float(weighted_NT.sum()),
     )
 
 
@@ -60,6 +65,10 @@ def add_up(report: StepReport, parts: Sequence[Sums]) -> Gap:
     report.loss = total.policy + total.band + total.kl
     report.ratio_clipped = total.clipped / max(total.chosen, 1)
     report.tokens_trained = int(total.tokens)
+    # Where sampler and scoring gave no entropies, those of the tokens trained are all that is known.
+    # The first epoch's forward is of the policy that sampled.
+    if report.entropy_mean is None and total.weighted:
+        report.entropy_mean = report.entropy_forks = total.entropy / total.weighted
     return Gap(total.tokens, total.gap, total.gap_kl, max(part.gap_max for part in parts))
 
 
@@ -72,26 +81,34 @@ def describe(
 ) -> None:
     """Fill in the figures of the rollouts: votes over all `voted` ones, masks and entropies over the kept `groups`.
 
-    Shares of votes are of the rollouts drawn, which an early stop makes fewer than `most_votes`.
+    Shares of votes are of the rollouts drawn, which an early stop makes fewer than `most_votes`. A rollout of `weight`
+    k counts k times in the shares of responses.
     """
     if not voted:
         return
     sampled = [rollout for group in voted for rollout in group.rollouts]
-    entropy = np.concatenate([r.entropy for group in groups for r in group.rollouts])
+    pairs = [pair for group in voted for pair in zip(group.rollouts, group.parsed, strict=True)]
+    copies = [pair for pair in pairs for _ in range(pair[0].weight)]
     flat = [chosen for group in tokens for chosen in group]
     selected = torch.cat([t.policy_T for t in flat]).numpy()
     report.majority_share = float(np.mean([group.vote.share for group in voted]))
     report.margin = float(np.mean([group.vote.margin for group in voted]))
-    report.unparsed = float(np.mean([answer is None for group in voted for answer in group.answers]))
+    report.unparsed = float(np.mean([answer is None for _, answer in copies]))
     report.unanimous = float(np.mean([group.vote.share == 1.0 for group in voted]))
+    report.ties = float(np.mean([group.vote.tied for group in voted]))
+    report.cut_off = float(np.mean([rollout.finish_reason == "length" for rollout, _ in copies]))
     report.length_mean = float(np.mean([len(r.token_ids) for r in sampled]))
-    report.entropy_mean = _mean(entropy)
-    report.entropy_forks = _mean(entropy[selected])
     report.selected_share = _mean(selected)
     report.rollouts_sampled = sum(_votes(group) for group in voted)
     report.tokens_sampled = sum(r.own_tokens for r in sampled)
     report.tokens_saved = sum(tokens_saved(group, most_votes) for group in voted)
-    _describe_band(report, entropy, flat)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    entropies = [rollout.entropy for rollout in rollouts if rollout.entropy is not None]
+    if len(entropies) == len(rollouts):
+        entropy = np.concatenate(entropies)
+        report.entropy_mean = _mean(entropy)
+        report.entropy_forks = _mean(entropy[selected])
+        _describe_band(report, entropy, flat)
 
 
 def encodes_saved(policy: Policy, groups: Sequence[Group]) -> int:

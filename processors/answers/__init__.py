@@ -17,7 +17,7 @@ from mm_spine.processors.answers import (
     yes_no,
     yes_no_maybe,
 )
-from mm_spine.processors.answers.extraction import announced, before_open_box, unwrapped
+from mm_spine.processors.answers.extraction import announced, before_open_box, last_boxed, unwrapped
 from mm_spine.processors.answers.kind import Kind
 from mm_spine.processors.answers.statements import without_small_talk
 from mm_spine.types import Answer, AnswerSpec, Verdict
@@ -72,6 +72,16 @@ def parse_all(responses: Sequence[str], spec: AnswerSpec) -> tuple[Answer | None
     return tuple(parsed[text] for text in responses)
 
 
+def closes_answer(response: str) -> bool:
+    r"""Return whether the answer of a response that was cut off is complete: its last `\boxed{}` closes, and not empty.
+
+    The box must stand in the part of the response that `parse` reads.
+    """
+    said = unwrapped(_finished(response))
+    at = said.rfind("\\boxed")
+    return at >= 0 and bool((last_boxed(said[at:]) or "").strip())
+
+
 def _finished(response: str) -> str:
     r"""Remove end-of-text tokens such as "</s>", and write \fbox as \boxed."""
     # Some solutions of MATH put the answer in \fbox.
@@ -99,4 +109,15 @@ def grade_all(answers: Sequence[Answer | None], gold: str | Sequence[str], spec:
     return tuple(verdicts[answer] for answer in answers)
 
 
-__all__ = ["KINDS", "Kind", "grade", "grade_all", "kind_of", "known_kinds", "parse", "parse_all", "same"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "closes_answer",
+    "grade",
+    "grade_all",
+    "kind_of",
+    "known_kinds",
+    "parse",
+    "parse_all",
+    "same",
+]

@@ -101,7 +101,7 @@ def options_for(sizes: Sizes) -> MethodConfig:
 
 def ours(policy: Policy, work: Work, options: MethodConfig, keep_all: bool = False) -> None:
     """The trainer's own path from groups with credit to gradients; `keep_all` trains on groups without a preference."""
-    over = denominators(work.tokens, options)
+    over = denominators(work.groups, work.tokens, options)
     if keep_all:
         kept = [merge_identical(group, chosen) for group, chosen in zip(work.groups, work.tokens, strict=True)]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from small import digit_policy, small_config, write_model
 from tiny import tiny_image
 
 from mm_spine import files, integrations
-from mm_spine.config import ConfigError, ModelConfig
+from mm_spine.config import ConfigError, ModelConfig, VotesConfig
 from mm_spine.integrations import lmms_tasks
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
@@ -84,8 +85,9 @@ def test_a_response_ends_before_a_stop_of_the_task_but_not_at_the_default_one(ha
     until = harness.Overrides().decoding({"until": ["\n\n", "</s>", "Q:"]}, base).until
     assert until == ("</s>", "Q:")
     assert harness.Overrides().decoding({"until": "."}, base).until == (".",)
-    assert harness.cut("One.\n\nTwo. Q: three </s>", until) == "One.\n\nTwo. "
-    assert harness.cut("One", ()) == "One"
+    long, short = (replace(said, finish_reason="length") for said in rollouts("One.\n\nTwo. Q: three </s>", "One"))
+    assert (harness.cut(long, until).text, harness.cut(long, until).finish_reason) == ("One.\n\nTwo. ", "stop")
+    assert harness.cut(short, until) is short
 
 
 def rollouts(*texts: str) -> list[Rollout]:
@@ -96,8 +98,16 @@ def rollouts(*texts: str) -> list[Rollout]:
 def test_votes_are_over_meaning_and_the_answer_is_a_response_of_the_winner(harness: Any) -> None:
     question = Question("q", (), "?", AnswerSpec("math"))
     said = rollouts("It is \\boxed{3}.", "Half: \\boxed{0.5}", "Maybe.", "So \\boxed{\\frac{1}{2}}.")
-    assert harness.voted(question, said) == "Half: \\boxed{0.5}"
-    assert harness.voted(Question("q", (), "?", AnswerSpec("integer")), rollouts("Hm.", "Well.")) == "Hm."
+    assert harness.voted(question, said, VotesConfig()) == "Half: \\boxed{0.5}"
+    unread = Question("q", (), "?", AnswerSpec("integer"))
+    assert harness.voted(unread, rollouts("Hm.", "Well."), VotesConfig()) == "Hm."
+
+
+@needed
+def test_a_response_that_was_cut_off_is_not_the_answer(harness: Any) -> None:
+    cut, *others = rollouts("It is 3, because", "\\boxed{3}", "\\boxed{3}", "\\boxed{4}")
+    said = [replace(cut, finish_reason="length"), *others]
+    assert harness.voted(Question("q", (), "?", AnswerSpec("integer")), said, VotesConfig()) == "\\boxed{3}"
 
 
 @needed
@@ -111,7 +121,9 @@ def test_sampled_responses_are_voted_on_by_the_kind_of_our_task(harness: Any) ->
     ]
     sampler = make_sampler(model.policy, model.config, model.config.evaluation)
     drawn = sampler.sample(questions, 5, step=0, purpose="lmms-eval")
-    assert [g.text for g in given] == [harness.voted(q, r) for q, r in zip(questions, drawn, strict=True)]
+    assert [g.text for g in given] == [
+        harness.voted(q, r, small_config().sampling.votes) for q, r in zip(questions, drawn, strict=True)
+    ]
     assert given[0].token_counts.output_tokens == sum(len(rollout.token_ids) for rollout in drawn[0])
 
 

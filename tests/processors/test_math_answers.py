@@ -342,7 +342,7 @@ def test_an_option_with_full_stops_is_read_whole() -> None:
 
 def test_votes_for_a_letter_and_for_its_value_merge() -> None:
     said = (r"\boxed{B}", r"\boxed{12^\circ}", "The answer is 12.", r"\boxed{13}", r"\boxed{13}", r"\boxed{A}")
-    outcome, _ = vote([parse(text, ANGLES) for text in said], ANGLES)
+    outcome, _ = vote([parse(text, ANGLES) for text in said], ANGLES, "q")
     assert dict(outcome.counts) == {"B": 3, "13": 2, "A": 1}
 
 

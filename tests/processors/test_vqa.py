@@ -180,9 +180,9 @@ def test_nothing_to_read_is_unparsed(response: str) -> None:
 
 
 def test_a_vote_merges_what_is_normalised_alike_and_its_name_is_graded_officially() -> None:
-    outcome, classes = vote([parse(text, VQA) for text in ("Two", "two.", "2", "red", "red")], VQA)
+    outcome, classes = vote([parse(text, VQA) for text in ("Two", "two.", "2", "red", "red")], VQA, "q")
     assert classes == ("2", "2", "2", "red", "red") and outcome.answer == "2"
-    outcome, _ = vote([parse("the end", VQA)] * 3, VQA)
+    outcome, _ = vote([parse("the end", VQA)] * 3, VQA, "q")
     assert outcome.answer == "the end"  # normalised it would be "end", which all ten contradict
     assert grade(Answer(outcome.answer, outcome.answer), ["the end"] * 10, VQA).score == 1.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -26,16 +26,19 @@ from mm_spine.sampling.rounds import STOPS, round_ends, vote_in_rounds
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.training import step_report
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport
-from mm_spine.voting import make_group, vote
+from mm_spine.voting import make_group, tie_order, vote
 
 HOW: dict[str, Any] = {"step": 3, "purpose": "train"}
 
 
 class Scripted:
-    """A sampler whose rollout i of a question says the i-th of its texts, i + 1 tokens long. Notes every call."""
+    """A sampler whose rollout i of a question says the i-th of its texts, i + 1 tokens long. Notes every call.
 
-    def __init__(self, said: dict[str, Sequence[str]]) -> None:
-        self.said = said
+    The rollouts of the indices in `cut` ended for want of room.
+    """
+
+    def __init__(self, said: dict[str, Sequence[str]], cut: Collection[int] = ()) -> None:
+        self.said, self.cut = said, cut
         self.calls: list[tuple[list[str], int, int]] = []
 
     def sample(self, questions: Sequence[Question], n: int, *, first: int = 0, **how: Any) -> list[list[Rollout]]:
@@ -44,12 +47,17 @@ class Scripted:
         return [[self._rollout(q.id, i) for i in range(first, first + n)] if self.said[q.id] else [] for q in questions]
 
     def _rollout(self, name: str, i: int) -> Rollout:
-        return Rollout(name, i, (1,) * (i + 1), self.said[name][i], np.zeros(i + 1, np.float32), None, "stop")
+        reason = "length" if i in self.cut else "stop"
+        return Rollout(name, i, (1,) * (i + 1), self.said[name][i], np.zeros(i + 1, np.float32), None, reason)
 
 
 def asked(sampler: Any, votes: VotesConfig, least: int = 1, kind: str = "integer") -> list[Group]:
     questions = [Question(name, (), "?", AnswerSpec(kind)) for name in sampler.said]
     return vote_in_rounds(sampler, questions, votes, least, **HOW)
+
+
+def in_tie_order(question_id: str, *names: str) -> list[str]:
+    return sorted(names, key=lambda name: tie_order(question_id, name))
 
 
 def same_group(a: Group, b: Group) -> bool:
@@ -68,13 +76,14 @@ def test_without_a_rule_there_is_one_call() -> None:
 
 
 def test_open_questions_alone_are_asked_again_and_indices_go_on() -> None:
-    said = {"sure": ["7"] * 8, "late": ["7", "8", "7", "8", "8", "8", "8", "7"], "open": ["8", "7"] * 4}
+    first, last = in_tie_order("open", "7", "8")
+    said = {"sure": ["7"] * 8, "late": ["7", "8", "7", "8", "8", "8", "8", "7"], "open": [last, first] * 4}
     sampler = Scripted(said)
     groups = asked(sampler, VotesConfig(max=8, stop="decided", round=2))
-    # 4 of 8 decide nothing even if all agree: a class not yet seen could be named before "7".
+    # 4 of 8 decide nothing even if all agree: a class not yet seen could win a tie with "7".
     assert sampler.calls == [(["sure", "late", "open"], 5, 0), (["late", "open"], 2, 5), (["open"], 1, 7)]
     assert [[r.index for r in g.rollouts] for g in groups] == [list(range(5)), list(range(7)), list(range(8))]
-    assert [(g.question.id, g.vote.answer) for g in groups] == [("sure", "7"), ("late", "8"), ("open", "7")]
+    assert [(g.question.id, g.vote.answer) for g in groups] == [("sure", "7"), ("late", "8"), ("open", first)]
 
 
 @pytest.mark.parametrize(
@@ -107,10 +116,11 @@ def test_rounds_grow_to_the_last_vote_by_whole_trees(most: int, size: int, least
 
 
 def test_a_question_that_cannot_be_asked_is_left_out_and_not_asked_again() -> None:
-    sampler = Scripted({"a": ["7", "8"] * 2, "mute": [], "b": ["8", "7"] * 2})
+    a, b = in_tie_order("a", "7", "8"), in_tie_order("b", "7", "8")
+    sampler = Scripted({"a": a * 2, "mute": [], "b": b[::-1] * 2})
     groups = asked(sampler, VotesConfig(max=4, stop="decided", round=2))
     assert [group.question.id for group in groups] == ["a", "b"]
-    assert sampler.calls == [(["a", "mute", "b"], 3, 0), (["b"], 1, 3)]  # of a tie 7 : 8, 7 is sure
+    assert sampler.calls == [(["a", "mute", "b"], 3, 0), (["b"], 1, 3)]  # the first of "a" is sure to win a tie
     assert asked(Scripted({}), VotesConfig(max=4, stop="decided")) == []
 
 
@@ -149,7 +159,7 @@ def test_no_vote_could_have_stopped_within_the_first_round(stop: Any, said: list
     votes = VotesConfig(max=len(said), stop=stop, level=0.8, round=1)
     for taken in range(1, round_ends(votes, 1)[0]):
         counts = {name: said[:taken].count(name) for name in set(said[:taken]) - {""}}
-        assert not any(STOPS[stop](counts, len(said) - taken, keyed, 0.8) for keyed in (True, False))
+        assert not any(STOPS[stop](counts, len(said) - taken, keyed, 0.8, "q") for keyed in (True, False))
 
 
 def test_the_rules_are_those_of_the_configuration() -> None:
@@ -173,17 +183,20 @@ SPECS = {
 
 
 @pytest.mark.parametrize("kind", known_kinds())
-@given(st.lists(st.sampled_from(RESPONSES), min_size=3, max_size=3), st.data())
-@settings(max_examples=30, deadline=None)
-def test_a_decided_vote_is_the_full_one_for_any_kind(kind: str, some: list[str], data: st.DataObject) -> None:
+@pytest.mark.parametrize("cut_off", ["abstain", "count", "mask"])
+@given(st.lists(st.sampled_from(RESPONSES), min_size=3, max_size=3), st.sets(st.integers(0, 9)), st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_decided_vote_is_the_full_one_for_any_kind(
+    kind: str, cut_off: Any, some: list[str], cut: set[int], data: st.DataObject
+) -> None:
     said = data.draw(st.lists(st.sampled_from([some[0], *some, data.draw(st.sampled_from(RESPONSES))]), min_size=9))
     question = Question("q", (), "?", SPECS[kind])
-    votes = VotesConfig(max=len(said), stop="decided", round=1)
-    sampler = Scripted({"q": said})
+    votes = VotesConfig(max=len(said), stop="decided", round=1, cut_off=cut_off)
+    sampler = Scripted({"q": said}, cut)
     stopped = vote_in_rounds(sampler, [question], votes, 3, **HOW)[0]
-    full = make_group(question, sampler.sample([question], len(said), **HOW)[0])
+    full = make_group(question, sampler.sample([question], len(said), **HOW)[0], votes)
     taken = len(stopped.rollouts)
-    assert taken >= 3 and same_group(stopped, make_group(question, full.rollouts[:taken]))
+    assert taken >= 3 and same_group(stopped, make_group(question, full.rollouts[:taken], votes))
     check_winner(stopped, full, answers.KINDS[kind].keyed)
 
 
@@ -244,8 +257,9 @@ def drawn(group: Group) -> list[tuple[Any, ...]]:
 def test_the_rollouts_are_the_first_of_the_full_vote() -> None:
     policy, questions = digit_policy(), tiny_questions(4)
     sampler = HFSampler(policy, small_config({"sampling": {"max_new_tokens": 1}}).sampling)
-    full = vote_in_rounds(sampler, questions, VotesConfig(max=10), 2, **HOW)
-    stopped = vote_in_rounds(sampler, questions, VotesConfig(max=10, stop="decided", round=2), 2, **HOW)
+    full = vote_in_rounds(sampler, questions, VotesConfig(max=10, cut_off="count"), 2, **HOW)
+    in_rounds = VotesConfig(max=10, stop="decided", round=2, cut_off="count")
+    stopped = vote_in_rounds(sampler, questions, in_rounds, 2, **HOW)
     taken = [len(group.rollouts) for group in stopped]
     assert min(taken) < 10, taken
     for early, late in zip(stopped, full, strict=True):
@@ -259,8 +273,8 @@ def test_the_rollouts_are_the_first_of_the_full_vote() -> None:
 def test_rounds_of_trees_cut_none() -> None:
     policy, questions = digit_policy(), tiny_questions(3)
     sampler = TreeSampler(HFSampler(policy, small_config().sampling), TreeConfig(forks=2, branches=1))
-    full = vote_in_rounds(sampler, questions, VotesConfig(max=11), 1, **HOW)
-    in_three = VotesConfig(max=11, stop="decided", round=2)
+    full = vote_in_rounds(sampler, questions, VotesConfig(max=11, cut_off="count"), 1, **HOW)
+    in_three = VotesConfig(max=11, stop="decided", round=2, cut_off="count")
     assert round_ends(in_three, 1, sampler.whole) == [6, 9, 11]
     stopped = vote_in_rounds(sampler, questions, in_three, 1, **HOW)
     for early, late in zip(stopped, full, strict=True):
@@ -333,5 +347,5 @@ def test_shares_are_of_the_rollouts_taken(said: list[str]) -> None:
     sampler = Scripted({"q": said * 2})
     group = asked(sampler, VotesConfig(max=2 * len(said), stop="confident", level=0.8, round=1))[0]
     taken = (said * 2)[: len(group.rollouts)]
-    outcome, classes = vote([Answer(text, text) if text else None for text in taken], AnswerSpec("integer"))
+    outcome, classes = vote([Answer(text, text) if text else None for text in taken], AnswerSpec("integer"), "q")
     assert group.vote == outcome and group.answers == classes

@@ -60,7 +60,8 @@ def plain_loss(
             log_probs = plain_log_probs(model, group.question, rollout.token_ids, 0.8)
             logp = log_probs.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
             ratio = torch.exp(logp - logp.detach())
-            total = total - (ratio * advantage)[own.policy_T].sum() / over.policy
+            each = len(own.policy_T) if options.policy_denominator == "response" else 1
+            total = total - (ratio * advantage)[own.policy_T].sum() / each / over.policy
             if own.bounds is not None:
                 certain = entropy(log_probs)[own.band_T]
                 below, above = hinge(own.bounds.low - certain), hinge(certain - own.bounds.high)
@@ -79,7 +80,7 @@ def test_training_on_trees_is_flat_training_on_their_leaves(method: str) -> None
     groups = [group_of(*pair) for pair in zip(QUESTIONS, rollouts, strict=False)]
     groups = assign_credit(groups, find(method), options)
     tokens = choose_tokens(groups, find(method), options, seed=0, step=0)
-    over, rows = denominators(tokens, options), trained_groups(groups, tokens, options)
+    over, rows = denominators(groups, tokens, options), trained_groups(groups, tokens, options)
     trained = own.text((micro := collate(own, rows)).packed, Distribution(0.8, own.banned))
     parts = losses(trained, micro, trained.stats.logp_NT.detach(), options, over)
     (parts.policy + parts.band).backward()

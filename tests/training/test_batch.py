@@ -53,19 +53,19 @@ def test_equal_responses_with_other_masks_or_credit_are_leaves_of_their_own() ->
     row = merge_identical(replace(equal, advantages=torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 1.0])), chosen)
     assert [(leaf.rollout.weight, leaf.advantage) for leaf in row.leaves] == [(3, 1.0), (1, 1.0), (1, 2.0), (1, 1.0)]
     counted = sum(leaf.rollout.weight * int(leaf.tokens.policy_T.sum()) for leaf in row.leaves)
-    assert counted == denominators([chosen], options("spine", policy_denominator="selected")).policy == 3
+    assert counted == denominators([equal], [chosen], options("spine", policy_denominator="selected")).policy == 3
 
 
 def test_a_group_without_a_selected_token_is_no_row() -> None:
     """All forks of the batch lie in the unanimous group, which is skipped: nothing is left to run."""
     quiet = group([rollout(i, [i], [0.1 * i]) for i in range(4)], ["1", "2", "2", "2"])
     loud = group([rollout(i, [5, 6, 7, 8], [3.0, 3.1, 3.2, 3.3], 1) for i in range(4)], ["5"] * 4, 1)
-    own = options("spine", mask_scope="batch")
+    own = options("spine", mask_scope="batch", unanimous="skip")
     groups = assign_credit([quiet, loud], find("spine"), own)
     tokens = choose_tokens(groups, find("spine"), own, seed=0, step=0)
     assert groups[0].advantages is not None and groups[0].advantages.any()
     assert trained_groups(groups, tokens, own) == []
-    assert len(trained_groups(groups, tokens, options("spine", mask_scope="batch", unanimous="regularise"))) == 1
+    assert len(trained_groups(groups, tokens, options("spine", mask_scope="batch"))) == 1
 
 
 def test_a_row_without_credit_is_refused() -> None:
@@ -74,9 +74,9 @@ def test_a_row_without_credit_is_refused() -> None:
 
 
 def test_unanimous_groups_train_only_where_they_regularise() -> None:
-    groups, tokens, own = credited()
+    groups, tokens, own = credited(unanimous="skip")
     assert [row.question.id for row in trained_groups(groups, tokens, own)] == ["q0"]
-    regularising = options("spine", unanimous="regularise")
+    regularising = options("spine")
     assert [row.question.id for row in trained_groups(groups, tokens, regularising)] == ["q0", "q1"]
 
 

@@ -117,7 +117,8 @@ def test_a_probe_finds_the_budget_and_leaves_nothing_behind(
 
 def test_a_probe_waits_for_a_step_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, available=4000)
-    _, _, records, ended = run({"engine": {"token_budget": "auto"}}, change=lambda r: replace(r, text="7"))
+    skipping = {"engine": {"token_budget": "auto"}, "method": {"unanimous": "skip"}}
+    _, _, records, ended = run(skipping, change=lambda r: replace(r, text="7"))
     assert card.copies == [] and ended.token_budget is None
     assert [record.token_budget for record in records] == [budget.DEFAULT_TOKENS] * 3
 

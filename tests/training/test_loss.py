@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from credited_groups import QUESTIONS, credited, options, rollout
+from credited_groups import QUESTIONS, credited, group, mixed, options, rollout
 from small import digit_policy
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods.apply import Tokens
+from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
+from mm_spine.methods.table import find
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import Trained
@@ -32,12 +34,39 @@ def policy() -> Policy:
     return digit_policy()
 
 
-@pytest.mark.parametrize("policy, band, kl", [("all", "selected", "all"), ("selected", "all", "selected")])
+KINDS = {"all": 28.0, "selected": 8.0, "response": 8.0}
+
+
+@pytest.mark.parametrize(
+    "policy, band, kl",
+    [("all", "selected", "response"), ("selected", "response", "all"), ("response", "all", "selected")],
+)
 def test_denominators_count_every_kept_rollout(policy: str, band: str, kl: str) -> None:
-    """3 + 2 + 2 + 1 + 4 x 5 = 28 tokens, 8 of them selected: skipped groups and repeats count too."""
-    _, tokens, own = credited(policy_denominator=policy, band_denominator=band, kl_denominator=kl)
-    sizes = {"all": 28.0, "selected": 8.0}
-    assert denominators(tokens, own) == Denominators(sizes[policy], sizes[band], sizes[kl])
+    """3 + 2 + 2 + 1 + 4 x 5 = 28 tokens of 8 responses, one selected in each; unanimous groups and repeats count."""
+    groups, tokens, own = credited(policy_denominator=policy, band_denominator=band, kl_denominator=kl)
+    assert denominators(groups, tokens, own) == Denominators(KINDS[policy], KINDS[band], KINDS[kl])
+
+
+@pytest.mark.parametrize("kind, expected", [("all", 8.0), ("selected", 4.0), ("response", 4.0)])
+def test_band_and_anchor_do_not_count_groups_that_are_skipped(kind: str, expected: float) -> None:
+    """`unanimous: skip` leaves the second group out; the policy term is 0 there and counts it, as in TRL."""
+    names = ("policy_denominator", "band_denominator", "kl_denominator")
+    groups, tokens, own = credited(unanimous="skip", **dict.fromkeys(names, kind))
+    assert denominators(groups, tokens, own) == Denominators(KINDS[kind], expected, expected)
+
+
+@pytest.mark.parametrize("kind, expected", [("all", 25.0), ("selected", 7.0), ("response", 7.0)])
+def test_a_dropped_rollout_leaves_the_policy_term_and_keeps_band_and_anchor(kind: str, expected: float) -> None:
+    names = ("policy_denominator", "band_denominator", "kl_denominator")
+    own = options("spine", share=0.2, **dict.fromkeys(names, kind))
+    first, second = mixed()
+    groups = assign_credit([replace(first, dropped=frozenset({0})), second], find("spine"), own)
+    tokens = choose_tokens(groups, find("spine"), own, seed=0, step=0)
+    assert groups[0].advantages is not None and groups[0].advantages.tolist() == [0.0] * 4  # the others all earn 0
+    assert not tokens[0][0].policy_T.any()
+    assert tokens[0][0].band_T.tolist() == tokens[0][0].anchored_T.tolist() == [False, True, False]
+    assert denominators(groups, tokens, own) == Denominators(expected, KINDS[kind], KINDS[kind])
+    assert len(trained_groups(groups, tokens, own)) == 2
 
 
 def test_losses_by_hand() -> None:
@@ -51,9 +80,11 @@ def test_losses_by_hand() -> None:
         packed=None,  # type: ignore[arg-type]  # the loss does not look at it
         advantage_N1=torch.tensor([[2.0], [-1.0]]),
         weight_N=torch.tensor([1.0, 2.0]),
+        length_N=torch.tensor([2.0, 2.0]),
         sampled_logp_NT=torch.zeros(2, 2),
         policy_NT=mask,
         band_NT=torch.tensor([[False, False], [True, True]]),
+        kl_NT=mask,
         low_N1=torch.tensor([[0.0], [1.0]]),
         high_N1=torch.tensor([[9.0], [2.0]]),
     )
@@ -72,7 +103,8 @@ def test_losses_by_hand() -> None:
 def test_a_token_on_its_bound_is_not_pushed_by_rounding(noise: float, slope: float) -> None:
     """Both bounds are at 1.5; the hinge of weight 1 (low) or 4 (high) over 4 tokens has its slope only beyond them."""
     one = torch.ones(1, 1)
-    micro = MicroBatch(None, one, one[0], one * 0, one > 0, one > 0, one * 1.5, one * 1.5)  # type: ignore[arg-type]
+    yes = one > 0
+    micro = MicroBatch(None, one, one[0], one[0], one * 0, yes, yes, yes, one * 1.5, one * 1.5)  # type: ignore[arg-type]
     entropy_NT = torch.tensor([[1.5 + noise]], requires_grad=True)
     own = options("spine", band_low_weight=1, band_high_weight=4)
     trained = Trained(TokenStats(one * 0, entropy_NT, one > 0), one * 0)
@@ -95,7 +127,7 @@ def gradient(batches: Sequence[Sequence[LeafGroup]], own: MethodConfig, over: De
 def test_neither_merging_nor_batching_changes_the_gradient() -> None:
     """Identical responses as one weighted leaf or apart; all groups in one micro-batch or each alone."""
     groups, tokens, own = credited(unanimous="regularise", share=0.5)
-    over = denominators(tokens, own)
+    over = denominators(groups, tokens, own)
     merged = trained_groups(groups, tokens, own)
     apart = [
         LeafGroup(
@@ -109,6 +141,54 @@ def test_neither_merging_nor_batching_changes_the_gradient() -> None:
         assert float((gradient(batches, own, over) - expected).norm()) < 1e-5 * float(expected.norm())
 
 
+@pytest.mark.parametrize("method", ["spine", "spine-v2", "ttrl", "ettrl", "rent", "band-only", "random-mask"])
+@pytest.mark.parametrize("scope", ["response", "batch"])
+@pytest.mark.parametrize("kind", ["all", "selected", "response"])
+def test_a_weighted_rollout_is_as_many_rollouts(method: str, scope: str, kind: str) -> None:
+    """Advantages, masks, bounds, denominators and the gradient, with dropped rollouts too."""
+    names = ("policy_denominator", "band_denominator", "kl_denominator")
+    advantage = "batch" if scope == "batch" else "group"
+    own = options(
+        method, share=0.4, mask_scope=scope, band_scope=scope, advantage=advantage, **dict.fromkeys(names, kind)
+    )
+    weights = [[3, 1, 2], [1, 4]]
+    responses = [
+        [([1, 2, 3], [0.1, 0.9, 0.5], "1"), ([1, 2], [0.2, 0.8], "2"), ([7, 4], [2.0, 0.3], None)],
+        [([5, 6, 7, 8], [0.1, 0.25, 0.35, 0.4], "5"), ([5, 6, 9], [0.15, 0.55, 0.7], "6")],
+    ]
+    few, many = [], []
+    for q, (own_weights, said) in enumerate(zip(weights, responses, strict=True)):
+        leaves = [
+            replace(rollout(10 * i, ids, h, q), weight=w)
+            for i, (w, (ids, h, _)) in enumerate(zip(own_weights, said, strict=True))
+        ]
+        copies = [[replace(leaf, index=leaf.index + c, weight=1) for c in range(leaf.weight)] for leaf in leaves]
+        answers = [answer for _, _, answer in said]
+        few.append(replace(group(leaves, answers, q), dropped=frozenset({10} if q == 0 else ())))
+        expanded = [a for a, w in zip(answers, own_weights, strict=True) for _ in range(w)]
+        many.append(
+            replace(group([c for cs in copies for c in cs], expanded, q), dropped=frozenset({10, 11} if q == 0 else ()))
+        )
+    found = []
+    for groups in (few, many):
+        credited_groups = assign_credit(groups, find(method), own)
+        tokens = choose_tokens(credited_groups, find(method), own, seed=0, step=0)
+        over = denominators(credited_groups, tokens, own)
+        step = gradient([trained_groups(credited_groups, tokens, own)], own, over)
+        found.append((credited_groups, tokens, over, step))
+    (leaf_groups, leaf_tokens, leaf_over, leaf_step), (copy_groups, copy_tokens, copy_over, copy_step) = found
+    for q, own_weights in enumerate(weights):
+        first = [sum(own_weights[:i]) for i in range(len(own_weights))]
+        theirs = copy_groups[q].advantages[first]  # type: ignore[index]
+        torch.testing.assert_close(leaf_groups[q].advantages, theirs, rtol=1e-6, atol=1e-6)
+        for mine, copy in zip(leaf_tokens[q], [copy_tokens[q][i] for i in first], strict=True):
+            assert mine.policy_T.equal(copy.policy_T) and mine.band_T.equal(copy.band_T)
+            if mine.bounds is not None and copy.bounds is not None:
+                torch.testing.assert_close(torch.stack([*mine.bounds]), torch.stack([*copy.bounds]), rtol=0, atol=1e-6)
+    assert leaf_over == pytest.approx(copy_over, rel=1e-6)
+    assert float((leaf_step - copy_step).norm()) <= 1e-6 * float(copy_step.norm())
+
+
 def test_empty_responses_change_no_gradient() -> None:
     """Beside others in a group, as a group of their own, and alone in a micro-batch."""
     groups, tokens, own = credited(unanimous="regularise", share=0.5)
@@ -116,7 +196,7 @@ def test_empty_responses_change_no_gradient() -> None:
     nothing = torch.zeros(0, dtype=torch.bool)
     empty = Leaf(rollout(9, [], []), 1.0, Tokens(nothing, nothing, None))
     among = [LeafGroup(row.question, (empty, *row.leaves)) for row in rows]
-    over = denominators(tokens, own)
+    over = denominators(groups, tokens, own)
     expected = gradient([rows], own, over)
     for batches in (
         [among],

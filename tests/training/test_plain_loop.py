@@ -40,8 +40,12 @@ def plain_losses(plain: Any, anchor: Any, step: Step, options: MethodConfig, rat
     counted = [(len(t.policy_T), int(t.policy_T.sum())) for row in step.tokens for t in row]
     band_tokens = sum(int(t.band_T.sum()) for row in step.tokens for t in row)
     everything, chosen = (sum(column) for column in zip(*counted, strict=True))
-    over = {"all": everything, "selected": chosen}
-    over_band = {"all": everything, "selected": band_tokens}[options.band_denominator]
+    over = {"all": everything, "selected": chosen, "response": len(counted)}
+    over_band = {**over, "selected": band_tokens}[options.band_denominator]
+
+    def each(kind: str, length: int) -> float:
+        return 1 / length if kind == "response" else 1.0
+
     policy_term, band_term, kl_term = torch.zeros(3)
     for group, row in zip(step.groups, step.tokens, strict=True):
         for rollout, advantage, tokens in zip(group.rollouts, group.advantages, row, strict=True):
@@ -52,16 +56,20 @@ def plain_losses(plain: Any, anchor: Any, step: Step, options: MethodConfig, rat
             logp, ref_logp = log_probs.gather(-1, drawn)[:, 0], ref.gather(-1, drawn)[:, 0]
             old = torch.from_numpy(rollout.logp) if ratio_from == "sampled" else logp.detach()
             h = entropy(log_probs)
+            by_policy, by_band, by_kl = (
+                each(kind, len(drawn))
+                for kind in (options.policy_denominator, options.band_denominator, options.kl_denominator)
+            )
             for t in range(len(drawn)):
                 if tokens.policy_T[t]:
                     ratio = (logp[t] - old[t]).exp()
                     clipped = ratio.clamp(1 - options.clip_low, 1 + options.clip_high)
-                    policy_term = policy_term - torch.min(ratio * advantage, clipped * advantage)
-                    kl_term = kl_term + divergence(log_probs[t], ref[t], logp[t], ref_logp[t], options.kl)
+                    policy_term = policy_term - by_policy * torch.min(ratio * advantage, clipped * advantage)
+                    kl_term = kl_term + by_kl * divergence(log_probs[t], ref[t], logp[t], ref_logp[t], options.kl)
                 if tokens.band_T[t]:
                     low, high = tokens.bounds
-                    band_term = band_term + options.band_low_weight * (low - h[t]).clamp(min=0)
-                    band_term = band_term + options.band_high_weight * (h[t] - high).clamp(min=0)
+                    band_term = band_term + by_band * options.band_low_weight * (low - h[t]).clamp(min=0)
+                    band_term = band_term + by_band * options.band_high_weight * (h[t] - high).clamp(min=0)
     kl_mean = options.kl_weight * kl_term / over[options.kl_denominator]
     return Losses(policy_term / over[options.policy_denominator], band_term / over_band, kl_mean)
 
@@ -77,7 +85,7 @@ def packed_losses(
     policy: Policy, reference: Reference, step: Step, options: MethodConfig, ratio_from: str, budget: int
 ) -> tuple[Losses, dict[str, Tensor], int]:
     """The same terms and their summed gradient through rows, micro-batches and the packed forward, as the loop does."""
-    over = denominators(step.tokens, options)
+    over = denominators(step.groups, step.tokens, options)
     batches = micro_batches(policy, trained_groups(step.groups, step.tokens, options), budget)
     sums, gradients = torch.zeros(3), {name: torch.zeros_like(p) for name, p in policy.trainable().items()}
     for rows in batches:
@@ -99,6 +107,7 @@ def packed_losses(
         ("sampled", {"clip_low": 0.3, "clip_high": 0.5}),
         ("own", {"kl": "k3", "policy_denominator": "selected", "band_denominator": "selected"}),
         ("own", {"kl_denominator": "all"}),
+        ("own", dict.fromkeys(("policy_denominator", "band_denominator", "kl_denominator"), "response")),
     ],
 )
 def test_losses_and_gradients_are_those_of_a_plain_loop(ratio_from: str, changes: dict[str, Any]) -> None:
@@ -137,7 +146,9 @@ def test_the_engines_gradients_are_those_of_a_plain_loop(stage: int, recomputed:
             micro = collate(policy, rows)
             anchor = reference.anchor(micro.packed, DIVERGENCES[OPTIONS.kl])
             trained = engine.forward(micro.packed, Distribution(TEMPERATURE, policy.banned), anchor)
-            terms = losses(trained, micro, trained.stats.logp_NT.detach(), OPTIONS, denominators(step.tokens, OPTIONS))
+            terms = losses(
+                trained, micro, trained.stats.logp_NT.detach(), OPTIONS, denominators(step.groups, step.tokens, OPTIONS)
+            )
             engine.backward(sum(terms), last=rows is batches[-1])
         assert len(batches) == 2
         assert_gradients_equal(policy, engine.gradients(), plain)
@@ -166,7 +177,7 @@ def test_identical_rollouts_are_one_leaf_with_their_weight() -> None:
     assert [len(row.leaves) for row in rows] == [4, 3, 2, 2]
     assert [leaf.rollout.weight for leaf in rows[0].leaves] == [3, 1, 1, 1]
     assert [leaf.rollout.weight for leaf in rows[2].leaves] == [3, 1]
-    assert denominators(step.tokens, OPTIONS) == Denominators(
+    assert denominators(step.groups, step.tokens, OPTIONS) == Denominators(
         policy=sum(len(t.policy_T) for row in step.tokens for t in row),
         band=sum(len(t.policy_T) for row in step.tokens for t in row),
         kl=sum(int(t.policy_T.sum()) for row in step.tokens for t in row),

@@ -50,9 +50,15 @@ def log_line(report: StepReport, total: int) -> str:
     """Format a step, one of `total`, as one line of a log."""
     return (
         f"step {report.step + 1}/{total}  vote share {report.majority_share:.2f}  unparsed {report.unparsed:.2f}  "
-        f"length {report.length_mean:.1f}  entropy {report.entropy_mean:.3f}  forks {report.entropy_forks:.3f}  "
+        f"length {report.length_mean:.1f}  entropy {measured(report.entropy_mean, '.3f')}  "
+        f"forks {measured(report.entropy_forks, '.3f')}  "
         f"loss {report.loss:+.4f}  grad {report.grad_norm:.3f}  parity {report.parity_max:.1e}"
     )
+
+
+def measured(value: float | None, form: str) -> str:
+    """Format a figure of a step, "-" where the step did not measure it."""
+    return "-" if value is None else format(value, form)
 
 
 def response_line(response: ShownResponse) -> str:
@@ -132,8 +138,8 @@ COLUMNS = (
     Column("vote", 5, 1, lambda s: f"{s.report.majority_share:.2f}"),
     Column("unparsed", 8, 8, lambda s: f"{s.report.unparsed:.2f}"),
     Column("length", 7, 4, lambda s: f"{s.report.length_mean:.1f}"),
-    Column("entropy", 7, 3, lambda s: f"{s.report.entropy_mean:.3f}"),
-    Column("forks", 6, 5, lambda s: f"{s.report.entropy_forks:.3f}"),
+    Column("entropy", 7, 3, lambda s: measured(s.report.entropy_mean, ".3f")),
+    Column("forks", 6, 5, lambda s: measured(s.report.entropy_forks, ".3f")),
     Column("loss", 8, 2, lambda s: f"{s.report.loss:+.4f}"),
     Column("grad", 8, 7, lambda s: f"{s.report.grad_norm:.3f}"),
     Column("parity", 7, 9, lambda s: f"{s.report.parity_max:.1e}"),
