@@ -33,6 +33,12 @@ class Sums(NamedTuple):
     gap_kl: float
     clipped: float
     chosen: float
+    gap_kl2: float
+    gap_signed: float
+    gap_squared: float
+    logp: float
+    logp_squared: float
+    gap_times_logp: float
 
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
@@ -50,6 +56,12 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         gap_kl=gap.kl,
         clipped=float((clipped_NT & micro.policy_NT).float().mul(weight_N1).sum()),
         chosen=float(micro.policy_NT.float().mul(weight_N1).sum()),
+        gap_kl2=gap.kl2,
+        gap_signed=gap.gap,
+        gap_squared=gap.gap2,
+        logp=gap.logp,
+        logp_squared=gap.logp2,
+        gap_times_logp=gap.cross,
     )
 
 
@@ -60,7 +72,8 @@ def add_up(report: StepReport, parts: Sequence[Sums]) -> Gap:
     report.loss = total.policy + total.band + total.kl
     report.ratio_clipped = total.clipped / max(total.chosen, 1)
     report.tokens_trained = int(total.tokens)
-    return Gap(total.tokens, total.gap, total.gap_kl, max(part.gap_max for part in parts))
+    moments = total.gap_kl2, total.gap_signed, total.gap_squared, total.logp, total.logp_squared, total.gap_times_logp
+    return Gap(total.tokens, total.gap, total.gap_kl, max(part.gap_max for part in parts), *moments)
 
 
 def describe(
