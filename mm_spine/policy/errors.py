@@ -1,4 +1,4 @@
-"""Errors of this room: a model that cannot be used, a frozen parameter that would train, numbers that are not finite."""
+"""Errors of this room: models that cannot be used, and runs that must not go on."""
 
 from __future__ import annotations
 

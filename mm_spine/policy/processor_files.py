@@ -12,7 +12,7 @@ from mm_spine.policy.families import Family
 from mm_spine.policy.parameters import first_line
 from mm_spine.policy.turn_end import QUESTION, end_ids
 
-RENDER_SECONDS = 20.0
+RENDER_SECONDS = 10.0
 """Longest time that a chat template may take for a question of a few words. Our choice."""
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -110,8 +110,8 @@ def _check_ends(folder: Path, config: Any, processor: Any, tokenizer: Any) -> No
 
     if not _rendered(folder, lambda: end_ids(config, generation, processor, tokenizer)):
         raise ModelError(
-            f"model={folder}: no token ends a response: generation_config.json, config.json, the tokenizer and the chat "
-            "template name none; set eos_token_id in generation_config.json"
+            f"model={folder}: no token ends a response: generation_config.json, config.json, the tokenizer and the "
+            "chat template name none; set eos_token_id in generation_config.json"
         )
 
 

@@ -29,11 +29,12 @@ all is right, 6e-4 and 2.5e-2 with weights that are five small LoRA steps old.
 """
 
 KL_FACTOR = 10.0
-"""How often the KL estimate of the first step a later one may be. Our choice; measured: at most 3 where all is right."""
+"""How many times the KL estimate of the first step a later one may be. Our choice; measured: at most 3 where all is
+right."""
 
 SLOPE_LIMIT = 0.05
-"""Largest slope of the gap over the log-prob. Our choice; measured: at most 0.018 where all is right, 0.34 to 0.41 for a
-sampler at temperature 1 and a trainer at 0.7."""
+"""Largest slope of the gap over the log-prob. Our choice; measured: at most 0.018 where all is right, 0.34 to 0.41 for
+a sampler at temperature 1 and a trainer at 0.7."""
 
 ERRORS = 4.0
 """By how many standard errors slope and KL estimate must lie above their limits, so that few tokens stop no run."""
