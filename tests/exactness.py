@@ -1,0 +1,52 @@
+"""The rule for exactness in fp32: ours and the plain forward are both held against the plain forward in float64.
+
+Ours may be at most three times as far from it as plain fp32 is, so that no limit depends on the processor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+TIMES = 3.0
+FLOOR = 1e-6
+
+
+class InDouble(TorchFunctionMode):
+    """Within the context, what asks for float32 gets float64: norms and rotary embeddings of transformers ask for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+def double_of(model: Any) -> Any:
+    """A copy of the model in float64."""
+    return copy.deepcopy(model).double()
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return float((found.detach().double() - exact.detach().double()).abs().max())
+
+
+def assert_exact(ours: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor], what: str = "") -> None:
+    """The largest error of ours is at most three times that of plain fp32; all values of a test are taken together."""
+    assert exact[0].dtype == torch.float64
+    our, its, double = (torch.cat([x.detach().double().flatten() for x in part]) for part in (ours, plain, exact))
+    limit = max(TIMES * distance(its, double), FLOOR * max(1.0, float(double.abs().max())))
+    assert distance(our, double) <= limit, (what, distance(our, double), distance(its, double))
+
+
+def assert_exact_gradient(ours: Tensor, plain: Tensor, exact: Tensor, name: str) -> None:
+    """The same rule for the norm of a parameter's gradient, which must not vanish."""
+    assert exact.dtype == torch.float64 and float(exact.norm()) > 0, name
+    own, its = (float((x.double() - exact).norm()) for x in (ours, plain))
+    assert own <= max(TIMES * its, FLOOR * float(exact.norm())), (name, own, its, float(exact.norm()))
