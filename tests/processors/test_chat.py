@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import random
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from tiny import tiny_image, tiny_processor
 
 from mm_spine.benchmarks import digits
-from mm_spine.processors.chat import content, encode
+from mm_spine.processors.chat import content, encode, encode_text
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import AnswerSpec, ImageLike, Question
 
@@ -96,6 +97,16 @@ def test_a_prompt_of_a_marker_alone_can_be_asked() -> None:
 def test_a_marker_hides_no_special_token() -> None:
     with pytest.raises(BadQuestion, match="^q-7: .*special token"):
         encode(ask("<image1> <|image_pad|>", tiny_image(0)), tiny_processor())
+
+
+def test_an_image_token_that_the_tokenizer_does_not_list_is_refused() -> None:
+    processor = copy.deepcopy(tiny_processor())
+    processor.tokenizer.add_special_tokens({"extra_special_tokens": []}, replace_extra_special_tokens=True)
+    assert "<|image_pad|>" not in processor.tokenizer.all_special_tokens
+    with pytest.raises(BadQuestion, match=r"^q-7: .*special token <\|image_pad\|>"):
+        encode(ask("What is <|image_pad|>?", tiny_image(0)), processor)
+    with pytest.raises(BadQuestion, match=r"^q-7: .*special token <\|image_pad\|>"):
+        encode_text(ask("What is <|image_pad|>?"), processor.tokenizer)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

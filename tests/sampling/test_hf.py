@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exactness import InDouble, assert_exact, double_of
 from hf_rollouts import (
     MANY_ENDS,
     assert_same_but_at_boundaries,
@@ -15,7 +16,6 @@ from hf_rollouts import (
     mixed,
     sample,
 )
-from exactness import InDouble, assert_exact, double_of
 from tiny import BANNED, END, entropy, inputs, plain_log_probs, tiny_model, tiny_policy
 from torch import Tensor
 

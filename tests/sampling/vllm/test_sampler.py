@@ -161,7 +161,8 @@ def assert_served_exactly(policy: Policy, questions: Sequence[Question], rollout
     @torch.no_grad()
     def log_probs(model: Any) -> list[torch.Tensor]:
         return [
-            plain_log_probs(model, q, r.token_ids).gather(-1, torch.tensor(r.token_ids)[:, None])[:, 0] for q, r in pairs
+            plain_log_probs(model, q, r.token_ids).gather(-1, torch.tensor(r.token_ids)[:, None])[:, 0]
+            for q, r in pairs
         ]
 
     exact = double_of(policy.model)
