@@ -18,7 +18,7 @@ FLOOR = 1e-6
 
 
 class InDouble(TorchFunctionMode):
-    """Within the context, what asks for float32 gets float64: norms and rotary embeddings of transformers ask for it."""
+    """Within the context, what asks for float32 gets float64, as transformers' norms and rotary embeddings do."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:

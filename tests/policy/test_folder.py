@@ -157,9 +157,10 @@ def test_a_template_that_never_ends_is_refused(folder: Path, monkeypatch: pytest
 
 def test_older_names_and_a_stored_tied_head_are_accepted(folder: Path) -> None:
     newer = {"model.": "model.language_model.", "visual.": "model.visual."}
-    rename = lambda name: next(
-        (new + name.removeprefix(old) for old, new in newer.items() if name.startswith(old)), name
-    )
+
+    def rename(name: str) -> str:
+        return next((new + name.removeprefix(old) for old, new in newer.items() if name.startswith(old)), name)
+
     weights(lambda w: {**w, "lm_head.weight": w["model.embed_tokens.weight"].clone()})(folder)
     check_model_folder(folder)
     weights(lambda w: {rename(name): x for name, x in w.items()})(folder)
