@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import MIXED, QUESTIONS, moved
 from small import digit_policy, small_config
-from test_adapt import MIXED, QUESTIONS, moved
 
 from mm_spine.adapt import Hooks, adapt
 from mm_spine.policy.errors import NotFinite
