@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
+import json
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import tiny_image, tiny_processor
+from transformers import AutoProcessor
 
 from mm_spine.benchmarks import digits
 from mm_spine.processors.chat import content, encode, encode_text
@@ -99,12 +102,17 @@ def test_a_marker_hides_no_special_token() -> None:
         encode(ask("<image1> <|image_pad|>", tiny_image(0)), tiny_processor())
 
 
-def test_an_image_token_that_the_tokenizer_does_not_list_is_refused() -> None:
-    processor = copy.deepcopy(tiny_processor())
-    processor.tokenizer.add_special_tokens({"extra_special_tokens": []}, replace_extra_special_tokens=True)
+def test_an_image_token_that_the_tokenizer_does_not_list_is_refused(tmp_path: Path) -> None:
+    """It would stand for an image that does not exist; transformers would raise StopIteration."""
+    folder = Path(shutil.copytree(digits.MODEL_DIR, tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["extra_special_tokens"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    processor = AutoProcessor.from_pretrained(folder)
     assert "<|image_pad|>" not in processor.tokenizer.all_special_tokens
-    with pytest.raises(BadQuestion, match=r"^q-7: .*special token <\|image_pad\|>"):
-        encode(ask("What is <|image_pad|>?", tiny_image(0)), processor)
+    for question in (ask("What is <|image_pad|>?", tiny_image(0)), ask("What is <|image_pad|>?")):
+        with pytest.raises(BadQuestion, match=r"^q-7: .*special token <\|image_pad\|>"):
+            encode(question, processor)
     with pytest.raises(BadQuestion, match=r"^q-7: .*special token <\|image_pad\|>"):
         encode_text(ask("What is <|image_pad|>?"), processor.tokenizer)
 
