@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -104,9 +103,10 @@ class Updater:
         if self._last is None:
             return
         responses = [leaf.rollout.token_ids for leaf in self._last.leaves]
-        (scores,) = score_responses(self.policy, [(self._last.question, responses)], self.distribution)
-        if not all(np.isfinite(score.logp).all() for score in scores):
-            raise NotFinite(f"{self._last.question.id}: its responses' log-probs are not finite {where}")
+        try:
+            score_responses(self.policy, [(self._last.question, responses)], self.distribution)
+        except NotFinite as error:
+            raise NotFinite(f"{self._last.question.id}: its responses' log-probs are not finite {where}") from error
 
     def _assert_finite(self, step: int) -> None:
         """Raise NotFinite on all ranks if a loss, log-prob or gradient of the step is not finite on one of them."""
