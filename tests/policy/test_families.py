@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from exactness import InDouble, assert_exact, assert_exact_gradient, double_of
+from exactness import InDouble, assert_exact, assert_exact_gradients, double_of
 from families import KINDS, LORA, MERGER, TEXT, VISION, ask, mixed, move
 from small import BASE
 from tiny import (
@@ -143,8 +143,7 @@ def assert_packed_is_plain(policy: Policy, plain: Any, groups: Sequence[tuple[Gr
     ours = [torch.stack([logp_NT[i], entropy_NT[i]], -1)[: len(m)][m] for i, m in enumerate(masks)]
     assert_exact([*ours, loss], [*its_values, its_loss], [*double_values, double_loss])
     found = torch.autograd.grad(loss, list(policy.trainable().values()))
-    for name, gradient, own, wanted in zip(names, found, its_gradients, double_gradients, strict=True):
-        assert_exact_gradient(gradient, own, wanted, name)
+    assert_exact_gradients(zip(names, found, its_gradients, double_gradients, strict=True))
 
 
 def groups_of(kind: str, case: Case) -> list[tuple[Group, list[Tokens]]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from exactness import InDouble, assert_exact, assert_exact_gradient, double_of
+from exactness import InDouble, assert_exact, assert_exact_gradients, double_of
 from tiny import END, TEMPERATURE, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_questions
 from torch import Tensor
 
@@ -112,9 +112,8 @@ def test_a_row_of_trees_is_a_plain_forward_for_every_leaf(name: str, kind: str) 
     ours = [x[n, there] for n, there in enumerate(places) for x in (stats.logp_NT, stats.entropy_NT)]
     assert_exact(ours, its, double)
     reference = {id(p): known for known, p in policy.model.named_parameters()}
-    for known, parameter in policy.trainable().items():
-        its_name = reference[id(parameter)]
-        assert_exact_gradient(gradients[known], its_gradients[its_name], double_gradients[its_name], known)
+    names = {known: reference[id(parameter)] for known, parameter in policy.trainable().items()}
+    assert_exact_gradients((k, gradients[k], its_gradients[n], double_gradients[n]) for k, n in names.items())
 
 
 def test_a_tree_is_flat_training_on_its_leaves() -> None:
