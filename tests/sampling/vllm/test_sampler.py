@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from exactness import InDouble, assert_exact, double_of
-from tiny import BANNED, TEMPERATURE, inputs, plain_log_probs, tiny_image, tiny_policy, tiny_questions
+from tiny import BANNED, END, TEMPERATURE, inputs, plain_log_probs, tiny_image, tiny_policy, tiny_questions
 from vllm_policies import EXACT, KINDS, TOKEN_BYTES, disturb, gap, ids, mixed, needs_vllm, sample, sampler_of, sync
 
 from mm_spine.config import ConfigError, LoraConfig, ModelConfig, RunStopped, TreeConfig
@@ -266,7 +266,7 @@ def test_a_nucleus_leaves_the_unlikely_out(policy: Policy) -> None:
 
 @needs_vllm
 def test_a_response_ends_at_any_end_token_and_keeps_it(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = list(range(0, 400, 7))
+    ends = [END, *range(0, 400, 7)]
     monkeypatch.setattr(policy.model.generation_config, "eos_token_id", ends)
     (row,) = sample(sampler_of(policy, max_new_tokens=8), mixed(1), 32)
     for rollout in row:
