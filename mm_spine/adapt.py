@@ -19,6 +19,7 @@ from mm_spine.methods.band import Bounds
 from mm_spine.methods.table import Method, configure, find
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
+from mm_spine.sampling.backend import assert_same_version, warn_of_cut_responses
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.training import checkpoint, step_report
@@ -87,7 +88,8 @@ def adapt(
     """Adapt `policy` in place to unlabelled `questions`.
 
     `config` (see `methods.table.configure`) defaults to the method's own options, `method` to `config.method.name`,
-    `sampler` to the one of `config.sampling`. Raises ConfigError, FrozenError, ParityError, MemoryShortage.
+    `sampler` to the one of `config.sampling`. Raises ConfigError, FrozenError, ParityError, NotFinite,
+    MemoryShortage.
     """
     config = config or configure({"method": {"name": method}} if isinstance(method, str) else {})
     row = method if isinstance(method, Method) else find(method or config.method.name)
@@ -119,6 +121,7 @@ class _Loop:
         self.fixed_bounds: Bounds | None = None
         self.seconds: dict[str, float] = {}
         self.saved_at = time.monotonic()
+        self.warned_of_cuts = False
 
     def run(self) -> Adapted:
         """Take steps until all are done or a signal asks to stop. Checkpoints fall on step boundaries."""
@@ -132,6 +135,9 @@ class _Loop:
             if stop is not None:
                 result.stopped_by = stop
                 break
+        if self.hooks.checkpoints is None:
+            # Each checkpoint is checked before it is written, the last step's too.
+            self.updater.assert_usable(result.steps)
         result.token_budget = self.updater.budget.tokens
         return result
 
@@ -146,6 +152,7 @@ class _Loop:
             mine, least = distributed.mine(batch), sampling.train_rollouts
             share = vote_in_rounds(self.sampler, mine, sampling.votes, least, step=step, purpose="train")
             voted = gather_groups(share, batch)
+            assert_same_version(self.sampler, self.policy, step)
         kept = [share_identical(subsample(group, least)) for group in voted]
         groups, gap = self._with_entropies(kept)
 
@@ -162,6 +169,9 @@ class _Loop:
             report = StepReport(step, lr=learning_rate(self.config, step))
             self.updater.update(report, trained, denominators(groups, tokens, options), gap)
         self.sampler.sync(self.policy.trainable().items())
+        if not self.warned_of_cuts:
+            sampled = [rollout for group in voted for rollout in group.rollouts]
+            self.warned_of_cuts = warn_of_cut_responses(sampled, step)
 
         step_report.describe(report, voted, groups, tokens, sampling.votes.max)
         report.cache_hits = step_report.encodes_saved(self.policy, groups)
@@ -195,6 +205,7 @@ class _Loop:
 
     def _checkpoint(self, done: int, forced: bool) -> None:
         if self.hooks.checkpoints is not None and (forced or self._checkpoint_due(done)):
+            self.updater.assert_usable(done)
             checkpoint.save(self.updater, self.hooks.checkpoints, done, self.fixed_bounds)
             self.saved_at = time.monotonic()
 

@@ -35,6 +35,9 @@ class Encoded:
     images: tuple[EncodedImage, ...]
 
 
+VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+"""The tokens that stand for an image or a video, and those around them."""
+
 _MARKER = re.compile(r"<image ?([0-9]{1,3})>")
 
 
@@ -78,7 +81,8 @@ def encode(question: Question, processor: Any, min_pixels: int | None = None, ma
     Raises BadQuestion for an empty prompt, one with a special token, or an image that cannot be read; ValueError
     for pixel limits that no image can satisfy.
     """
-    _check_prompt(question, processor.tokenizer.all_special_tokens)
+    # The processor puts an image in the place of each such token, also where the tokenizer does not list it.
+    _check_prompt(question, {*_special_tokens(processor.tokenizer), *VISION_SPECIALS})
     limits = _pixel_limits(processor.image_processor, min_pixels, max_pixels)
     images = [open_image(image, question.id) for image in question.images]
     parts = content(question.prompt, len(images))
@@ -105,7 +109,7 @@ def encode_text(
             f"{question.id}: {len(question.images)} image(s), but the model has no vision tower; "
             "give a vision model (`model.path`), or a question without images"
         )
-    _check_prompt(question, tokenizer.all_special_tokens)
+    _check_prompt(question, _special_tokens(tokenizer))
     text = "".join(part["text"] for part in content(question.prompt, 0))
     features = tokenizer.apply_chat_template(
         [{"role": "user", "content": text}],
@@ -137,12 +141,18 @@ def _resize(chat: list[dict[str, Any]], question_id: str, patch_size: int) -> li
     return images
 
 
+def _special_tokens(tokenizer: Any) -> set[str]:
+    """Return the special tokens of `tokenizer`, those that only its vocabulary file marks as special too."""
+    marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return marked | set(tokenizer.all_special_tokens)
+
+
 def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
     """Raise BadQuestion for an empty prompt or one with a special token."""
     # A special token would stand for an image that does not exist, or end the user's turn.
     if not question.prompt.strip():
         raise BadQuestion(f"{question.id}: the question is empty")
-    for token in special_tokens:
+    for token in sorted(special_tokens):
         if token in question.prompt:
             raise BadQuestion(f"{question.id}: the question contains the special token {token}; take it out")
 

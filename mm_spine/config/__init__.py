@@ -266,8 +266,8 @@ class OptimConfig(_Section):
 class EngineConfig(_Section):
     """DeepSpeed. `token_budget` limits the packed tokens of a micro-batch; `auto` measures before step 1 what fits
     on the card. `checkpoint_activations` recomputes a layer's activations instead of keeping them. `parity_limit`
-    (nats) limits the mean gap between the sampler's log-probs and the trainer's; the default is 0.01 in float32 and
-    0.1 in bfloat16."""
+    (nats) limits the mean gap between the sampler's log-probs and the trainer's. Unset, it is 0.01 in float32 and 0.1
+    in bfloat16, and the gap's slope over the log-prob and its KL estimate against the first step's are checked too."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,
@@ -278,7 +278,10 @@ class EngineConfig(_Section):
         default=False, description="recompute activations: less memory, a second forward pass of each layer"
     )
     deepspeed: Path | None = Field(default=None, description="a JSON file of further DeepSpeed settings")
-    parity_limit: Positive | None = Field(default=None, description="largest mean gap, in nats, before the run stops")
+    parity_limit: Positive | None = Field(
+        default=None,
+        description="largest mean gap, in nats, before the run stops; replaces the other checks of the gap",
+    )
     measure_update: bool = Field(default=False, description="report how far a step moved the weights")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+from mm_spine.processors.chat import VISION_SPECIALS
 
 IMPOSSIBLE = -1e4
 """Stands for a log-probability of -inf where 0 * -inf would be nan. Its exponential is 0 in every precision."""

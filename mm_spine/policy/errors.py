@@ -1,4 +1,4 @@
-"""Errors of this room: a model folder that cannot be used, and a frozen parameter that would train."""
+"""Errors of this room: models that cannot be used, and runs that must not go on."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ class ModelAbsent(ModelError):
 
 class FrozenError(RunStopped):
     """A parameter that must stay frozen would train, or has changed."""
+
+
+class NotFinite(RunStopped):
+    """A weight, feature, log-prob, loss or gradient is NaN or infinite. The message names the step and the question."""
+
+
+class ParityError(RunStopped):
+    """Sampler and trainer disagree about the policy."""

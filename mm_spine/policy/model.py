@@ -18,10 +18,14 @@ from mm_spine.policy import attention
 from mm_spine.policy.distribution import banned_ids
 from mm_spine.policy.errors import FrozenError, ModelError
 from mm_spine.policy.families import family_of, lora_targets, rope_positions
+from mm_spine.policy.finite import assert_finite
 from mm_spine.policy.folder import read_family, resolve_model
 from mm_spine.policy.image_cache import ImageCache
 from mm_spine.policy.packed import Prompt
+from mm_spine.policy.parameters import check_loaded
+from mm_spine.policy.processor_files import load_processor
 from mm_spine.policy.text import TextPolicy
+from mm_spine.policy.turn_end import end_ids
 from mm_spine.processors.chat import Encoded, EncodedImage
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import ImageLike, Question
@@ -35,7 +39,7 @@ class Policy:
     """A model with its processor, its frozen tower, its trainable weights, and the encoded prompts of a run.
 
     `text` samples and trains. `tower` never changes; it is None for a text-only model. `skipped` maps the ids of
-    questions that could not be asked to the reason.
+    questions that could not be asked to the reason. `version` counts how often the trainable weights have changed.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Policy:
         self.images = ImageCache(self.tower, mergers, cache, self.tower_checksum)
         self.banned = banned_ids(self.tokenizer)
         self.skipped: dict[str, str] = {}
+        # Counts the changes of the trainable weights. A sampler takes the number over with the weights.
+        self.version = 0
         # The question is kept beside its prompt so that the objects that `_key` identifies it by stay alive.
         self._prompts: dict[Hashable, tuple[Question, Prompt | None]] = {}
 
@@ -75,17 +81,27 @@ class Policy:
     def load(
         cls, path: str | Path, config: ModelConfig | None = None, seed: int = 0, cache: CacheConfig | None = None
     ) -> Policy:
-        """Load from a local folder or a hub id. Raises ModelError before the weights are read."""
+        """Load from a local folder or a hub id, after `check_model_folder`. Raises ModelError before weights are read.
+
+        Raises NotFinite for weights that are NaN or infinite.
+        """
         import transformers
 
         config = config or ModelConfig()
         folder = resolve_model(str(path))
         family = read_family(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = getattr(transformers, family.auto_model).from_pretrained(
-            folder, dtype=DTYPES[config.dtype], attn_implementation="sdpa", trust_remote_code=False
+        model, found = getattr(transformers, family.auto_model).from_pretrained(
+            folder,
+            dtype=DTYPES[config.dtype],
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-        processor = getattr(transformers, family.auto_processor).from_pretrained(folder, trust_remote_code=False)
+        check_loaded(folder, found)
+        assert_finite(model.named_parameters(), f"the weights in {folder} are damaged; fetch the folder again")
+        processor = load_processor(folder, family)
         return cls(model.to(torch.device(device)).eval(), processor, config, seed, cache)
 
     @property
@@ -96,6 +112,12 @@ class Policy:
     def context(self) -> int:
         """The most tokens that the text model has positions for, prompt and response together."""
         return int(self.text.language_model.config.max_position_embeddings)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The token ids that end a response; see `turn_end.end_ids`."""
+        generation_config = getattr(self.model, "generation_config", None)
+        return end_ids(self.model.config, generation_config, self.processor, self.tokenizer)
 
     def prompt(self, question: Question) -> Prompt:
         """Return the encoded prompt, made once per question. Raises BadQuestion if it cannot be encoded."""
@@ -147,7 +169,12 @@ class Policy:
         positions = rope_positions(self.model, encoded)
         image_at = encoded.types_L.nonzero()[:, 0]
         # Run the tower now, while the pixels are in memory; the prompt keeps only the keys of its images.
-        count = sum(len(self.images.features(image)) for image in encoded.images)
+        read = [self.images.features(image) for image in encoded.images]
+        assert_finite(
+            ((f"{question.id}: image {i} after the vision tower", features) for i, features in enumerate(read, 1)),
+            "the tower's weights or the stored features (cache.folder) are damaged; fetch the model again, or empty it",
+        )
+        count = sum(map(len, read))
         if count != len(image_at):
             raise ModelError(f"{question.id}: {count} image features for {len(image_at)} image tokens")
         keys = tuple(image.key for image in encoded.images)
@@ -208,16 +235,18 @@ class Policy:
         """Set the trainable weights to copies made by `weights`."""
         for name, parameter in self.trainable().items():
             parameter.copy_(weights[name])
+        self.version += 1
 
     def save(self, folder: Path) -> None:
         """Write a folder that loads with from_pretrained, processor included.
 
-        LoRA is merged into the weights; the adapter is written beside them, in `adapter/`.
+        LoRA is merged into the weights; the adapter is written beside them, in `adapter/`. Raises NotFinite, and writes
+        nothing, if a weight is NaN or infinite.
         """
-        model = self.model
+        model = self.model if self.peft is None else copy.deepcopy(self.peft).merge_and_unload()
+        assert_finite(model.named_parameters(), f"{folder} is not written; go on from a checkpoint, or lower optim.lr")
         if self.peft is not None:
             self.peft.save_pretrained(folder / "adapter")
-            model = copy.deepcopy(self.peft).merge_and_unload()
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

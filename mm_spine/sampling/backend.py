@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,27 +11,61 @@ from torch import Tensor
 
 from mm_spine.config import DecodingConfig
 from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.errors import NotFinite, ParityError
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Completion, Request
 from mm_spine.types import Question, Rollout
 
+log = logging.getLogger(__name__)
 
-def end_ids(policy: Policy) -> tuple[int, ...]:
-    """Return the token ids that end a response, by the model's generation config: one, several or none."""
-    ends = policy.model.generation_config.eos_token_id
-    return (ends,) if isinstance(ends, int) else tuple(ends or ())
+NEARLY_ALL = 0.95
+"""Share of responses that are cut off at the limit from which a step warns. Our choice."""
+
+
+def not_finite(request: Request) -> NotFinite:
+    """Return the error for a request whose distribution is not finite."""
+    return NotFinite(
+        f"{request.question.id}: the policy's log-probs are not finite while it samples rollout {request.index}: the "
+        "weights are broken; go on from the last checkpoint with a lower optim.lr, or fetch the model again"
+    )
+
+
+def assert_same_version(sampler: object, policy: Policy, step: int) -> None:
+    """Raise ParityError if `sampler` drew with other weights than the policy's; a sampler without `version` passes."""
+    version = getattr(sampler, "version", policy.version)
+    if version != policy.version:
+        raise ParityError(
+            f"step {step}: the sampler drew with version {version} of the weights and the trainer has version "
+            f"{policy.version}: call sampler.sync after every change of the weights"
+        )
+
+
+def warn_of_cut_responses(rollouts: Sequence[Rollout], step: int) -> bool:
+    """Warn if nearly all of the responses were cut off at the limit; return whether it warned."""
+    cut = sum(rollout.finish_reason == "length" for rollout in rollouts)
+    if not rollouts or cut < NEARLY_ALL * len(rollouts):
+        return False
+    log.warning(
+        "step %d: %d of %d responses were cut off at the limit without a token that ends them; raise "
+        "sampling.max_new_tokens, or check that eos_token_id in the model's generation_config.json is the token that "
+        "ends a turn",
+        *(step, cut, len(rollouts)),
+    )
+    return True
 
 
 class Backend(ABC):
     """Draw responses from `policy`'s distribution at `decoding.temperature`.
 
     While `complete` runs, it calls `on_finished` with how many more requests are finished. No draw depends on it.
+    `version` is the policy's version (`Policy.version`) whose weights it samples with.
     """
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         self.policy, self.decoding, self.seed = policy, decoding, seed
         self.distribution = Distribution(decoding.temperature, policy.banned)
-        self.ends = end_ids(policy)
+        self.ends = policy.end_ids
+        self.version = policy.version
         self.on_finished: Callable[[int], None] = lambda count: None
 
     @abstractmethod
@@ -43,9 +78,12 @@ class Backend(ABC):
         else. A response has at most `decoding.max_new_tokens` tokens, its prefix included.
         """
 
-    @abstractmethod
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the trainable weights, named as `Policy.trainable` names them, after an update."""
+        """Take over the trainable weights, named as `Policy.trainable` names them, after an update; and their version.
+
+        A backend with weights of its own loads them here or before it samples again.
+        """
+        self.version = self.policy.version
 
     def ended(self, requests: Sequence[Request], entropies: bool) -> dict[int, Completion]:
         """Return place -> empty completion of the requests whose prefix has ended or is full already.
@@ -77,7 +115,12 @@ class Backend(ABC):
         return [[next(drawn) for _ in range(n)] if can else [] for can in can_ask]
 
     def rollout(self, request: Request, completion: Completion) -> Rollout:
-        """Return the rollout of a request; `completion` holds all its tokens, those of the prefix too."""
+        """Return the rollout of a request; `completion` holds all its tokens, those of the prefix too.
+
+        Raises NotFinite for log-probs that are not finite.
+        """
+        if not np.isfinite(completion.logp).all():
+            raise not_finite(request)
         text = self.policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         tokens, logp, entropy, finish_reason = completion
         return Rollout(request.question.id, request.index, tokens, text, logp, entropy, finish_reason)

@@ -7,7 +7,7 @@ question read one copy of its prompt's keys and values (`kv_cache`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from mm_spine.policy.distribution import entropy_of
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.backend import Backend, not_finite
 from mm_spine.sampling.batch import Batch
 from mm_spine.sampling.kv_cache import held_tokens, token_bytes
 
@@ -36,14 +36,14 @@ class Waiting(NamedTuple):
 
 
 class HFSampler(Backend):
-    """Sample from `policy.text` with its current weights. Log-probs and entropies are exact."""
+    """Sample from `policy.text` with its current weights, so that `sync` has only their version to take over.
+
+    Log-probs and entropies are exact.
+    """
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         super().__init__(policy, decoding, seed)
         self._ends = np.array(self.ends, np.int64)
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do: the sampler reads the policy's own weights."""
 
     @torch.no_grad()
     def complete(
@@ -56,7 +56,12 @@ class HFSampler(Backend):
         while waiting or len(batch.rows):
             if joining := self._joining(batch, waiting):
                 batch.admit(joining, np.stack([self._draws(requests[i], step, purpose, greedy) for i in joining]))
-            batch.record(*self._draw(batch, greedy), ends=self._ends)
+            drawn = self._draw(batch, greedy)
+            # Checked at once: whatever follows from a token that was drawn from NaN would fail somewhere else.
+            broken = ~torch.isfinite(drawn[2]).cpu().numpy() & batch.rows.going_R
+            if broken.any():
+                raise not_finite(requests[batch.rows.number_R[broken.argmax()]])
+            batch.record(*drawn, ends=self._ends)
             before = len(done)
             done |= batch.retire(needed=waiting[0].prompt if waiting else None)
             self.on_finished(len(done) - before)
@@ -145,7 +150,9 @@ def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingCo
     token = torch.searchsorted(cumulative, uniform_R[:, None] * total, right=True)
     # Rounding may carry a draw to the total. Then take the last token of positive probability, not a banned one after
     # it.
-    return token.minimum(torch.searchsorted(cumulative, total))[:, 0]
+    # Without a finite distribution both are beyond the vocabulary; the caller refuses such rows.
+    last = torch.searchsorted(cumulative, total).clamp(max=cumulative.shape[-1] - 1)
+    return token.minimum(last)[:, 0]
 
 
 def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:

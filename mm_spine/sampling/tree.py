@@ -17,7 +17,7 @@ from mm_spine.config import TreeConfig
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
 from mm_spine.sampling import Completion, Request
-from mm_spine.sampling.backend import Backend, end_ids
+from mm_spine.sampling.backend import Backend
 from mm_spine.types import Question, Rollout
 
 DECIMALS = 4
@@ -78,6 +78,11 @@ class TreeSampler:
     def whole(self) -> int:
         """The leaves of one tree. Rounds that end at multiples of it cut no tree."""
         return 1 + self.tree.branches * self.tree.forks
+
+    @property
+    def version(self) -> int:
+        """The version of the weights that the backend samples with."""
+        return self.backend.version
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the trainable weights after an update."""
@@ -162,7 +167,7 @@ def special_ids(policy: Policy) -> frozenset[int]:
     """Return the token ids at which no root forks: special tokens, end tokens and banned ones."""
     added = policy.tokenizer.added_tokens_decoder.items()
     marked = {token_id for token_id, token in added if token.special}
-    return frozenset({*policy.tokenizer.all_special_ids, *marked, *policy.banned, *end_ids(policy)})
+    return frozenset({*policy.tokenizer.all_special_ids, *marked, *policy.banned, *policy.end_ids})
 
 
 def fork_places(token_ids: Sequence[int], signal_T: np.ndarray, forks: int, special: frozenset[int]) -> list[int]:

@@ -19,6 +19,7 @@ from mm_spine import distributed
 from mm_spine.config import ConfigError, EngineConfig, OptimConfig
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import FrozenError
+from mm_spine.policy.finite import first_not_finite
 from mm_spine.policy.head import Anchor
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import PackedBatch
@@ -75,6 +76,16 @@ class Engine:
         norm = self._engine.get_global_grad_norm() if whole is None else whole
         self.publish()
         return float(norm), None if before is None else self._distance(before)
+
+    def gradients_are_finite(self) -> bool:
+        """Return whether this rank's share of the gradient is finite. Call it between `backward` and `step`."""
+        # DeepSpeed's step skips a gradient that is not finite in bf16 and applies it in fp32, both without a word.
+        if self._optimizer is self._adamw:
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        else:
+            lists = self._optimizer.averaged_gradients.values()
+            gradients = [gradient for each in lists for gradient in each or () if gradient is not None]
+        return first_not_finite(("", gradient) for gradient in gradients) is None
 
     def discard(self) -> None:
         """Drop the gradients since the last step, also those that a backward which failed half-way has left."""

@@ -35,6 +35,12 @@ class Sums(NamedTuple):
     chosen: float
     entropy: float
     weighted: float
+    gap_kl2: float
+    gap_signed: float
+    gap_squared: float
+    logp: float
+    logp_squared: float
+    gap_times_logp: float
 
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
@@ -55,6 +61,12 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         chosen=float(micro.policy_NT.float().mul(weight_N1).sum()),
         entropy=float((stats.entropy_NT.detach() * weighted_NT).sum()),
         weighted=float(weighted_NT.sum()),
+        gap_kl2=gap.kl2,
+        gap_signed=gap.gap,
+        gap_squared=gap.gap2,
+        logp=gap.logp,
+        logp_squared=gap.logp2,
+        gap_times_logp=gap.cross,
     )
 
 
@@ -69,7 +81,8 @@ def add_up(report: StepReport, parts: Sequence[Sums]) -> Gap:
     # The first epoch's forward is of the policy that sampled.
     if report.entropy_mean is None and total.weighted:
         report.entropy_mean = report.entropy_forks = total.entropy / total.weighted
-    return Gap(total.tokens, total.gap, total.gap_kl, max(part.gap_max for part in parts))
+    moments = total.gap_kl2, total.gap_signed, total.gap_squared, total.logp, total.logp_squared, total.gap_times_logp
+    return Gap(total.tokens, total.gap, total.gap_kl, max(part.gap_max for part in parts), *moments)
 
 
 def describe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,14 +13,17 @@ from torch.nn.functional import pad
 from mm_spine import distributed
 from mm_spine.config import RunConfig
 from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.errors import NotFinite
+from mm_spine.policy.finite import assert_finite
 from mm_spine.policy.model import Policy
 from mm_spine.policy.reference import Reference
+from mm_spine.policy.scoring import score_responses
 from mm_spine.training import step_report
 from mm_spine.training.batch import LeafGroup, collate, micro_batches
 from mm_spine.training.budget import TokenBudget
 from mm_spine.training.engine import Engine
 from mm_spine.training.loss import DIVERGENCES, Denominators, losses
-from mm_spine.training.parity import Gap, check_parity
+from mm_spine.training.parity import Gap, ParityWatch
 from mm_spine.training.step_report import Sums
 from mm_spine.types import StepReport
 
@@ -57,6 +61,9 @@ class Updater:
         self.reference = Reference(policy) if self.divergence else None
         self.engine = Engine(policy, config.optim, config.engine)
         self.budget = TokenBudget(config.engine.token_budget, policy, self.engine)
+        self.parity = ParityWatch(policy.text.head.weight.dtype, config.engine.parity_limit)
+        self._last: LeafGroup | None = None
+        self._not_finite: str | None = None
 
     def update(
         self, report: StepReport, groups: Sequence[LeafGroup], over: Denominators, gap: Gap | None
@@ -64,23 +71,54 @@ class Updater:
         """Take the optimiser steps of one batch, all ranks' `groups`, and fill in what they measured.
 
         `gap` is the parity gap where scoring has measured it. Else the first epoch's forward measures it, before any
-        weight moves. Raises ParityError and MemoryShortage.
+        weight moves. Raises ParityError, NotFinite and MemoryShortage, each before the optimiser moves a weight.
         """
-        dtype, limit = self.policy.text.head.weight.dtype, self.config.engine.parity_limit
         if gap is not None:
-            check_parity(report, gap, dtype, limit)
+            self.parity.check(report, gap, "all sampled")
         if not groups:
             return report
+        self._last = groups[0]
         self.budget.find(groups, partial(self._backward, over=over, old=OldLogProbs(), last=True))
         old = OldLogProbs()
         for epoch in range(self.config.optim.epochs):
             old.recording = epoch == 0
+            self._not_finite = None
             sums = self.budget.within(lambda: self._accumulate(groups, over, old))
             trained = step_report.add_up(report, distributed.gather(sums))
+            self._assert_finite(report.step)
             if epoch == 0 and gap is None:
-                check_parity(report, trained, dtype, limit)
+                self.parity.check(report, trained, "selected")
             report.grad_norm, report.update_norm = self.engine.step(report.lr)
+            self.policy.version += 1
         return report
+
+    def assert_usable(self, done: int) -> None:
+        """Raise NotFinite if the weights after `done` steps are not worth a checkpoint.
+
+        They must be finite, and so must be the log-probs that they give the responses of one question of the last step:
+        a step that is far too large leaves weights that are finite and overflow in every forward.
+        """
+        where = f"after {done} steps, nothing is saved; go on from the last checkpoint with a lower optim.lr"
+        assert_finite(self.policy.trainable().items(), where)
+        if self._last is None:
+            return
+        responses = [leaf.rollout.token_ids for leaf in self._last.leaves]
+        try:
+            score_responses(self.policy, [(self._last.question, responses)], self.distribution)
+        except NotFinite as error:
+            raise NotFinite(f"{self._last.question.id}: its responses' log-probs are not finite {where}") from error
+
+    def _assert_finite(self, step: int) -> None:
+        """Raise NotFinite on all ranks if a loss, log-prob or gradient of the step is not finite on one of them."""
+        found = [reason for reason in distributed.gather([self._not_finite]) if reason]
+        if not found and not all(distributed.gather([self.engine.gradients_are_finite()])):
+            found = ["the gradient is not finite"]
+        if found:
+            self.engine.discard()
+            raise NotFinite(
+                f"step {step}: {found[0]}: no weight was moved by this step; go on from the last checkpoint with a "
+                "lower optim.lr, or look at that question's images and prompt"
+            )
 
     def _accumulate(self, groups: Sequence[LeafGroup], over: Denominators, old: OldLogProbs) -> list[Sums]:
         """Accumulate the gradient over all groups. Returns the sums of this rank's micro-batches."""
@@ -109,4 +147,17 @@ class Updater:
         parts = losses(trained, micro, old_NT, self.config.method, over)
         self.engine.backward(scale * (parts.policy + parts.band + parts.kl), last)
         sums = step_report.sums_of(micro, trained, parts, old_NT, self.config.method)
+        # All of them are on the host already. An infinite KL estimate without a NaN is a gap, which parity reports.
+        if not math.isfinite(sums.policy + sums.band + sums.kl) and self._not_finite is None:
+            self._not_finite = _describe(groups, trained.stats.logp_NT.detach())
         return Sums(*(scale * total for total in sums))
+
+
+def _describe(groups: Sequence[LeafGroup], logp_NT: Tensor) -> str:
+    """Say which question of a micro-batch has log-probs that are not finite, or that only the loss is not finite."""
+    ids = [group.question.id for group in groups for _ in group.leaves]
+    broken = (~torch.isfinite(logp_NT)).any(-1).tolist()
+    bad = [name for name, is_bad in zip(ids, broken, strict=True) if is_bad]
+    if bad:
+        return f"{bad[0]}: the log-probs of its responses are not finite"
+    return f"the loss is not finite in the micro-batch of {', '.join(dict.fromkeys(ids))}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from exactness import InDouble, assert_exact, assert_exact_gradients, double_of
 from families import KINDS, LORA, MERGER, TEXT, VISION, ask, mixed, move
 from small import BASE
 from tiny import (
@@ -36,9 +37,6 @@ from mm_spine.policy.model import Policy
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.batch import collate, merge_identical
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
-
-TOLERANCE = 1e-5
-
 
 # --- the packed forward -----------------------------------------------------------------------------------------------
 
@@ -104,22 +102,21 @@ def packed_loss(policy: Policy, groups: Sequence[tuple[Group, list[Tokens]]]) ->
     return loss, stats.logp_NT.detach(), stats.entropy_NT.detach()
 
 
-def plain_loss(model: Any, groups: Sequence[tuple[Group, list[Tokens]]], logp_NT: Tensor, entropy_NT: Tensor) -> Tensor:
-    """The loss by a forward of transformers for each response; compares log-probs and entropies on the way."""
+def plain_loss(model: Any, groups: Sequence[tuple[Group, list[Tokens]]]) -> tuple[Tensor, list[Tensor]]:
+    """The loss by a forward of transformers for each response, and each response's log-probs and entropies (T, 2)."""
     distinct = [
         (group.question, leaf.rollout.token_ids, leaf.tokens.policy_T)
         for group, tokens in groups
         for leaf in merge_identical(group, tokens).leaves
     ]
-    total = torch.zeros(())
+    total, values = torch.zeros(()), []
     for i, (question, ids, mask) in enumerate(distinct):
         log_probs = plain_log_probs(model, question, ids)
-        logp, own = log_probs.gather(-1, torch.tensor(ids)[:, None])[:, 0], entropy(log_probs)
-        for j in mask.nonzero()[:, 0].tolist():
-            torch.testing.assert_close(logp_NT[i, j], logp[j], rtol=TOLERANCE, atol=TOLERANCE)
-            torch.testing.assert_close(entropy_NT[i, j], own[j], rtol=TOLERANCE, atol=TOLERANCE)
-            total = total + (weight_of(i, j) * torch.stack([logp[j], own[j]])).sum()
-    return total
+        logp, places = log_probs.gather(-1, torch.tensor(ids)[:, None])[:, 0], mask.nonzero()[:, 0]
+        values.append(torch.stack([logp, entropy(log_probs)], dim=-1)[places])
+        weights = torch.stack([weight_of(i, j) for j in places.tolist()])
+        total = total + (weights * values[-1]).sum()
+    return total, values
 
 
 def plain_name(policy: Policy, name: str) -> str:
@@ -131,15 +128,22 @@ def plain_name(policy: Policy, name: str) -> str:
 def assert_packed_is_plain(policy: Policy, plain: Any, groups: Sequence[tuple[Group, list[Tokens]]]) -> None:
     """Loss, log-probs, entropies and the gradient of every trainable tensor; none silently zero, none missing."""
     loss, logp_NT, entropy_NT = packed_loss(policy, groups)
-    expected = plain_loss(plain, groups, logp_NT, entropy_NT)
-    torch.testing.assert_close(loss, expected, rtol=TOLERANCE, atol=TOLERANCE)
-    names = list(policy.trainable())
+    names = [plain_name(policy, name) for name in policy.trainable()]
+
+    def loss_values_gradients(model: Any) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
+        own, values = plain_loss(model, groups)
+        parameters = dict(model.named_parameters())
+        return own, values, torch.autograd.grad(own, [parameters[name] for name in names])
+
+    its_loss, its_values, its_gradients = loss_values_gradients(plain)
+    exact = double_of(plain)
+    with InDouble():
+        double_loss, double_values, double_gradients = loss_values_gradients(exact)
+    masks = [leaf.tokens.policy_T for g, tokens in groups for leaf in merge_identical(g, tokens).leaves]
+    ours = [torch.stack([logp_NT[i], entropy_NT[i]], -1)[: len(m)][m] for i, m in enumerate(masks)]
+    assert_exact([*ours, loss], [*its_values, its_loss], [*double_values, double_loss])
     found = torch.autograd.grad(loss, list(policy.trainable().values()))
-    reference = dict(plain.named_parameters())
-    own = torch.autograd.grad(expected, [reference[plain_name(policy, name)] for name in names])
-    for name, gradient, wanted in zip(names, found, own, strict=True):
-        assert wanted.norm() > 0, name
-        assert (gradient - wanted).norm() <= TOLERANCE * wanted.norm(), name
+    assert_exact_gradients(zip(names, found, its_gradients, double_gradients, strict=True))
 
 
 def groups_of(kind: str, case: Case) -> list[tuple[Group, list[Tokens]]]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from exactness import InDouble, assert_exact, assert_exact_gradients, double_of
 from tiny import END, TEMPERATURE, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_questions
 from torch import Tensor
 
@@ -92,24 +93,27 @@ def test_a_row_of_trees_is_a_plain_forward_for_every_leaf(name: str, kind: str) 
         for question, (_, leaves) in zip(questions_of(case, kind), case, strict=True)
         for leaf in leaves
     ]
-    loss, weights = torch.zeros(()), weights_of(stats)
-    for n, (question, leaf) in enumerate(flat):
-        log_probs = plain_log_probs(plain, question, leaf.tokens)
-        logp = log_probs.gather(-1, torch.tensor(leaf.tokens)[:, None])[:, 0]
-        there = leaf.mask.nonzero()[:, 0]
-        torch.testing.assert_close(stats.logp_NT[n, there], logp[there], rtol=TOLERANCE, atol=TOLERANCE)
-        torch.testing.assert_close(
-            stats.entropy_NT[n, there], entropy(log_probs)[there], rtol=TOLERANCE, atol=TOLERANCE
-        )
-        assert stats.selected_NT[n].nonzero()[:, 0].tolist() == there.tolist()
-        loss = loss + (weights[0, n, there] * logp[there] + weights[1, n, there] * entropy(log_probs)[there]).sum()
-    loss.backward()
+    weights, places = weights_of(stats), [leaf.mask.nonzero()[:, 0] for _, leaf in flat]
+    assert [row.nonzero()[:, 0].tolist() for row in stats.selected_NT] == [there.tolist() for there in places]
+
+    def values_and_gradients(model: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+        values, loss = [], torch.zeros(())
+        for n, ((question, leaf), there) in enumerate(zip(flat, places, strict=True)):
+            log_probs = plain_log_probs(model, question, leaf.tokens)
+            logp = log_probs.gather(-1, torch.tensor(leaf.tokens)[:, None])[there, 0]
+            values += [logp, entropy(log_probs)[there]]
+            loss = loss + (weights[0, n, there] * values[-2] + weights[1, n, there] * values[-1]).sum()
+        loss.backward()
+        return values, {known: p.grad for known, p in model.named_parameters()}
+
+    (its, its_gradients), exact = values_and_gradients(plain), double_of(plain)
+    with InDouble():
+        double, double_gradients = values_and_gradients(exact)
+    ours = [x[n, there] for n, there in enumerate(places) for x in (stats.logp_NT, stats.entropy_NT)]
+    assert_exact(ours, its, double)
     reference = {id(p): known for known, p in policy.model.named_parameters()}
-    expected = dict(plain.named_parameters())
-    for known, parameter in policy.trainable().items():
-        wanted = expected[reference[id(parameter)]].grad
-        assert wanted is not None and wanted.norm() > 0, known
-        assert (gradients[known] - wanted).norm() <= TOLERANCE * wanted.norm(), known
+    names = {known: reference[id(parameter)] for known, parameter in policy.trainable().items()}
+    assert_exact_gradients((k, gradients[k], its_gradients[n], double_gradients[n]) for k, n in names.items())
 
 
 def test_a_tree_is_flat_training_on_its_leaves() -> None:

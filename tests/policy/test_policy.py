@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from exactness import InDouble, assert_exact, assert_exact_gradients, double_of
 from plain import (
     LORA,
     OPTIONS,
-    TOLERANCE,
     assert_gradients_equal,
     case_questions,
     gradients_of,
     make_step,
     perturb,
+    plain_name,
     responses,
 )
 from tiny import (
@@ -84,25 +85,37 @@ def test_packed_forward_is_the_plain_forward(case: Case, tied: bool) -> None:
     )
     stats, kl_NT = policy.text(batch, Distribution(TEMPERATURE, policy.banned))
     weights = torch.randn(2, *stats.logp_NT.shape, generator=torch.Generator().manual_seed(5))
-    loss = torch.zeros(())
     flat = [
         (q, t, m) for q, row, ms in zip(questions, leaves, selected, strict=True) for t, m in zip(row, ms, strict=True)
     ]
-    for n, (question, tokens, mask) in enumerate(flat):
-        log_probs = plain_log_probs(plain, question, tokens)
-        logp = log_probs.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-        for t in mask.nonzero()[:, 0].tolist():
-            torch.testing.assert_close(stats.logp_NT[n, t], logp[t], rtol=TOLERANCE, atol=TOLERANCE)
-            torch.testing.assert_close(stats.entropy_NT[n, t], entropy(log_probs)[t], rtol=TOLERANCE, atol=TOLERANCE)
-            loss = loss + weights[0, n, t] * logp[t] + weights[1, n, t] * entropy(log_probs)[t]
+
+    def backward(model: Any) -> list[Tensor]:
+        values, loss = [], torch.zeros(())
+        for n, (question, tokens, mask) in enumerate(flat):
+            log_probs, there = plain_log_probs(model, question, tokens), mask.nonzero()[:, 0]
+            values += [log_probs.gather(-1, torch.tensor(tokens)[:, None])[there, 0], entropy(log_probs)[there]]
+            loss = loss + (weights[0, n, there] * values[-2] + weights[1, n, there] * values[-1]).sum()
+        loss.backward()
+        return values
+
+    for n, (_, _, mask) in enumerate(flat):
         padded = torch.nn.functional.pad(mask, (0, stats.logp_NT.shape[1] - len(mask)))
         assert torch.equal(stats.selected_NT[n], padded)
         assert not stats.logp_NT[n, ~padded].any() and not stats.entropy_NT[n, ~padded].any()
     assert not kl_NT.any()
-    loss.backward()
+    its, exact = backward(plain), double_of(plain)
+    with InDouble():
+        double = backward(exact)
+    places = [mask.nonzero()[:, 0] for _, _, mask in flat]
+    assert_exact(
+        [x[n, there] for n, there in enumerate(places) for x in (stats.logp_NT, stats.entropy_NT)], its, double
+    )
     packed_loss = (weights[0] * stats.logp_NT + weights[1] * stats.entropy_NT).sum()
-    torch.testing.assert_close(packed_loss, loss, rtol=TOLERANCE, atol=TOLERANCE)
-    assert_gradients_equal(policy, gradients_of(policy, packed_loss), plain)
+    gradients = gradients_of(policy, packed_loss)
+    own, wanted = (dict(model.named_parameters()) for model in (plain, exact))
+    assert {plain_name(name) for name in gradients} == {n for n, p in own.items() if "visual" not in n}
+    names = {name: plain_name(name) for name in gradients}
+    assert_exact_gradients((n, gradients[n], own[known].grad, wanted[known].grad) for n, known in names.items())
 
 
 def mask_of(length: int, name: str) -> Tensor:

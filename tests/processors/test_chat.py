@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import tiny_image, tiny_processor
+from transformers import AutoProcessor
 
 from mm_spine.benchmarks import digits
-from mm_spine.processors.chat import content, encode
+from mm_spine.processors.chat import content, encode, encode_text
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import AnswerSpec, ImageLike, Question
 
@@ -96,6 +100,21 @@ def test_a_prompt_of_a_marker_alone_can_be_asked() -> None:
 def test_a_marker_hides_no_special_token() -> None:
     with pytest.raises(BadQuestion, match="^q-7: .*special token"):
         encode(ask("<image1> <|image_pad|>", tiny_image(0)), tiny_processor())
+
+
+def test_an_image_token_that_the_tokenizer_does_not_list_is_refused(tmp_path: Path) -> None:
+    """It would stand for an image that does not exist; transformers would raise StopIteration."""
+    folder = Path(shutil.copytree(digits.MODEL_DIR, tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["extra_special_tokens"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    processor = AutoProcessor.from_pretrained(folder)
+    assert "<|image_pad|>" not in processor.tokenizer.all_special_tokens
+    for question in (ask("What is <|image_pad|>?", tiny_image(0)), ask("What is <|image_pad|>?")):
+        with pytest.raises(BadQuestion, match=r"^q-7: .*special token <\|image_pad\|>"):
+            encode(question, processor)
+    with pytest.raises(BadQuestion, match=r"^q-7: .*special token <\|image_pad\|>"):
+        encode_text(ask("What is <|image_pad|>?"), processor.tokenizer)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from adapting import PLAIN, QUESTIONS, Altered, moved, run
-from small import Silent, digit_policy, small_config
+import torch
+from adapting import MIXED, PLAIN, QUESTIONS, Altered, moved, run
+from small import Silent, digit_model, digit_policy, small_config
+from tiny import tiny_processor
+from torch import Tensor
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
+from mm_spine.config import RunConfig
+from mm_spine.policy.errors import ParityError
+from mm_spine.policy.model import Policy
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.parity import ParityError
+from mm_spine.training.parity import Gap, ParityWatch, gap_between, joined, slope_with_error
+from mm_spine.types import Question, Rollout, StepReport
 
 
 def test_sampler_and_trainer_that_disagree_end_the_run() -> None:
@@ -37,6 +46,94 @@ def test_the_gap_is_measured_where_nothing_is_trained(silent: bool) -> None:
     adapt(QUESTIONS, policy, Silent(same) if silent else same, config=config, hooks=Hooks(records.append))
     assert [r.report.tokens_trained for r in records] == [0, 0, 0]
     assert [r.report.parity_mean for r in records] == pytest.approx([0.005] * 3, abs=1e-4)
+
+
+class Apart:
+    """The usual sampler on a policy of its own, which takes over nothing."""
+
+    def __init__(self, policy: Policy, config: RunConfig, temperature: float) -> None:
+        decoding = config.sampling.model_copy(update={"temperature": temperature})
+        self._sampler = HFSampler(policy, decoding, config.seed)
+
+    def sample(self, questions: Sequence[Question], n: int, **call: Any) -> list[list[Rollout]]:
+        return self._sampler.sample(questions, n, **call)
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        pass
+
+
+def bf16_policy(config: RunConfig) -> Policy:
+    """`digit_policy` in bfloat16."""
+    return Policy(digit_model().bfloat16(), tiny_processor(), config.model, config.seed)
+
+
+BF16 = {
+    "method": {"name": "ttrl", "kl": "none"},
+    "model": {"train": "lora"},
+    "sampling": {"votes": 8, "train_rollouts": 8, "max_new_tokens": 12},
+    "optim": {"steps": 7, "questions_per_step": 5, "lr": 0.01},
+}
+
+
+def test_rounding_in_bfloat16_stops_no_run() -> None:
+    config = small_config(BF16)
+    policy = bf16_policy(config)
+    assert adapt(QUESTIONS, policy, config=config).steps == 7
+    # Unanimous votes train nothing, and then the weights keep their version.
+    assert 3 <= policy.version <= 7
+
+
+def test_another_temperature_is_found_in_bfloat16_in_the_first_step() -> None:
+    config = small_config(BF16, {"sampling": {"temperature": 0.7}})
+    policy = bf16_policy(config)
+    start = policy.weights()
+    with pytest.raises(ParityError, match="step 0: "):
+        adapt(QUESTIONS, policy, Apart(policy, config, 1.0), config=config)
+    assert not moved(policy, start)
+
+
+def test_stale_weights_without_a_version_are_found_in_bfloat16() -> None:
+    config = small_config(BF16)
+    with pytest.raises(ParityError, match="the sampler has not taken over|differ by"):
+        adapt(QUESTIONS, bf16_policy(config), Apart(bf16_policy(config), config, 1.0), config=config)
+
+
+def test_a_sampler_that_was_not_synced_is_stopped_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, policy = small_config(MIXED), digit_policy()
+    monkeypatch.setattr(HFSampler, "sync", lambda self, weights: None)
+    with pytest.raises(ParityError, match="step 1: the sampler drew with version 0 .* has version 1"):
+        adapt(QUESTIONS, policy, config=config)
+
+
+def rows(slope: float, noise: float, shift: float = 0.0, tokens: int = 500) -> Gap:
+    """The gap of a trainer whose log-probs differ from the sampler's by noise, in proportion, and by a constant."""
+    rng = np.random.default_rng(0)
+    sampler = torch.from_numpy(-rng.exponential(0.5, tokens))
+    trainer = sampler * (1 - slope) + noise * torch.from_numpy(rng.standard_normal(tokens)) - shift
+    return gap_between(sampler.float(), trainer.float())
+
+
+def test_the_slope_is_that_of_the_least_squares_line() -> None:
+    slope, error = slope_with_error(rows(-0.3, 0.01))
+    assert slope == pytest.approx(-0.3, abs=4 * error) and error < 0.002
+    assert slope_with_error(Gap()) == (0.0, 0.0)
+    assert joined([rows(-0.3, 0.01), rows(0.1, 0.2)]).cross == rows(-0.3, 0.01).cross + rows(0.1, 0.2).cross
+
+
+def test_a_gap_of_selected_tokens_is_never_held_against_one_of_all_tokens() -> None:
+    watch = ParityWatch(torch.bfloat16, None)
+    watch.check(StepReport(0), rows(0.0, 0.002), "all sampled")
+    watch.check(StepReport(0), rows(0.0, 0.05), "selected")
+    watch.check(StepReport(1), rows(0.0, 0.06), "selected")
+    with pytest.raises(ParityError, match="step 1: .*over all sampled tokens"):
+        watch.check(StepReport(1), rows(0.0, 0.06), "all sampled")
+
+
+def test_a_limit_that_is_set_is_the_only_one() -> None:
+    watch = ParityWatch(torch.bfloat16, 0.5)
+    watch.check(StepReport(0), rows(-0.3, 0.01), "selected")
+    with pytest.raises(ParityError, match=r"engine.parity_limit=0\.5"):
+        watch.check(StepReport(0), rows(0.0, 0.01, shift=0.6), "selected")
 
 
 def test_log_probs_that_are_no_numbers_end_the_run() -> None:

@@ -18,12 +18,12 @@ from mm_spine.training.loss import losses
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_old_log_probs_cost_no_pass(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """As many forwards, with gradient or without, as there are optimiser steps."""
+    """As many forwards as there are optimiser steps, and one at the end that checks the weights."""
     count, trunks = counting_forwards(monkeypatch), []
     usual = TextPolicy.trunk
     monkeypatch.setattr(TextPolicy, "trunk", lambda *args: trunks.append(1) or usual(*args))
     run(PLAIN, {"optim": {"steps": 1, "epochs": epochs}})
-    assert len(count) == len(trunks) == epochs
+    assert len(count) == epochs and len(trunks) == epochs + 1
 
 
 def test_every_epoch_compares_with_the_forward_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

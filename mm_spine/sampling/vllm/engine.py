@@ -40,7 +40,8 @@ class VLLMEngine:
     """vLLM with the weights of a policy.
 
     It runs in this process, or in processes of its own for several cards or ranks, or if the config says so.
-    `version` counts how often the weights were taken over; `stale` says that they may have changed since.
+    `version` counts how often the weights were taken over, and `policy_version` is the policy's number for them;
+    `stale` says that they may have changed since.
     """
 
     def __init__(self, policy: Policy, config: VLLMConfig) -> None:
@@ -49,6 +50,7 @@ class VLLMEngine:
         self.cuda = policy.device.type == "cuda"
         self.own_process = config.own_process or config.tensor_parallel > 1 or distributed.world_size() > 1
         self.version = 0
+        self.policy_version = policy.version
         self.stale = True
         _check_cards(config.tensor_parallel, distributed.world_size(), torch.cuda.device_count() if self.cuda else None)
         self._folder = tempfile.TemporaryDirectory(prefix="mm-spine-vllm-")
@@ -102,6 +104,7 @@ class VLLMEngine:
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
         self.version += 1
+        self.policy_version = policy.version
         self.stale = False
 
     def _send_file(self, weights: Iterator[tuple[str, Any]]) -> None:

@@ -53,6 +53,7 @@ class VLLMSampler(Backend):
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Have the engine take over the policy's trainable weights before it samples again."""
         # `weights` are the policy's own parameters; the engine reads them from the policy.
+        super().sync(weights)
         if self.policy in _engines:
             _engines[self.policy].stale = True
 
@@ -69,6 +70,9 @@ class VLLMSampler(Backend):
                 completions = self._complete([requests[i] for i in chosen], step, purpose, greedy)
                 done |= zip(chosen, completions, strict=True)
                 self.on_finished(len(chosen))
+        if going:
+            # The engine's own number: it has loaded the weights of that version.
+            self.version = self._engine().policy_version
         return [done[i] for i in range(len(requests))]
 
     def _complete(self, requests: Sequence[Request], step: int, purpose: str, greedy: bool) -> list[Completion]:
