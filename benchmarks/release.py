@@ -19,6 +19,7 @@ from mm_spine.benchmarks.prompts import render
 from mm_spine.benchmarks.tables import describe_folder, matching_files, read_table
 from mm_spine.processors import answers
 from mm_spine.types import LabelledSet, Question
+from mm_spine.words import check_characters, visible_line
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,12 @@ def labelled_set(name: str, entries: Iterable[Entry | str | None], prompt: str) 
         if isinstance(entry, str):
             problems.append(entry)
             continue
+        try:
+            check_characters("its id", entry.id)
+            check_characters("its question", entry.body, *entry.spec.choices)
+        except ValueError as error:
+            problems.append(f"{visible_line(entry.id)} skipped: {error}")
+            continue
         if entry.id in questions:
             problems.append(f"{entry.id}: this id appears twice; the first row is kept")
             continue
@@ -88,6 +95,7 @@ def labelled_set(name: str, entries: Iterable[Entry | str | None], prompt: str) 
             problems.append(f"{entry.id} kept without its answer: {why}")
         elif entry.golds:
             key[entry.id] = entry.golds
+    problems = list(map(visible_line, problems))
     for problem in problems:
         log.warning("%s, %s", name, problem)
     return LabelledSet(tuple(questions.values()), key, tags, tuple(problems))

@@ -16,7 +16,7 @@ from mm_spine import distributed
 from mm_spine.config import RunConfig
 from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
 from mm_spine.methods.band import Bounds
-from mm_spine.methods.table import Method, configure, find
+from mm_spine.methods.table import Method, for_method
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import make_sampler
@@ -84,10 +84,10 @@ def adapt(
     """Adapt `policy` in place to unlabelled `questions`.
 
     `config` (see `methods.table.configure`) defaults to the method's own options, `method` to `config.method.name`,
-    `sampler` to the one of `config.sampling`. Raises ConfigError, FrozenError, ParityError, MemoryShortage.
+    `sampler` to the one of `config.sampling`. Where both are given, what the caller set in `config` wins over the
+    options of `method`. Raises ConfigError, FrozenError, ParityError, MemoryShortage.
     """
-    config = config or configure({"method": {"name": method}} if isinstance(method, str) else {})
-    row = method if isinstance(method, Method) else find(method or config.method.name)
+    config, row = for_method(config, method)
     check_questions(questions)
     if not row.trains or config.optim.steps == 0:
         return Adapted()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from mm_spine.compat import heal_torchvision
+from mm_spine.processors.markers import PROMPT_LIMIT, markers, mismatch, places
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import Question
+from mm_spine.words import check_characters, visible_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,26 +39,23 @@ class Encoded:
     images: tuple[EncodedImage, ...]
 
 
-_MARKER = re.compile(r"<image ?([0-9]{1,3})>")
-
-
 def content(prompt: str, n_images: int) -> list[dict[str, Any]]:
     """Split a prompt into parts {"type": "image", "image": number from 1} and {"type": "text", "text": ...}.
 
-    The first `<imageK>` or `<image K>` becomes image K. Later ones, and markers of images that do not exist, become the
-    words "image K". Images without a marker come first, in order. All other text is kept.
+    Images go where `markers.places` says. Later marks of the same image, and numbers of images that do not exist,
+    become the words "image K". Images without a mark come first, in order. All other text is kept.
     """
+    placed = {place.start: place.image for place in places(prompt, n_images)}
     texts, named = [""], list[int]()
     at = 0
-    for marker in _MARKER.finditer(prompt):
-        number = int(marker[1])
-        texts[-1] += prompt[at : marker.start()]
-        at = marker.end()
-        if 1 <= number <= n_images and number not in named:
-            named.append(number)
+    for start, end, number in markers(prompt):
+        texts[-1] += prompt[at:start]
+        at = end
+        if start in placed:
+            named.append(placed[start])
             texts.append("")
         else:
-            texts[-1] += f"image {number}"
+            texts[-1] += prompt[start:end] if number is None else f"image {number}"
     texts[-1] += prompt[at:]
     parts = [_image(number) for number in range(1, n_images + 1) if number not in named] + [_text(texts[0])]
     for number, text in zip(named, texts[1:], strict=True):
@@ -78,7 +79,7 @@ def encode(question: Question, processor: Any, min_pixels: int | None = None, ma
     Raises BadQuestion for an empty prompt, one with a special token, or an image that cannot be read; ValueError
     for pixel limits that no image can satisfy.
     """
-    _check_prompt(question, processor.tokenizer.all_special_tokens)
+    check_question(question, _special_tokens(processor.tokenizer, processor))
     limits = _pixel_limits(processor.image_processor, min_pixels, max_pixels)
     images = [open_image(image, question.id) for image in question.images]
     parts = content(question.prompt, len(images))
@@ -105,7 +106,7 @@ def encode_text(
             f"{question.id}: {len(question.images)} image(s), but the model has no vision tower; "
             "give a vision model (`model.path`), or a question without images"
         )
-    _check_prompt(question, tokenizer.all_special_tokens)
+    check_question(question, _special_tokens(tokenizer))
     text = "".join(part["text"] for part in content(question.prompt, 0))
     features = tokenizer.apply_chat_template(
         [{"role": "user", "content": text}],
@@ -137,14 +138,35 @@ def _resize(chat: list[dict[str, Any]], question_id: str, patch_size: int) -> li
     return images
 
 
-def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
-    """Raise BadQuestion for an empty prompt or one with a special token."""
-    # A special token would stand for an image that does not exist, or end the user's turn.
+def check_question(question: Question, special_tokens: Iterable[str] = ()) -> None:
+    """Raise BadQuestion for an empty or endless prompt, half a character, or a special token in the prompt.
+
+    Log where the marks of the prompt and its images do not agree.
+    """
     if not question.prompt.strip():
         raise BadQuestion(f"{question.id}: the question is empty")
+    if len(question.prompt) > PROMPT_LIMIT:
+        size = f"{len(question.prompt):,} characters is longer than {PROMPT_LIMIT:,}"
+        raise BadQuestion(f"{question.id}: its prompt of {size}; shorten it")
+    try:
+        check_characters("its id", question.id)
+        check_characters("its prompt", question.prompt)
+    except ValueError as error:
+        raise BadQuestion(f"{question.id}: {error}") from error
+    # A special token would stand for an image that does not exist, or end the user's turn.
     for token in special_tokens:
         if token in question.prompt:
             raise BadQuestion(f"{question.id}: the question contains the special token {token}; take it out")
+    if why := mismatch(question.prompt, len(question.images)):
+        log.warning("%s: %s", visible_line(question.id), why)
+
+
+def _special_tokens(tokenizer: Any, processor: Any = None) -> list[str]:
+    """Return the texts of all special tokens, also of those that the tokenizer's settings do not list."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    images = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    found = dict.fromkeys([*tokenizer.all_special_tokens, *added, *images])
+    return [token for token in found if isinstance(token, str) and token]
 
 
 def _pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import torch
 from mm_spine import distributed, evaluation, files
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import CacheConfig, RunConfig
-from mm_spine.methods.table import Method
+from mm_spine.methods.table import Method, changed_lines
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
@@ -90,6 +90,8 @@ class Run:
         # Load the questions and the model, and claim the folder once nothing can be refused any more.
         self.folder.check(self.config, self.resume)
         self.listeners.phase("loading")
+        for change in changed_lines(self.config, self.plan.method) if self.folder.writes else ():
+            log.info("method %s runs with %s", self.config.method.name, change)
         splits = self.plan.load_splits()
         policy = self._load_policy()
         tower = policy.tower_checksum()
