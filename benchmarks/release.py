@@ -190,7 +190,7 @@ def _from_hub(source: Source, split: str, hub_id: str, revision: str) -> Release
     except Exception as error:
         # Whatever failed (HTTP, the cache, the disk), the files are not here. `datasets` may have cached them.
         try:
-            dataset = hub.load_dataset(source, split, hub_id, revision)
+            dataset = hub.load_dataset(source, split, hub_id, revision, offline=hub.is_unreachable(error))
         except Exception as second:
             raise ValueError(_not_found(source, split, place, error, second)) from error
         home = Path(dataset.cache_files[0]["filename"]).parent if dataset.cache_files else Path(hub_id)
