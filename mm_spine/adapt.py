@@ -26,7 +26,7 @@ from mm_spine.training.batch import gather_groups, share_identical, trained_grou
 from mm_spine.training.fixed_band import measure_fixed_band
 from mm_spine.training.loss import denominators
 from mm_spine.training.parity import Gap
-from mm_spine.training.schedule import batch_of, check_questions, learning_rate
+from mm_spine.training.schedule import batch_of, check_askable, check_questions, learning_rate
 from mm_spine.training.scoring import needs_scores, score_on_all_ranks
 from mm_spine.training.update import Updater
 from mm_spine.types import Group, Question, StepReport
@@ -91,6 +91,7 @@ def adapt(
     check_questions(questions)
     if not row.trains or config.optim.steps == 0:
         return Adapted()
+    check_askable(questions, policy, config.sampling.max_new_tokens)
     loop = _Loop(questions, policy, sampler or make_sampler(policy, config), row, config, hooks or Hooks())
     try:
         return loop.run()

@@ -39,6 +39,10 @@ class Encoded:
     images: tuple[EncodedImage, ...]
 
 
+VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+"""The tokens that stand for an image or a video, and those around them."""
+
+
 def content(prompt: str, n_images: int) -> list[dict[str, Any]]:
     """Split a prompt into parts {"type": "image", "image": number from 1} and {"type": "text", "text": ...}.
 
@@ -79,7 +83,8 @@ def encode(question: Question, processor: Any, min_pixels: int | None = None, ma
     Raises BadQuestion for an empty prompt, one with a special token, or an image that cannot be read; ValueError
     for pixel limits that no image can satisfy.
     """
-    check_question(question, _special_tokens(processor.tokenizer, processor))
+    # The processor puts an image in the place of each such token, also where the tokenizer does not list it.
+    _check_prompt(question, {*_special_tokens(processor.tokenizer), *VISION_SPECIALS})
     limits = _pixel_limits(processor.image_processor, min_pixels, max_pixels)
     images = [open_image(image, question.id) for image in question.images]
     parts = content(question.prompt, len(images))
@@ -106,7 +111,7 @@ def encode_text(
             f"{question.id}: {len(question.images)} image(s), but the model has no vision tower; "
             "give a vision model (`model.path`), or a question without images"
         )
-    check_question(question, _special_tokens(tokenizer))
+    _check_prompt(question, _special_tokens(tokenizer))
     text = "".join(part["text"] for part in content(question.prompt, 0))
     features = tokenizer.apply_chat_template(
         [{"role": "user", "content": text}],
@@ -138,7 +143,13 @@ def _resize(chat: list[dict[str, Any]], question_id: str, patch_size: int) -> li
     return images
 
 
-def check_question(question: Question, special_tokens: Iterable[str] = ()) -> None:
+def _special_tokens(tokenizer: Any) -> set[str]:
+    """Return the special tokens of `tokenizer`, those that only its vocabulary file marks as special too."""
+    marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return marked | set(tokenizer.all_special_tokens)
+
+
+def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
     """Raise BadQuestion for an empty or endless prompt, half a character, or a special token in the prompt.
 
     Log where the marks of the prompt and its images do not agree.
@@ -154,19 +165,11 @@ def check_question(question: Question, special_tokens: Iterable[str] = ()) -> No
     except ValueError as error:
         raise BadQuestion(f"{question.id}: {error}") from error
     # A special token would stand for an image that does not exist, or end the user's turn.
-    for token in special_tokens:
+    for token in sorted(special_tokens):
         if token in question.prompt:
             raise BadQuestion(f"{question.id}: the question contains the special token {token}; take it out")
     if why := mismatch(question.prompt, len(question.images)):
         log.warning("%s: %s", visible_line(question.id), why)
-
-
-def _special_tokens(tokenizer: Any, processor: Any = None) -> list[str]:
-    """Return the texts of all special tokens, also of those that the tokenizer's settings do not list."""
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    images = (getattr(processor, name, None) for name in ("image_token", "video_token"))
-    found = dict.fromkeys([*tokenizer.all_special_tokens, *added, *images])
-    return [token for token in found if isinstance(token, str) and token]
 
 
 def _pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from mm_spine.runs.plan import Plan, Splits, check
 from mm_spine.runs.signals import noted_signals
 from mm_spine.runs.summary import Findings, Summary, Totals, metrics_by_split, summarise
 from mm_spine.sampling.registry import check_sampler, make_sampler
+from mm_spine.training.schedule import check_askable
 from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Run:
             log.info("method %s runs with %s", self.config.method.name, change)
         splits = self.plan.load_splits()
         policy = self._load_policy()
+        check_askable(splits.adapted.questions, policy, self.config.sampling.max_new_tokens)
         tower = policy.tower_checksum()
         start = fingerprint(self.plan, policy, splits)
         check_shared_before(self.config.evaluation.before, start)
@@ -173,6 +175,8 @@ class Run:
         """Adapt to each question from the starting weights, and answer it with the weights adapted to it."""
         start, items, total = policy.weights(), [], Adapted()
         for question in labelled.questions:
+            if not policy.can_ask(question, self.config.sampling.max_new_tokens):
+                continue
             single = LabelledSet((question,), labelled.key)
             adapted = self._adapt_to(policy, single, earlier_steps=total.steps)
             total = replace(adapted, steps=total.steps + adapted.steps)
