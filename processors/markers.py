@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-PROMPT_LIMIT = 4_000_000
+PROMPT_LIMIT = 1_000_000
 """Characters of a prompt. Longer ones fit into no context, and reading them would take minutes."""
 
 # `<image1>`, `<image 1>`, `<image_1>`, `<img1>` and `<|image_1|>` name an image; `<image>` and `<img>` stand for the
@@ -35,6 +35,11 @@ def markers(prompt: str) -> list[Marker]:
         Marker(found.start(), found.end(), None if found[1] is None else int(found[1]))
         for found in _MARKER.finditer(prompt)
     ]
+
+
+def as_words(text: str) -> str:
+    """Write the marks with a number as the words "image K", so that no image goes there."""
+    return _MARKER.sub(lambda found: found[0] if found[1] is None else f"image {found[1]}", text)
 
 
 def places(prompt: str, n_images: int) -> list[Place]:
