@@ -175,7 +175,6 @@ def _question(row: Row, columns: Columns, images: Folder, default_id: str) -> Qu
         raise ValueError(f"id must be a text or an integer, found {name!r}")
     spec = _spec(row, columns)
     check_characters("id", str(name))
-    check_characters("an option", *spec.choices)
     return Question(str(name), tuple(_images(row, columns, images)), _prompt(row, columns, spec.choices), spec)
 
 
@@ -196,6 +195,7 @@ def _prompt(row: Row, columns: Columns, choices: tuple[str, ...]) -> str:
 
 def _spec(row: Row, columns: Columns) -> AnswerSpec:
     choices = columns.choices(row)
+    check_characters("an option", *choices)
     kind = columns.value(row, "kind") if columns.values(row, "kind") else "choice" if choices else "text"
     if not isinstance(kind, str):
         raise ValueError(f"kind must be a text, found {kind!r}")

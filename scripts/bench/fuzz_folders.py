@@ -172,10 +172,11 @@ def one(seed: int, place: Path, model: Path) -> tuple[str, str]:
         problems = problems_of(found, rows)
         return ("lost", "; ".join(problems)) if problems else ("run", "")
     except (RunStopped, ValueError, OSError) as error:
-        # What `mm-spine` prints as one message. Anything but these texts of ours would be an accident.
-        told = str(error)
-        by_accident = isinstance(error, UnicodeError) or type(error) is OSError
-        return ("traceback" if by_accident else "refused", told if not by_accident else traceback.format_exc())
+        # `mm-spine` prints the message. It is a sentence only if our own code raised it: another's is an accident.
+        raised_by = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        if isinstance(error, UnicodeError) or not raised_by.is_relative_to(ROOT):
+            return "traceback", traceback.format_exc()
+        return "refused", str(error)
     except Exception:
         return "traceback", traceback.format_exc()
     finally:

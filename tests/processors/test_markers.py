@@ -57,7 +57,7 @@ def test_a_question_from_python_is_named_in_the_log(caplog: pytest.LogCaptureFix
     question = replace(tiny_questions(1)[0], id="odd\n\x1b[2J", prompt="<image> or <image>?")
     with caplog.at_level(logging.WARNING):
         encode(question, tiny_processor())
-    assert [record.getMessage()[:14] for record in caplog.records] == ["odd\\n\\x1b[2J: i"]
+    assert [record.getMessage()[:15] for record in caplog.records] == ["odd\\n\\x1b[2J: i"]
 
 
 @pytest.mark.parametrize(
