@@ -115,7 +115,11 @@ def quiet_logs() -> None:
     # obey the variable of the hub.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # transformers reads the variables only on import.
+    # Both libraries read the variables only on import, and transformers then takes the hub's state for its bars.
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
     if "transformers" in sys.modules:
         from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 

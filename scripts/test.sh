@@ -22,5 +22,6 @@ case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 setup_environment dev
 cd -- "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-[ $# -gt 0 ] || set -- -n 2 --dist loadfile
+# By default xdist starts the files with few tests last, and the longest tests are in those.
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder
 exec "$python" -m pytest "$@"

@@ -183,6 +183,9 @@ BOX_HEIGHT, LAYER_GAP, BOX_GAP, ARROW_GAP, MARGIN = 34, 56, 24, 16, 28
 CHARACTER = 8.0
 """Width of a character of the labels' monospaced font at 13 pixels, rounded up."""
 
+COLOURS = ("#4c6a92", "#b0662b", "#4f7f52", "#8d4f8a", "#a8464e", "#3c8289", "#7a6a2f")
+"""Colours of the arrows: arrows to the same room have the same one, so that an eye can follow them."""
+
 
 class Node(NamedTuple):
     """A room in its layer, or a point where an arrow passes through a layer; `key` is unique."""
@@ -283,7 +286,7 @@ def _spread(row: Sequence[Node], wanted: Sequence[float]) -> list[float]:
 
 CAPTION = (
     "A box is a module or package at the top level of mm_spine; an arrow leads from it to what it imports.",
-    "Imports that follow from other arrows are left out.",
+    "Imports that follow from other arrows are left out. Arrows to the same box have the same colour.",
 )
 
 
@@ -304,19 +307,23 @@ def picture(root: Path) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="The rooms of {PACKAGE} and their imports">',
-        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0.5 8 4 0 7.5z" fill="#6b7c93"/></marker></defs>',
+        "<defs>",
+        *(_arrow_head(number, colour) for number, colour in enumerate(COLOURS)),
+        "</defs>",
         f'<rect width="{width}" height="{height}" rx="10" fill="#fafaf7"/>',
-        '<g fill="none" stroke="#6b7c93" stroke-width="1.3">',
+        '<g fill="none" stroke-width="1.4">',
     ]
+    colour_of = _colours([node.key for node in boxes])
     for start, end in pieces:
         top = y[start] + BOX_HEIGHT
         bottom = y[end] - (2 if end in names else 0)
         bend = (bottom - top) / 2
-        head = ' marker-end="url(#head)"' if end in names else ""
+        # The key of a point where an arrow passes a layer starts with the name of the room that it leads to.
+        colour = colour_of[end.partition("@")[0]]
+        head = f' marker-end="url(#head{colour})"' if end in names else ""
         curve = f"M{x[start]:.1f} {top} C{x[start]:.1f} {top + bend} {x[end]:.1f} {bottom - bend} {x[end]:.1f} {bottom}"
         passing = "" if end in names else f" V{bottom + BOX_HEIGHT}"
-        parts.append(f'<path d="{curve}{passing}"{head}/>')
+        parts.append(f'<path d="{curve}{passing}" stroke="{COLOURS[colour]}"{head}/>')
     parts += ["</g>", '<g font-family="ui-monospace, Menlo, Consolas, monospace" font-size="13" text-anchor="middle">']
     for node in boxes:
         left = x[node.key] - node.width / 2
@@ -328,6 +335,18 @@ def picture(root: Path) -> str:
     parts += ["</g>", '<g font-family="system-ui, sans-serif" font-size="13" fill="#4a5a6a">']
     parts += [f'<text x="{MARGIN}" y="{height - MARGIN - 18 + 20 * i}">{line}</text>' for i, line in enumerate(CAPTION)]
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"
+
+
+def _colours(rooms: Sequence[str]) -> dict[str, int]:
+    """Return room -> place in `COLOURS`. Rooms that follow each other in the picture get different ones."""
+    return {name: number % len(COLOURS) for number, name in enumerate(rooms)}
+
+
+def _arrow_head(number: int, colour: str) -> str:
+    return (
+        f'<marker id="head{number}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path d="M0 0.5 8 4 0 7.5z" fill="{colour}"/></marker>'
+    )
 
 
 def main() -> None:

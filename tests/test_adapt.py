@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapting import PLAIN, QUESTIONS, counting_forwards, moved, run, stopping_after, with_text
 from small import digit_policy, small_config
-from tiny import tiny_questions
-from torch import Tensor
 
 from mm_spine import adapt as adapt_function
 from mm_spine import distributed
@@ -26,65 +25,9 @@ from mm_spine.config import ConfigError
 from mm_spine.methods.table import METHODS, Method, configure
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
-from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.engine import Engine
 from mm_spine.training.schedule import batch_of
 from mm_spine.types import AnswerSpec, Group, Question, Rollout
-
-QUESTIONS = tiny_questions(5)
-PLAIN = {"method": {"name": "ttrl", "kl": "none"}}
-MIXED = {"method": {"unanimous": "regularise", "kl": "none"}, "optim": {"questions_per_step": 5}}
-"""Every group trains, so that every step has the same five leaf groups."""
-
-
-class Altered:
-    """The usual sampler, its rollouts changed on the way."""
-
-    def __init__(self, policy: Policy, config: Any, change: Callable[[Rollout], Rollout]) -> None:
-        self._sampler = HFSampler(policy, config.sampling, config.seed)
-        self._change = change
-
-    def sample(
-        self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
-    ) -> list[list[Rollout]]:
-        drawn = self._sampler.sample(questions, n, step=step, purpose=purpose, greedy=greedy, first=first)
-        return [[self._change(rollout) for rollout in group] for group in drawn]
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        pass
-
-
-def with_text(text: str) -> Callable[[Rollout], Rollout]:
-    """Every response reads as `text`, whatever its tokens."""
-    return lambda rollout: replace(rollout, text=text)
-
-
-def run(*layers: Any, change: Any = None, questions: Sequence[Question] = QUESTIONS, **hooks: Any) -> Any:
-    """(policy, its starting weights, the step records, the result) of one adaptation."""
-    config = small_config(*layers)
-    policy = digit_policy(config.model)
-    start, records = policy.weights(), []
-    sampler = None if change is None else Altered(policy, config, change)
-    ended = adapt(questions, policy, sampler, config=config, hooks=Hooks(on_step=records.append, **hooks))
-    return policy, start, records, ended
-
-
-def counting_forwards(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """A list that grows by one with each forward of the engine."""
-    count: list[None] = []
-    usual = Engine.forward
-
-    def counted(self: Engine, *args: Any) -> Any:
-        count.append(None)
-        return usual(self, *args)
-
-    monkeypatch.setattr(Engine, "forward", counted)
-    return count
-
-
-def moved(policy: Policy, start: dict[str, Tensor]) -> bool:
-    """Whether any trainable weight differs from `start` in any bit."""
-    return any(not torch.equal(weight, start[name]) for name, weight in policy.trainable().items())
 
 
 def test_no_parameter_could_carry_a_label() -> None:
@@ -368,12 +311,6 @@ def test_votes_are_over_all_rollouts_and_training_over_the_first() -> None:
     assert sampled > sum(len(r.token_ids) for group in records[0].groups for r in group.rollouts)
 
 
-def stopping_after(steps: int) -> Callable[[], str | None]:
-    """A signal that arrives during step number `steps`."""
-    asked = iter(range(1, 1000))
-    return lambda: "SIGTERM" if next(asked) == steps else None
-
-
 def test_a_stop_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     _, _, records, ended = run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(2))
     assert ended == Adapted(2, "SIGTERM", 8192) and len(records) == 2
@@ -395,6 +332,7 @@ def test_a_run_leaves_no_rank_behind_for_processes_started_later() -> None:
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_moves_the_weights_as_fp32_does_under_every_zero_stage(stage: int) -> None:
     moved = {}

@@ -55,6 +55,7 @@ def test_a_cuda_torchvision_on_a_cpu_torch_is_healed(tmp_path: Path) -> None:
     assert done.stdout.split() == ["True"] * 4, done.stderr
 
 
+@pytest.mark.slow
 def test_a_healthy_torchvision_is_left_alone(tmp_path: Path) -> None:
     environment = fake_torchvision(tmp_path, "from torchvision import transforms")
     code = "import torch; print(compat.heal_torchvision(), hasattr(torch.ops.torchvision, 'nms'))"
@@ -106,3 +107,11 @@ def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     with compat.environment({"MM_A": "2", "MM_B": "3"}):
         assert (os.environ["MM_A"], os.environ["MM_B"]) == ("2", "3")
     assert os.environ["MM_A"] == "1" and "MM_B" not in os.environ
+
+
+def test_bars_stay_off_where_the_hub_was_imported_first() -> None:
+    code = "import huggingface_hub.utils as hub; print(hub.are_progress_bars_disabled());"
+    code += "compat.quiet_logs(); print(hub.are_progress_bars_disabled())"
+    without = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    done = python(LOAD + code, without)
+    assert done.stdout.split() == ["False", "True"], done.stderr

@@ -308,16 +308,16 @@ def test_every_shipped_configuration_builds_for_every_method(path: Path) -> None
 
 def test_check_refuses_what_cannot_work_together(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text("{")
-    for override, message in {
-        "split=adopt": "split='adopt': digits has none such; did you mean 'adapt'",
-        "evaluation.before=nowhere": "evaluation.before=nowhere: no finished run there",
-        "engine.deepspeed=nowhere.json": "engine.deepspeed=nowhere.json: cannot be read as JSON",
-        f"engine.deepspeed={tmp_path}/ds.json": "ds.json: cannot be read as JSON",
-        "method=oracle": "method=oracle reads the labels",
+    for override, names in {
+        "split=adopt": r"split='adopt': .*'adapt'",
+        "evaluation.before=nowhere": "evaluation.before=nowhere: ",
+        "engine.deepspeed=nowhere.json": "engine.deepspeed=nowhere.json: ",
+        f"engine.deepspeed={tmp_path}/ds.json": r"engine.deepspeed=.*ds.json: ",
+        "method=oracle": "method=oracle .*labels",
     }.items():
-        with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        with pytest.raises(ConfigError, match=names):
             check(load_config("digits", [override]))
-    with pytest.raises(ConfigError, match="band_anchor=initial: method 'ttrl' has no band"):
+    with pytest.raises(ConfigError, match="band_anchor=initial: .*'ttrl'"):
         check(load_config("digits", ["method.band_anchor=initial"], "ttrl"))
     assert check(load_config("digits", [], "oracle"), allow_labels=True).method.label_free is False
 

@@ -236,3 +236,31 @@ def test_paths_that_pages_name_exist() -> None:
         missing = sorted(name for name in named if not (ROOT / name).exists() and "sky" not in name)
         assert not missing, f"{page.name}: {missing}"
     assert os.access(ROOT / "scripts" / "write_config_docs.py", os.R_OK)
+
+
+def definitions(path: Path) -> set[str]:
+    """Return the functions, classes, methods (`Class.method`) and top-level names that a module defines."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_functions_that_the_page_of_the_architecture_names_are_in_their_files() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\|[^|]*\| `([\w./]+\.py)` \|([^|]*)\|", page, re.MULTILINE)
+    named = [(path, name) for path, cell in rows for name in re.findall(r"`([\w.]+)`", cell)]
+    missing = [f"{path}: {name}" for path, name in named if name not in definitions(ROOT / path)]
+    assert len(named) > 50 and not missing, missing
+
+
+def test_registers_that_pages_name_are_in_their_files() -> None:
+    for page in (ROOT / "docs" / name for name in ("architecture.md", "extending.md")):
+        named = re.findall(r"`([A-Z]{5,})`, `([\w./]+\.py)`", page.read_text())
+        missing = [f"{path}: {name}" for name, path in named if name not in definitions(ROOT / path)]
+        assert len(named) >= 7 and not missing, f"{page.name}: {missing}"

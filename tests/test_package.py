@@ -53,9 +53,10 @@ def test_help_and_methods_import_nothing_heavy() -> None:
     assert all(command in done.stdout for command in COMMANDS) and "random-mask" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
-    ["", "import mm_spine.adapt", "from mm_spine.adapt import Hooks", "import mm_spine.runs.run"],
+    ["", "import mm_spine.adapt", "import mm_spine.runs.run"],
     ids=lambda code: code or "nothing",
 )
 def test_adapt_is_the_function_whatever_was_imported_before(before: str) -> None:
@@ -81,6 +82,7 @@ def test_the_public_names_are_listed_and_others_are_refused() -> None:
         mm_spine.adapt = 1  # type: ignore[assignment]
 
 
+@pytest.mark.slow
 def test_torchvision_is_imported_before_transformers_can_import_it() -> None:
     code = """
 import sys

@@ -136,3 +136,44 @@ def test_its_question_file_is_read(readme: str, tmp_path: Path) -> None:
     (question,) = labelled.questions
     assert (labelled.problems, question.id, question.prompt) == ((), row["id"], row["prompt"])
     assert labelled.key == {row["id"]: (row["answer"],)}
+
+
+def tree_paths(readme: str) -> dict[str, str]:
+    """Return path -> description of every line of the source tree; two spaces of indentation are one folder down."""
+    (tree,) = [block for block in blocks(readme.split("\n## Source tree\n")[1], "") if block.startswith("mm_spine/")]
+    found: dict[str, str] = {}
+    folders: list[str] = []
+    for line in tree.splitlines():
+        name, description = line.split(maxsplit=1)
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders[depth:] = [name.rstrip("/")]
+        path = "/".join(folders)
+        assert path not in found, f"the source tree of README.md lists {path} twice"
+        found[path] = description
+    return found
+
+
+def source_paths(repository: Path) -> set[str]:
+    """Return the folders and modules that the source tree must list. Launchers of benchmarks share one line."""
+    links = {repository / "mm_spine" / name for name in ("processors", "benchmarks", "configs")}
+    found = set()
+    for top in ("mm_spine", "processors", "benchmarks", "configs", "scripts"):
+        for folder, inner, files in os.walk(repository / top):
+            inner[:] = [name for name in inner if Path(folder) / name not in links]
+            modules = [name for name in files if name.endswith((".py", ".sh"))]
+            paths = [Path(folder) if name == "__init__.py" else Path(folder) / name for name in modules]
+            found |= {path.relative_to(repository).as_posix() for path in paths}
+    launchers = {path for path in found if re.fullmatch(r"scripts/adapt_\w+\.sh", path)}
+    return found - launchers | {"scripts/adapt_<benchmark>.sh"}
+
+
+def test_the_source_tree_lists_every_module(readme: str, repository: Path) -> None:
+    missing = sorted(source_paths(repository) - tree_paths(readme).keys())
+    assert not missing, f"add a line to the source tree of README.md for each of {missing}"
+
+
+def test_every_line_of_the_source_tree_exists_and_says_something(readme: str, repository: Path) -> None:
+    for path, description in tree_paths(readme).items():
+        if path != "scripts/adapt_<benchmark>.sh":
+            assert (repository / path).exists(), f"README.md's source tree lists {path}, which does not exist"
+        assert len(description) > 3, path

@@ -40,7 +40,7 @@ class Fact(NamedTuple):
     detail: str
 
 
-class Phase(NamedTuple):
+class PhaseTime(NamedTuple):
     """Seconds of a phase, and their share of the run's total."""
 
     name: str
@@ -178,7 +178,7 @@ def process_count(saved: SavedRun) -> int:
     return int(number(saved.environment.get("processes")) or 1)
 
 
-def phases(saved: SavedRun) -> list[Phase]:
+def phases(saved: SavedRun) -> list[PhaseTime]:
     """Return the seconds of each phase and of everything else; [] when the total is not known."""
     seconds = section(saved.summary, "seconds")
     total = number(seconds.get("total"))
@@ -186,7 +186,7 @@ def phases(saved: SavedRun) -> list[Phase]:
         return []
     by_phase = {name: number(seconds.get(name)) or 0.0 for name in ("sample", "update", "evaluate")}
     by_phase["everything else"] = max(0.0, total - sum(by_phase.values()))
-    return [Phase(name, value, value / total) for name, value in by_phase.items()]
+    return [PhaseTime(name, value, value / total) for name, value in by_phase.items()]
 
 
 def left_out(saved: SavedRun) -> list[LeftOut]:

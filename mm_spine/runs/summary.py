@@ -64,7 +64,7 @@ class Seconds:
 
 
 @dataclass
-class Tokens:
+class TokenTotals:
     """The rollouts that a run sampled, and the tokens that it sampled, saved, trained on and selected."""
 
     rollouts: int = 0
@@ -79,7 +79,7 @@ class Totals:
     """The seconds and tokens of a run, added up while it goes on."""
 
     seconds: Seconds = field(default_factory=Seconds)
-    tokens: Tokens = field(default_factory=Tokens)
+    tokens: TokenTotals = field(default_factory=TokenTotals)
     started: float = field(default_factory=time.perf_counter)
 
     def add_step(self, report: Mapping[str, Any], timing: Mapping[str, Any]) -> None:

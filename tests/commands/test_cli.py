@@ -255,6 +255,7 @@ def test_evaluate_takes_a_model_whose_name_yaml_would_read_otherwise(
     refused(command("evaluate", "007", "digits"), "model=007")
 
 
+@pytest.mark.slow
 def test_adapt_then_compare(command: Command, tmp_path: Path, wide: None) -> None:
     none, ttrl = tmp_path / "none", tmp_path / "ttrl"
     assert command("adapt", "digits", *TINY, "--method", "none", "--output", str(none)).code == 0

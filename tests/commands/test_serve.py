@@ -33,6 +33,7 @@ WORDS = "What is the sum of the digits?"
 MEGABYTES = 1
 HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>${alert(3)}{{alert}}`" onmouseover="alert(4)'
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason='no gradio: pip install -c constraints.txt "mm-spine[demo]"')
 
 
@@ -150,7 +151,7 @@ def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
         clean(opened)
 
 
-def test_a_closed_page_ends_its_work_and_one_that_waits_is_told(served: Served, picture: Path) -> None:
+def test_a_closed_page_ends_its_work_and_a_waiting_one_is_notified(served: Served, picture: Path) -> None:
     with open_page(served.address) as opened:
         event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")
         upload = {"files": ("a.png", picture.read_bytes(), "image/png")}

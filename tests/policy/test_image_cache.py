@@ -270,6 +270,7 @@ def start(folder: Path, *arguments: str | float) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [100, 3.5], ids=["room for all", "evicting"])
 def test_two_processes_share_a_folder(entries: float, tmp_path: Path) -> None:
     size = len(pack(Features(torch.zeros(4, 8))))
@@ -285,6 +286,7 @@ def test_two_processes_share_a_folder(entries: float, tmp_path: Path) -> None:
         assert len(unpack(path.read_bytes()).final_ID) == 4
 
 
+@pytest.mark.slow
 def test_a_crash_while_writing_leaves_no_half_file_and_its_rest_is_cleared(tmp_path: Path) -> None:
     worker = start(tmp_path, "dies")
     assert worker.wait(timeout=120) == 9
@@ -308,6 +310,7 @@ def test_the_figures_of_ranks_are_added_and_a_shared_folder_counts_once() -> Non
     assert over_ranks(uses) == CacheUse(6, 5, 1, 4, 150, 80)
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_cache_and_a_second_one_on_the_folder_runs_no_tower(tmp_path: Path) -> None:
     small = ["optim.steps=1", "limit=2", "evaluation.samples=2", "evaluation.held_out=false", "threads=1"]
     settings = [*small, "sampling.votes=2", "sampling.train_rollouts=2", "sampling.max_new_tokens=3"]

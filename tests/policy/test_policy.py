@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
+from plain import (
+    LORA,
+    OPTIONS,
+    TOLERANCE,
+    assert_gradients_equal,
+    case_questions,
+    gradients_of,
+    make_step,
+    perturb,
+    responses,
+)
 from tiny import (
-    BANNED,
-    END,
     TEMPERATURE,
     entropy,
     inputs,
@@ -24,20 +31,13 @@ from tiny import (
 )
 from torch import Tensor
 
-from mm_spine.config import EngineConfig, LoraConfig, MethodConfig, ModelConfig, OptimConfig
-from mm_spine.methods.apply import Tokens
-from mm_spine.methods.band import Bounds
+from mm_spine.config import EngineConfig, ModelConfig, OptimConfig
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, pack
-from mm_spine.policy.reference import Reference
-from mm_spine.training.batch import collate, merge_identical, micro_batches, packed_length, trained_groups
-from mm_spine.training.loss import DIVERGENCES, Denominators, Losses, denominators, losses
-from mm_spine.types import Group, Question, Rollout, Vote
-
-TOLERANCE = 1e-5
-LORA = ModelConfig(train="lora", lora=LoraConfig(rank=4, alpha=8.0))
+from mm_spine.training.batch import collate, trained_groups
+from mm_spine.types import Question
 
 Mask = Callable[[int], list[int]]
 """(response length) -> the positions that are selected."""
@@ -50,44 +50,12 @@ MASKS: dict[str, Mask] = {
 }
 
 
-def responses(lengths: Sequence[int], seed: int) -> list[tuple[int, ...]]:
-    """Random tokens, the last one the end token."""
-    rng = np.random.default_rng(seed)
-    return [(*rng.integers(0, 415, length - 1).tolist(), END) for length in lengths]
-
-
-def plain_name(name: str) -> str:
-    """The name in transformers' model of a parameter of the text policy."""
-    return "lm_head.weight" if name == "head.weight" else f"model.{name}"
-
-
-def assert_gradients_equal(policy: Policy, gradients: dict[str, Tensor], plain: Any) -> None:
-    """||g - g_ref|| <= 1e-5 ||g_ref|| for every trainable tensor, none silently zero, none missing."""
-    reference = dict(plain.named_parameters())
-    wanted = {n for n, p in reference.items() if "visual" not in n and p.requires_grad}
-    assert {plain_name(name) for name in gradients} == wanted
-    for name, gradient in gradients.items():
-        expected = reference[plain_name(name)].grad
-        assert expected is not None and expected.norm() > 0, name
-        assert (gradient - expected).norm() <= TOLERANCE * expected.norm(), name
-
-
-def gradients_of(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
-    """The gradient of every trainable tensor, by name."""
-    named = policy.trainable()
-    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
-
-
 class Case(NamedTuple):
     """What is asked: images of each question, lengths of its responses, which tokens are selected."""
 
     images: tuple[int, ...]
     lengths: tuple[tuple[int, ...], ...]
     mask: str = "all"
-
-
-def case_questions(images: Sequence[int]) -> list[Question]:
-    return [tiny_questions(i + 1, count)[i] for i, count in enumerate(images)]
 
 
 CASES = {
@@ -178,259 +146,6 @@ def test_the_adapted_model_itself_stays_a_causal_transformers_model() -> None:
     assert torch.equal(ours, theirs)
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
-
-OPTIONS = MethodConfig(kl="exact", kl_weight=0.3, band_low_weight=0.4, band_high_weight=0.7, unanimous="regularise")
-
-
-class Step(NamedTuple):
-    """A step's groups with everything the losses need, as the loop would hand it over."""
-
-    groups: list[Group]
-    tokens: list[list[Tokens]]
-
-
-def make_step(seed: int = 0) -> Step:
-    """Four questions, unequal groups, identical responses (in the first and third group), partial masks."""
-    rng = np.random.default_rng(seed)
-    lengths = ((6, 3, 3, 9), (4, 1, 12), (5, 5), (2, 7))
-    questions = case_questions((1, 3, 0, 1))
-    groups, tokens = [], []
-    for i, question in enumerate(questions):
-        drawn = responses(lengths[i], 30 + i)
-        if i in (0, 2):
-            drawn = [*drawn, drawn[0], drawn[0]]
-        values: dict[tuple[int, ...], Any] = {}
-        for t in drawn:
-            values.setdefault(t, (rng.normal(-4, 1, len(t)), rng.normal(), tokens_for(len(t), rng)))
-        rollouts = tuple(
-            Rollout(question.id, n, t, "", values[t][0].astype(np.float32), None, "stop") for n, t in enumerate(drawn)
-        )
-        vote = Vote(None, 0.0, {}, 0.0, 0)
-        advantages = torch.tensor([values[t][1] for t in drawn], dtype=torch.float32)
-        nothing = (None,) * len(drawn)
-        groups.append(Group(question, rollouts, nothing, vote, advantages, advantages, parsed=nothing))
-        tokens.append([values[t][2] for t in drawn])
-    return Step(groups, tokens)
-
-
-def tokens_for(length: int, rng: np.random.Generator) -> Tokens:
-    """Policy and band masks that overlap only in part, and bounds on both sides of the usual entropies."""
-    policy, band = (torch.from_numpy(rng.random(length) < 0.6) for _ in range(2))
-    policy[0] = band[-1] = True
-    return Tokens(policy, band, Bounds(torch.tensor(3.0 + rng.random()), torch.tensor(3.5 + rng.random())))
-
-
-def plain_losses(plain: Any, anchor: Any, step: Step, options: MethodConfig, ratio_from: str) -> Losses:
-    """The three terms by a loop over every rollout and token, duplicates included: TRL's shape, nothing shared."""
-    counted = [(len(t.policy_T), int(t.policy_T.sum())) for row in step.tokens for t in row]
-    band_tokens = sum(int(t.band_T.sum()) for row in step.tokens for t in row)
-    everything, chosen = (sum(column) for column in zip(*counted, strict=True))
-    over = {"all": everything, "selected": chosen}
-    over_band = {"all": everything, "selected": band_tokens}[options.band_denominator]
-    policy_term, band_term, kl_term = torch.zeros(3)
-    for group, row in zip(step.groups, step.tokens, strict=True):
-        for rollout, advantage, tokens in zip(group.rollouts, group.advantages, row, strict=True):
-            log_probs = plain_log_probs(plain, group.question, rollout.token_ids)
-            with torch.no_grad():
-                ref = plain_log_probs(anchor, group.question, rollout.token_ids)
-            drawn = torch.tensor(rollout.token_ids)[:, None]
-            logp, ref_logp = log_probs.gather(-1, drawn)[:, 0], ref.gather(-1, drawn)[:, 0]
-            old = torch.from_numpy(rollout.logp) if ratio_from == "sampled" else logp.detach()
-            h = entropy(log_probs)
-            for t in range(len(drawn)):
-                if tokens.policy_T[t]:
-                    ratio = (logp[t] - old[t]).exp()
-                    clipped = ratio.clamp(1 - options.clip_low, 1 + options.clip_high)
-                    policy_term = policy_term - torch.min(ratio * advantage, clipped * advantage)
-                    kl_term = kl_term + divergence(log_probs[t], ref[t], logp[t], ref_logp[t], options.kl)
-                if tokens.band_T[t]:
-                    low, high = tokens.bounds
-                    band_term = band_term + options.band_low_weight * (low - h[t]).clamp(min=0)
-                    band_term = band_term + options.band_high_weight * (h[t] - high).clamp(min=0)
-    kl_mean = options.kl_weight * kl_term / over[options.kl_denominator]
-    return Losses(policy_term / over[options.policy_denominator], band_term / over_band, kl_mean)
-
-
-def divergence(log_pi: Tensor, log_ref: Tensor, logp: Tensor, ref_logp: Tensor, kind: str) -> Tensor:
-    if kind == "exact":
-        allowed = [v for v in range(len(log_pi)) if v not in BANNED]
-        return (log_pi[allowed].exp() * (log_pi[allowed] - log_ref[allowed])).sum()
-    return (ref_logp - logp).exp() - 1 - (ref_logp - logp)
-
-
-def packed_losses(
-    policy: Policy, reference: Reference, step: Step, options: MethodConfig, ratio_from: str, budget: int
-) -> tuple[Losses, dict[str, Tensor], int]:
-    """The same terms and their summed gradient through rows, micro-batches and the packed forward, as the loop does."""
-    over = denominators(step.tokens, options)
-    batches = micro_batches(policy, trained_groups(step.groups, step.tokens, options), budget)
-    sums, gradients = torch.zeros(3), {name: torch.zeros_like(p) for name, p in policy.trainable().items()}
-    for rows in batches:
-        micro = collate(policy, rows)
-        anchor = reference.anchor(micro.packed, DIVERGENCES[options.kl])
-        trained = policy.text(micro.packed, Distribution(TEMPERATURE, policy.banned), anchor)
-        old = micro.sampled_logp_NT if ratio_from == "sampled" else trained.stats.logp_NT.detach()
-        terms = losses(trained, micro, old, options, over)
-        sums += torch.stack(terms).detach()
-        for name, gradient in gradients_of(policy, sum(terms)).items():
-            gradients[name] += gradient
-    return Losses(*sums), gradients, len(batches)
-
-
-@torch.no_grad()
-def perturb(policy: Policy, scale: float, seed: int) -> None:
-    """Move the trainable weights, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in policy.trainable().values():
-        parameter += scale * torch.randn(parameter.shape, generator=generator)
-
-
-@pytest.mark.parametrize(
-    ("ratio_from", "changes"),
-    [
-        ("own", {}),
-        ("sampled", {"clip_low": 0.3, "clip_high": 0.5}),
-        ("own", {"kl": "k3", "policy_denominator": "selected", "band_denominator": "selected"}),
-        ("own", {"kl_denominator": "all"}),
-    ],
-)
-def test_losses_and_gradients_are_those_of_a_plain_loop(ratio_from: str, changes: dict[str, Any]) -> None:
-    options, step = OPTIONS.model_copy(update=changes), make_step()
-    policy, plain = tiny_policy(6), tiny_model(6)
-    reference = Reference(policy)
-    perturb(policy, 0.03, seed=9)
-    plain.load_state_dict(policy.model.state_dict())
-    if ratio_from == "sampled":
-        step = step_with_old_log_probs(plain, step)
-    expected = plain_losses(plain, tiny_model(6), step, options, ratio_from)
-    sum(expected).backward()
-    assert all(abs(term.item()) > 1e-3 for term in expected)
-    for budget, batches in ((10_000, 1), (1, 4), (130, 2)):
-        found, gradients, count = packed_losses(policy, reference, step, options, ratio_from, budget)
-        assert count == batches
-        torch.testing.assert_close(torch.stack(found), torch.stack(expected).detach(), rtol=TOLERANCE, atol=1e-6)
-        assert_gradients_equal(policy, gradients, plain)
-
-
-@pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_engines_gradients_are_those_of_a_plain_loop(stage: int, recomputed: bool) -> None:
-    """All at once: trees, identical responses, the anchor's weights standing in between forwards, two micro-batches."""
-    from mm_spine.training.engine import Engine
-
-    step, policy, plain = make_step(), tiny_policy(6), tiny_model(6)
-    reference = Reference(policy)
-    perturb(policy, 0.03, seed=9)
-    plain.load_state_dict(policy.model.state_dict())
-    sum(plain_losses(plain, tiny_model(6), step, OPTIONS, "own")).backward()
-    engine = Engine(policy, OptimConfig(), EngineConfig(zero_stage=stage, checkpoint_activations=recomputed))
-    try:
-        batches = micro_batches(policy, trained_groups(step.groups, step.tokens, OPTIONS), 130)
-        for rows in batches:
-            micro = collate(policy, rows)
-            anchor = reference.anchor(micro.packed, DIVERGENCES[OPTIONS.kl])
-            trained = engine.forward(micro.packed, Distribution(TEMPERATURE, policy.banned), anchor)
-            terms = losses(trained, micro, trained.stats.logp_NT.detach(), OPTIONS, denominators(step.tokens, OPTIONS))
-            engine.backward(sum(terms), last=rows is batches[-1])
-        assert len(batches) == 2
-        assert_gradients_equal(policy, engine.gradients(), plain)
-    finally:
-        engine.close()
-
-
-@torch.no_grad()
-def step_with_old_log_probs(plain: Any, step: Step) -> Step:
-    """Old log-probs around today's, so that ratios fall inside and outside the clip."""
-    groups = []
-    for group in step.groups:
-        rollouts = []
-        for rollout in group.rollouts:
-            log_probs = plain_log_probs(plain, group.question, rollout.token_ids)
-            logp = log_probs.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0].numpy()
-            shift = 0.5 * np.sin(np.arange(len(logp)) + len(logp))
-            rollouts.append(replace(rollout, logp=(logp + shift).astype(np.float32)))
-        groups.append(replace(group, rollouts=tuple(rollouts)))
-    return Step(groups, step.tokens)
-
-
-def test_identical_rollouts_are_one_leaf_with_their_weight() -> None:
-    step = make_step()
-    rows = [merge_identical(group, tokens) for group, tokens in zip(step.groups, step.tokens, strict=True)]
-    assert [len(row.leaves) for row in rows] == [4, 3, 2, 2]
-    assert [leaf.rollout.weight for leaf in rows[0].leaves] == [3, 1, 1, 1]
-    assert [leaf.rollout.weight for leaf in rows[2].leaves] == [3, 1]
-    assert denominators(step.tokens, OPTIONS) == Denominators(
-        policy=sum(len(t.policy_T) for row in step.tokens for t in row),
-        band=sum(len(t.policy_T) for row in step.tokens for t in row),
-        kl=sum(int(t.policy_T.sum()) for row in step.tokens for t in row),
-    )
-
-
-def test_micro_batches_keep_groups_whole_and_within_the_budget() -> None:
-    policy, step = tiny_policy(), make_step()
-    rows = trained_groups(step.groups, step.tokens, OPTIONS)
-    lengths = {row.question.id: packed_length(policy, row) for row in rows}
-    assert lengths == {row.question.id: collate(policy, [row]).packed.plan.length for row in rows}
-    for budget in (1, 70, 130, 10_000):
-        batches = micro_batches(policy, rows, budget)
-        assert sorted(row.question.id for batch in batches for row in batch) == sorted(lengths)
-        for batch in batches:
-            assert sum(lengths[row.question.id] for row in batch) <= budget or len(batch) == 1
-
-
-# --- distribution -----------------------------------------------------------------------------------------------------
-
-
-def test_distribution_bans_before_the_temperature_and_computes_in_fp32() -> None:
-    logits = torch.tensor([[1.0, 2.0, 3.0, 1e6]], dtype=torch.bfloat16)
-    found = Distribution(2.0, (3,)).log_probs(logits)
-    expected = torch.tensor([[0.5, 1.0, 1.5]]).log_softmax(-1)
-    assert found.dtype == torch.float32 and found[0, 3] == -torch.inf
-    torch.testing.assert_close(found[:, :3], expected)
-
-
-# --- reference --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("config", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_anchor_is_the_starting_policy_and_leaves_the_weights_alone(config: ModelConfig | None, tied: bool) -> None:
-    policy, start = tiny_policy(5, config, tied), tiny_policy(5, config, tied)
-    reference = Reference(policy)
-    perturb(policy, 0.1, seed=1)
-    moved = policy.weights()
-    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
-    anchor = reference.anchor(micro.packed, DIVERGENCES["exact"])
-    assert all(torch.equal(p, moved[name]) for name, p in policy.trainable().items())
-    assert torch.equal(anchor.hidden_SD, start.text.trunk(micro.packed))
-    assert torch.equal(anchor.weight_VD, start.text.head.weight)
-    assert not anchor.hidden_SD.requires_grad
-    assert not torch.equal(anchor.hidden_SD, policy.text.trunk(micro.packed))
-
-
-def test_anchor_puts_the_weights_back_when_its_forward_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny_policy()
-    reference = Reference(policy)
-    perturb(policy, 0.1, seed=1)
-    moved = policy.weights()
-    monkeypatch.setattr(policy.text, "trunk", lambda batch: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        reference.anchor(collate(policy, trained_groups(*make_step(), OPTIONS)).packed, DIVERGENCES["exact"])
-    assert all(torch.equal(p, moved[name]) for name, p in policy.trainable().items())
-
-
-def test_divergence_from_an_unchanged_reference_is_zero() -> None:
-    policy = tiny_policy()
-    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
-    anchor = Reference(policy).anchor(micro.packed, DIVERGENCES["exact"])
-    trained = policy.text(micro.packed, Distribution(TEMPERATURE, policy.banned), anchor)
-    assert trained.kl_NT.abs().max() < 1e-6
-
-
-# --- freezing ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("config", [None, LORA], ids=["full", "lora"])
 def test_parameter_counts_say_what_may_train(config: ModelConfig | None) -> None:
     policy = tiny_policy(config=config)
@@ -490,9 +205,6 @@ def test_checksum_is_stable_and_sees_one_changed_element() -> None:
     with torch.no_grad():
         policy.tower.get_parameter("merger.mlp.2.weight")[3, 5] += 1e-6
     assert policy.tower_checksum() != before
-
-
-# --- LoRA and saving --------------------------------------------------------------------------------------------------
 
 
 def test_lora_trains_adapters_of_every_projection_of_the_language_model_only() -> None:

@@ -159,12 +159,8 @@ class Clock:
         return result
 
 
-# These two compare formulas in another process.
-SLOW = {"math", "math_or_choice"}
-KINDS = [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in sorted(SPECS)]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(SPECS))
 def test_no_response_crashes_hangs_or_swells_a_kind(kind: str) -> None:
     spec, gold = SPECS[kind]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

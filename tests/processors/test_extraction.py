@@ -122,6 +122,6 @@ def test_what_is_left_is_a_part_of_the_response(response: str) -> None:
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_megabyte_takes_no_time(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     unwrapped(piece * (1_000_000 // len(piece)) + '{"answer": ' + '"\\' * 1000 + "}")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -114,6 +114,7 @@ def test_it_answers_in_threads() -> None:
     assert found == [True] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["9^9^9^9", "9^{9^{9^9}}", "10000!", "5!!!!", "2^{100000}", "10^9^9!"])
 def test_a_number_that_fills_pages_is_refused_before_it_is_computed(fresh: None, tower: str) -> None:
     assert seconds(lambda: checker.equal(tower, "3")) < 0.5
@@ -126,6 +127,7 @@ def test_an_ordinary_power_is_not_refused(text: str) -> None:
     assert not checker.huge(text)
 
 
+@pytest.mark.slow
 def test_a_computation_that_never_ends_costs_its_pair_and_is_reported(
     fresh: None, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -259,6 +259,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_million_hostile_characters_take_no_longer_than_two_seconds(name: str) -> None:
     for spec in (TWO, LIST, ANGLES, AnswerSpec("choice", ("yes", "no")), AnswerSpec("text"), AnswerSpec("integer")):

@@ -107,6 +107,7 @@ def test_a_gold_that_is_no_decision_is_a_fault_of_the_data() -> None:
         grade(None, "perhaps", DECISION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -122,6 +123,6 @@ def test_a_gold_that_is_no_decision_is_a_fault_of_the_data() -> None:
 )
 def test_a_megabyte_is_read_in_time(text: str) -> None:
     for spec in (YES_NO, DECISION, LISTED):
-        start = time.perf_counter()
+        start = time.process_time()
         grade(parse(text, spec), "yes", spec)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2

@@ -100,6 +100,7 @@ def test_both_themes_can_be_read() -> None:
     assert [light[f"s{i}"] for i in range(1, 7)] == list(figures.COLOURS)
 
 
+@pytest.mark.slow
 def test_both_pages_open_without_error_or_request_at_any_width(finished: Path, large: Path) -> None:
     """One browser for all of it: to start one takes longer than what it is asked."""
     with open_page(finished / "report.html") as opened:
@@ -223,6 +224,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write_report(write_large_run(folder / "run"), folder / "page.html")
 
 
+@pytest.mark.slow
 def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(large: Path) -> None:
     html = large.read_text()
     assert html.count('<details class="question">') == 80 and html.count("data:image/jpeg") == 80

@@ -53,6 +53,7 @@ def test_a_run_of_no_steps_has_a_page(tmp_path: Path) -> None:
     assert "The run made no step: before and after are one evaluation" in text
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_figures(copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(copy / "figures")
     (copy / "report.html").unlink()
@@ -97,6 +98,7 @@ def _own(root: Path) -> dict[str, Any]:
     return {"benchmark": str(write_data(root / "data")), "model": {"path": str(write_model(root / "model"))}}
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_report(real: Path) -> None:
     assert "Not on this page" not in text_of(real / "run") or "images/" in text_of(real / "run")
     assert (real / "run" / "report.html").stat().st_size > 50_000

@@ -1,4 +1,4 @@
-"""Saved thumbnails."""
+"""Thumbnails of a question's images, shown and saved."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from saved_runs import SPEC, size_of
+from tiny import tiny_image
 
 from mm_spine.reporting import thumbnails
 from mm_spine.types import Question
@@ -30,3 +31,9 @@ def test_thumbnails_are_small_and_named_by_hash(tmp_path: Path) -> None:
     assert size_of(files[0]) == (64, 32) and max(size_of(files[1])) == 256
     assert files[1].stat().st_size < 100_000
     assert [media for media, _ in thumbnails.read_thumbnails(tmp_path, name)] == ["image/jpeg", "image/png"]
+
+
+def test_an_unreadable_image_is_left_out(tmp_path: Path) -> None:
+    asked = Question("q", (tmp_path / "none.png", tiny_image(0, 600)), "?", SPEC)
+    assert thumbnails.image_sizes(asked) == ["?", "1200x1200"]
+    assert [image.size for image in thumbnails.thumbnails(asked)] == [(256, 256)]

@@ -13,6 +13,7 @@ from mm_spine.config import ConfigError
 from mm_spine.runs.run import run
 
 
+@pytest.mark.slow
 def test_another_runs_before_is_reused_only_for_the_same_start(lab: Lab, tmp_path: Path) -> None:
     base = lab.run("base")
     shared = lab.run("shared-before", {"evaluation": {"before": str(base)}})

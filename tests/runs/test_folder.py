@@ -46,6 +46,7 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(lab: Lab, variant: s
     assert summary["seconds"]["total"] > summary["seconds"]["sample"] + summary["seconds"]["update"]
 
 
+@pytest.mark.slow
 def test_a_crashed_run_resumes_from_its_last_checkpoint(lab: Lab) -> None:
     """Step 3 was written but not checkpointed, a checkpoint and a line are torn: all of that is done again."""
     config = lab.config(VARIANTS["spine"], {"checkpoint": {"every": 1}})
@@ -90,6 +91,7 @@ def test_another_configuration_is_not_resumed(
     assert (stopped / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_threads_and_token_budget_may_change_but_it_is_said(
     lab: Lab, stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""The list of listeners: each is told every event in order, and only a required one can stop the run."""
+"""The list of listeners: each receives every event in order, and only a required one can stop the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lab import Lab
 
-from mm_spine import rollout_table
+from mm_spine.files import rollout_table
 from mm_spine.runs.listeners.listener import Listener, Listeners
 from mm_spine.runs.run import run
 

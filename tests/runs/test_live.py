@@ -11,9 +11,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from rich.cells import cell_len
 from rich.console import Console
 from small import Silent, digit_policy, small_config, write_data, write_model
@@ -22,8 +20,7 @@ from tiny import tiny_image, tiny_questions
 from mm_spine import distributed, files
 from mm_spine.adapt import Hooks, adapt
 from mm_spine.files import rollout_table
-from mm_spine.reporting.responses import ShownResponse, first_responses
-from mm_spine.reporting.thumbnails import image_sizes, thumbnails
+from mm_spine.reporting.responses import ShownResponse
 from mm_spine.runs.evaluate import evaluate_model
 from mm_spine.runs.listeners import live
 from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming
@@ -31,7 +28,7 @@ from mm_spine.runs.listeners.live import LogLines, Phase, Terminal, add_live, pr
 from mm_spine.runs.plan import check
 from mm_spine.runs.run import Run, run
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Vote
+from mm_spine.types import AnswerSpec, Question, StepReport
 from mm_spine.words import one_line
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -61,15 +58,6 @@ def shown(file: io.StringIO) -> list[str]:
 
 def question(name: str = "q1", images: int = 1) -> Question:
     return Question(name, tuple(tiny_image(i, 28) for i in range(images)), "What?", AnswerSpec("integer"))
-
-
-def group(name: str, texts: tuple[str, ...]) -> Group:
-    rollouts = tuple(
-        Rollout(name, i, (1,), text, np.zeros(1, np.float32), None, "stop") for i, text in enumerate(texts)
-    )
-    vote = Vote("1", 1.0, {"1": len(texts)}, 1.0, len(texts))
-    parsed = (Answer("1", "1"),) * len(texts)
-    return Group(question(name), rollouts, ("1",) * len(texts), vote, torch.ones(len(texts)), parsed=parsed)
 
 
 def a_step(step: int = 0, **more: Any) -> Step:
@@ -164,14 +152,6 @@ def test_the_line_says_what_a_step_does() -> None:
 # Responses
 
 
-def test_responses_are_taken_question_by_question() -> None:
-    groups = [group("a", ("a0", "a1", "a2")), group("b", ("b0",)), group("c", ("c0", "c1"))]
-    assert [completion.text for completion in first_responses(groups, 5)] == ["a0", "b0", "c0", "a1", "c1"]
-    assert first_responses(groups, 0) == []
-    assert len(first_responses(groups, 99)) == 6
-    assert first_responses(groups, 1)[0] == ShownResponse(groups[0].question, 0, "a0", "1", "1", 1.0)
-
-
 def test_a_response_is_told_in_a_line_without_its_images() -> None:
     completion = ShownResponse(question("q7", images=2), 3, "so\n\tit is  1", "1", "1", 1.0)
     assert live.response_line(completion) == "q7  answer 1  reward 1.00  [56x56, 56x28]  so it is 1"
@@ -187,12 +167,6 @@ def test_a_response_cannot_steer_the_terminal() -> None:
     view.close()
     assert "[2J" in CONTROL.sub("", file.getvalue()) and "\x1b[2J" not in file.getvalue()
     assert "\x1b]0" not in file.getvalue() and "[bold]x[/bold]" in CONTROL.sub("", file.getvalue())
-
-
-def test_an_unreadable_image_is_left_out(tmp_path: Path) -> None:
-    asked = Question("q", (tmp_path / "none.png", tiny_image(0, 600)), "?", AnswerSpec("integer"))
-    assert image_sizes(asked) == ["?", "1200x1200"]
-    assert [image.size for image in thumbnails(asked)] == [(256, 256)]
 
 
 # Where there is no terminal
@@ -282,7 +256,7 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(on_terminal: Stream) -> None
 
 
 class Recorded(Listener):
-    """Notes what it is told."""
+    """Record every event."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
@@ -382,6 +356,7 @@ def test_a_pass_of_our_own_for_the_entropies_is_told_as_score() -> None:
     assert heard == ["sample", "score", "update"]
 
 
+@pytest.mark.slow
 def test_without_a_view_a_run_logs_as_ever(
     config: Any, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -399,6 +374,7 @@ def test_without_a_view_a_run_logs_as_ever(
     assert not any("\x1b" in message for message in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_real_view_changes_no_step(config: Any, watched: Watched, tmp_path: Path, on_terminal: Stream) -> None:
     with redirect_stderr(on_terminal), live.watching() as view:
         run(config, tmp_path / "run", listener=view)
@@ -409,6 +385,7 @@ def test_a_real_view_changes_no_step(config: Any, watched: Watched, tmp_path: Pa
     assert [line.split()[0] for line in lines if line.lstrip().startswith(("1/2 ", "2/2 "))] == ["1/2", "2/2"]
 
 
+@pytest.mark.slow
 def test_a_failing_view_does_not_cost_the_run(
     config: Any, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -427,7 +404,7 @@ def test_a_view_that_fails_at_a_step_leaves_no_step_untold(caplog: pytest.LogCap
     assert [message[:9] for message in caplog.messages if message.startswith("step")] == ["step 5/12"]
 
 
-def test_a_line_that_cannot_be_drawn_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_cannot_be_drawn_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     view, _ = terminal()
     view.phase("adapting", 2)
     monkeypatch.setattr(live, "progress_line", Failing)

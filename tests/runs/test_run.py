@@ -22,6 +22,7 @@ from mm_spine.types import Answer
 # The firewall
 
 
+@pytest.mark.slow
 def test_a_scrambled_key_changes_no_bit_of_the_training(lab: Lab) -> None:
     wrong = write_data(lab.folder / "scrambled", golds="345678", held_out="90")
     true, scrambled = lab.run("base"), lab.run("scrambled", data=wrong)
@@ -30,6 +31,7 @@ def test_a_scrambled_key_changes_no_bit_of_the_training(lab: Lab) -> None:
     assert any(step["grad_norm"] > 0 for step in steps_of(true))
 
 
+@pytest.mark.slow
 def test_no_key_at_all_changes_no_bit_either(lab: Lab) -> None:
     data = write_data(lab.folder / "unlabelled")
     for path in data.glob("*.jsonl"):
@@ -41,6 +43,7 @@ def test_no_key_at_all_changes_no_bit_either(lab: Lab) -> None:
     assert summary_of(unlabelled)["after"]["mean_length"] > 0
 
 
+@pytest.mark.slow
 def test_evaluation_changes_no_bit_of_the_training(lab: Lab) -> None:
     """One question instead of all, none held out, more samples; and an evaluation that never runs."""
     less = {"evaluation": {"limit": 1, "held_out": False, "samples": 3, "max_new_tokens": 3}}
@@ -62,6 +65,7 @@ def test_the_oracle_is_rewarded_by_the_truth_and_stamped(lab: Lab) -> None:
 # Repeatability and resuming
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_run_and_another_is_not(lab: Lab) -> None:
     again = lab.run("again")
     assert_same(lab.run("base"), again)
@@ -162,6 +166,7 @@ def single(lab: Lab) -> Iterator[tuple[Path, list[dict[str, torch.Tensor]]]]:
         yield lab.run("single", {"scope": "question", "limit": 3, "optim": {"steps": 2, "lr": 0.01}}), starts
 
 
+@pytest.mark.slow
 def test_each_question_starts_from_the_same_weights(single: tuple[Path, list[dict[str, torch.Tensor]]]) -> None:
     _, starts = single
     assert len(starts) == 3
@@ -184,6 +189,7 @@ def test_each_question_is_adapted_and_answered_alone(
     assert any(step["grad_norm"] > 0 for step in steps) and not (output / "adapted").exists()
 
 
+@pytest.mark.slow
 def test_a_question_alone_is_the_run_on_that_question(
     lab: Lab, single: tuple[Path, list[dict[str, torch.Tensor]]]
 ) -> None:
@@ -191,6 +197,7 @@ def test_a_question_alone_is_the_run_on_that_question(
     assert steps_of(alone) == steps_of(single[0])[:2]
 
 
+@pytest.mark.slow
 def test_the_steps_of_all_questions_are_counted_as_one_run(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         lab.run("counted", {"scope": "question", "limit": 2, "optim": {"steps": 2}, "reporting": {"images": False}})
@@ -198,6 +205,7 @@ def test_the_steps_of_all_questions_are_counted_as_one_run(lab: Lab, caplog: pyt
     assert [line for line in lines if line.startswith("step ")] == [f"step {k}/4" for k in (1, 2, 3, 4)]
 
 
+@pytest.mark.slow
 def test_lora_saves_its_adapter_and_the_merged_model(lab: Lab) -> None:
     import peft
     from safetensors.torch import load_file

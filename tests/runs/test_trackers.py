@@ -39,6 +39,8 @@ from mm_spine.runs.plan import check
 from mm_spine.runs.run import run
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Vote
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = {name: row.package for name, row in registry.TRACKERS.items()}
 INSTALL = 'pip install -c constraints.txt "mm-spine[trackers]"'
 
@@ -200,7 +202,7 @@ def test_a_resumed_run_goes_on_at_its_step(config: Any, sealed: list[Any], tenso
     output = tmp_path / "run"
     assert run(asked, output, listener=Stopping(2)) is None
     assert set(scalars(output)["steps/loss"]) == {0, 1}
-    shutil.rmtree(output / "checkpoints" / "step_000002")  # as after a crash: step 1 is told twice
+    shutil.rmtree(output / "checkpoints" / "step_000002")  # as after a crash: step 1 is reported twice
     assert run(asked, output, resume=True) is not None
     assert_holds(scalars(output), output, tolerance=1e-6)
     assert scalars(output)["steps/loss"] == scalars(tensorboard)["steps/loss"]
@@ -384,7 +386,7 @@ def test_an_unknown_tracker_is_named() -> None:
 
 
 class Heard:
-    """A tracker that notes what it is told, and fails at its `fails`-th event."""
+    """A tracker that records every event, and fails at its `fails`-th event."""
 
     def __init__(self, sends: bool = False, fails: int = -1) -> None:
         self.sends, self.fails = sends, fails
@@ -472,7 +474,6 @@ def test_a_tracker_may_be_added_or_left_out_when_a_run_goes_on(config: Any, seal
     assert set(scalars(tmp_path / "run")["steps/loss"]) == {1, 2}
 
 
-@pytest.mark.slow
 def test_nothing_of_a_tracker_is_imported_unless_asked(plain: Path) -> None:
     code = "import mm_spine.runs.run, sys; print(sorted({'tensorboard', 'wandb', 'trackio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -137,6 +137,7 @@ def test_a_short_root_forks_as_often_as_it_can_and_the_missing_leaves_are_flat()
     assert [(r.index, r.prefix) for r, _ in backend.calls[1]] == [(i, ()) for i in (1, 2, 3, 4, 6, 7, 8, 9)]
 
 
+@pytest.mark.slow
 def test_entropy_forks_are_the_policys_own_where_the_sampler_gives_none() -> None:
     """By the plain forward, with the sampler's entropies and without; surprisal forks elsewhere."""
     given, silent = (trees(plain(silent=silent), 5, rank_by="entropy") for silent in (False, True))
@@ -150,6 +151,7 @@ def test_entropy_forks_are_the_policys_own_where_the_sampler_gives_none() -> Non
 # --- what a branch is -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [policy, digits])
 def test_a_branch_is_its_roots_beginning_and_draws_of_its_own(own: Callable[[], Policy]) -> None:
     """Figures by a plain forward over the whole response; the draws are those of a request with that prefix."""
@@ -197,6 +199,7 @@ def test_the_draws_do_not_depend_on_the_batch(distinct: bool) -> None:
     assert outline(together) == outline(alone) == outline(turned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"step": 4}, {"purpose": "anchor"}])
 def test_another_step_purpose_or_seed_is_another_tree(other: dict[str, Any]) -> None:
     usual = outline(trees(plain(4), 5))

@@ -17,10 +17,10 @@ from tiny import entropy, plain_log_probs, tiny_model, tiny_policy
 from torch import Tensor
 from tree_backends import QUESTIONS, Plain, Scripted, branches, digits, outline, policy, trees
 
-from mm_spine import rollout_table
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import DecodingConfig, MethodConfig, TreeConfig, VotesConfig
 from mm_spine.draws import generator
+from mm_spine.files import rollout_table
 from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
 from mm_spine.methods.table import find
 from mm_spine.policy.distribution import Distribution
@@ -69,6 +69,7 @@ def plain_loss(
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spine", "ettrl"])
 def test_training_on_trees_is_flat_training_on_their_leaves(method: str) -> None:
     """Loss and every gradient, against a plain forward for each leaf with its own advantage, mask and bounds."""
@@ -158,6 +159,7 @@ def test_votes_in_rounds_end_at_whole_trees() -> None:
     assert outline(group.rollouts for group in groups) == outline(g[:n] for g, n in zip(full, counts, strict=True))
 
 
+@pytest.mark.slow
 def test_the_loop_scores_trees_that_come_without_entropies() -> None:
     config = small_config(ETTRL, {"optim": {"steps": 1}, "sampling": {"max_new_tokens": 4}})
     reports = []
@@ -182,6 +184,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder / "whole", config
 
 
+@pytest.mark.slow
 def test_a_run_records_parents_and_forks(whole: tuple[Path, Any]) -> None:
     tables = [rollout_table.read_rollout_table(path) for path in sorted(whole[0].glob("rollouts/*.parquet"))]
     assert len(tables) == 3
@@ -196,6 +199,7 @@ def test_a_run_records_parents_and_forks(whole: tuple[Path, Any]) -> None:
     assert forked > 12
 
 
+@pytest.mark.slow
 def test_a_run_with_trees_resumes_to_the_bit(whole: tuple[Path, Any], tmp_path: Path) -> None:
     class Stopping(Listener):
         def step(self, step: Step) -> None:

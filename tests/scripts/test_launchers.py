@@ -149,19 +149,13 @@ def test_bash_reads_it(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_launcher_adapts_its_benchmark_and_can_be_started(name: str) -> None:
-    path = ROOT / "scripts" / f"adapt_{name}.sh"
-    assert path.read_text().splitlines()[-1] == f'adapt {name} "$@"'
-    assert os.access(path, os.X_OK)
-
-
 # The dry run
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_the_dry_run_of_a_launcher(name: str, recorder: Checkout, mm_spine: Command) -> None:
     """Its process is replaced by the one of this test: nineteen would take minutes to import torch."""
+    assert os.access(ROOT / "scripts" / f"adapt_{name}.sh", os.X_OK)
     ended = recorder.run(name, "--dry-run", "--method", "spine-v2", HF_HUB_OFFLINE="1")
     arguments = ["adapt", name, f"--output=runs/{name}", "--method", "spine-v2"]
     assert ended.code == 0, ended

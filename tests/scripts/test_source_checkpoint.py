@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,12 @@ from mm_spine.processors.answers import parse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "study"))
 
+import source_card
 import source_recipe
 from habits import habit
-from printed_digits import scan
+from printed_digits import Printed, scan
 from source_model import use_fast_attention
-
-STUDY = Path(__file__).resolve().parents[2] / "scripts" / "study"
-SOURCES = [STUDY / f"{name}.py" for name in (
-    "printed_digits", "source_recipe", "source_model", "source_card", "train_source_checkpoint", "habits",
-)]  # fmt: skip
+from train_source_checkpoint import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +31,37 @@ def shipped() -> tuple[Any, Any]:
     return model.eval(), AutoProcessor.from_pretrained(digits.MODEL_DIR)
 
 
-def test_the_training_cannot_see_handwriting() -> None:
-    loads = []
-    for path in SOURCES:
-        tree = ast.parse(path.read_text())
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        modules = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-        modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-        assert not any(module.startswith("sklearn") for module in modules)
-        assert not names & {"load_digits", "_source", "_rows_by_split"}
-        loads += [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "digits.load"]
-    assert [ast.unparse(call) for call in loads] == ["digits.load('tune')"]
+def test_training_batches_are_drawn_without_handwriting(
+    shipped: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handwriting(**options: Any) -> None:
+        raise AssertionError("the handwritten digits were read")
+
+    monkeypatch.setattr("sklearn.datasets.load_digits", handwriting)
+    digits._source.cache_clear()
+    rng = np.random.default_rng(0)
+    printed = Printed(rng.integers(0, 17, (20, 8, 8)), np.arange(20) % 10)
+    teacher = Teacher(shipped[1], printed, source_recipe.Config())
+    for _ in range(3):
+        batch = teacher.batch(4, direct_share=0.5)
+        assert len(batch.ids) == len(batch.targets) == 4 and (batch.targets != -100).any(dim=1).all()
+
+
+def test_a_checkpoint_is_measured_on_the_tune_split_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: list[str] = []
+    load = digits.load
+
+    def noted(split: str) -> Any:
+        splits.append(split)
+        return load(split)
+
+    monkeypatch.setattr(digits, "load", noted)
+    monkeypatch.setattr(
+        source_card, "answer_all", lambda model, processor, questions, n: [[r"\boxed{1}"] * n for _ in questions]
+    )
+    figures = source_card.measure(None, None, source_recipe.Config(samples=2))
+    assert splits == ["tune"]
+    assert figures.questions == len(load("tune").questions) and figures.greedy == figures.pass_at_1
 
 
 def test_targets_show_their_habit_and_end_in_the_answer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import MIXED, PLAIN, run, stopping_after
 from small import small_config
-from test_adapt import MIXED, PLAIN, run, stopping_after
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -204,7 +205,7 @@ def test_a_step_that_ran_out_of_memory_is_the_step_of_the_smaller_budget(
         policy, _, records, ended = run(*layers)
     (message,) = caplog.messages
     half = ended.token_budget
-    assert message == f"CUDA out of memory: the step starts anew with engine.token_budget={half}, it was 130"
+    assert f"engine.token_budget={half}" in message and "130" in message
     assert half in (65, 32) and [record.token_budget for record in records] == [half, half]
     with monkeypatch.context() as patch:
         narrowing(patch, after=step, tokens=half)
@@ -275,7 +276,7 @@ def test_a_failed_attempt_keeps_nothing_alive() -> None:
 def test_scoring_halves_until_nothing_is_left_to_halve(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(MemoryShortage, match="a single group does not fit"):
         some_budget(8).within(run_out_of_memory)
-    assert [message.split(" it was ")[1] for message in caplog.messages] == ["8", "4", "2"]
+    assert [re.findall(r"\d+", message) for message in caplog.messages] == [["4", "8"], ["2", "4"], ["1", "2"]]
 
 
 def test_other_errors_pass_through() -> None:

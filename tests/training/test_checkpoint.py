@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_adapt import PLAIN, run, stopping_after
+from adapting import PLAIN, run, stopping_after
 
 from mm_spine.config import ConfigError
 from mm_spine.training.checkpoint import newest_checkpoint

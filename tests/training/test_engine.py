@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import MIXED, PLAIN, run
 from small import digit_policy, small_config
-from test_adapt import MIXED, PLAIN, run
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from adapting import PLAIN, QUESTIONS, Altered, moved, run
 from small import Silent, digit_policy, small_config
-from test_adapt import PLAIN, QUESTIONS, Altered, moved, run
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.sampling.hf import HFSampler

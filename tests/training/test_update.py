@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_adapt import PLAIN, counting_forwards, run
+from adapting import PLAIN, counting_forwards, run
 from torch import Tensor
 
 from mm_spine.policy.text import TextPolicy

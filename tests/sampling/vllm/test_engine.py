@@ -145,7 +145,9 @@ HERE = {"sampling": {"vllm": {"own_process": False}}}
 
 @needs_vllm
 @pytest.mark.slow
-def test_a_killed_engine_ends_the_run_with_words_and_the_run_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_whose_engine_was_killed_stops_with_an_error_and_resumes(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     settings["sampling"]["vllm"]["own_process"] = True
     config = small_config(settings, {"optim": {"steps": 4}, "checkpoint": {"every": 1}})
     out = tmp_path / "out"
@@ -181,7 +183,7 @@ def test_an_engine_in_its_own_process_draws_the_same(policy: Policy) -> None:
 
 
 @needs_vllm
-def test_any_failure_of_the_engine_ends_the_run_with_words(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_failure_of_the_engine_ends_the_run_with_one_error(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = sampler_of(policy)
     sample(sampler, mixed(1))
 

@@ -70,6 +70,7 @@ def test_a_vllm_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch) -
     assert "libvllm" not in found
 
 
+@pytest.mark.slow
 def test_a_check_of_the_sampler_does_not_import_vllm() -> None:
     """It takes 13 s: a dry run and the doctor look at versions alone."""
     script = "import sys; from mm_spine.sampling.registry import check_sampler; check_sampler(sys.argv[1])"

@@ -1,0 +1,57 @@
+"""The KL anchor: the starting policy's hidden states, while the trained weights stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plain import (
+    LORA,
+    OPTIONS,
+    make_step,
+    perturb,
+)
+from tiny import (
+    TEMPERATURE,
+    tiny_policy,
+)
+
+from mm_spine.config import ModelConfig
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.reference import Reference
+from mm_spine.training.batch import collate, trained_groups
+from mm_spine.training.loss import DIVERGENCES
+
+
+@pytest.mark.parametrize("config", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_anchor_is_the_starting_policy_and_leaves_the_weights_alone(config: ModelConfig | None, tied: bool) -> None:
+    policy, start = tiny_policy(5, config, tied), tiny_policy(5, config, tied)
+    reference = Reference(policy)
+    perturb(policy, 0.1, seed=1)
+    moved = policy.weights()
+    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
+    anchor = reference.anchor(micro.packed, DIVERGENCES["exact"])
+    assert all(torch.equal(p, moved[name]) for name, p in policy.trainable().items())
+    assert torch.equal(anchor.hidden_SD, start.text.trunk(micro.packed))
+    assert torch.equal(anchor.weight_VD, start.text.head.weight)
+    assert not anchor.hidden_SD.requires_grad
+    assert not torch.equal(anchor.hidden_SD, policy.text.trunk(micro.packed))
+
+
+def test_anchor_puts_the_weights_back_when_its_forward_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    reference = Reference(policy)
+    perturb(policy, 0.1, seed=1)
+    moved = policy.weights()
+    monkeypatch.setattr(policy.text, "trunk", lambda batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reference.anchor(collate(policy, trained_groups(*make_step(), OPTIONS)).packed, DIVERGENCES["exact"])
+    assert all(torch.equal(p, moved[name]) for name, p in policy.trainable().items())
+
+
+def test_divergence_from_an_unchanged_reference_is_zero() -> None:
+    policy = tiny_policy()
+    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
+    anchor = Reference(policy).anchor(micro.packed, DIVERGENCES["exact"])
+    trained = policy.text(micro.packed, Distribution(TEMPERATURE, policy.banned), anchor)
+    assert trained.kl_NT.abs().max() < 1e-6
