@@ -27,6 +27,7 @@ from mm_spine.benchmarks import (
     vqav2,
 )
 from mm_spine.benchmarks.benchmark import Benchmark, Source
+from mm_spine.benchmarks.tables import SUFFIXES
 from mm_spine.words import nearest
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -66,6 +67,8 @@ def resolve(name_or_folder: str) -> Benchmark:
     path = Path(name_or_folder).expanduser()
     if name_or_folder.strip() and path.is_dir():
         return folder.folder_benchmark(path)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        raise ValueError(f"{name_or_folder!r} is a file; give its folder: {str(path.parent)!r}")
     found = "a file, not a folder" if path.is_file() else "neither a benchmark nor a folder"
     raise ValueError(
         f"{name_or_folder!r} is {found}; {nearest(name_or_folder, BENCHMARKS)}. "

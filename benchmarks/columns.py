@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mm_spine.benchmarks.benchmark import Row
-from mm_spine.words import nearest
+from mm_spine.words import closest, nearest
 
 FILE = "columns.yaml"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -92,6 +92,19 @@ class Columns:
                     raise ValueError(missing)
                 problems.append(missing)
         return "; ".join(problems) or None
+
+    def misspelt(self, present: Iterable[str]) -> list[str]:
+        """Return a sentence for each column that is not read and is named almost like one that is missing."""
+        present = set(present)
+        read = {column for columns in self.names.values() for column in columns} | set(self.tags)
+        # A field that the table has under another of its names is not missing.
+        absent = [column for columns in self.names.values() if not present & {*columns} for column in columns]
+        guesses = {column: closest(column, absent, cutoff=0.7) for column in sorted(map(str, present - read))}
+        return [
+            f"column {column!r} is not read; did you mean {guess!r}? Rename it, or name it in {FILE}"
+            for column, guess in guesses.items()
+            if guess
+        ]
 
 
 def load_columns(folder: Path, image: tuple[str, ...] = COLUMNS["image"]) -> Columns:

@@ -26,7 +26,9 @@ from mm_spine.benchmarks.tables import SUFFIXES, Table, read_table
 from mm_spine.processors import answers
 from mm_spine.processors.answers.choice import check_count
 from mm_spine.processors.answers.sentences import about
+from mm_spine.processors.markers import PROMPT_LIMIT, mismatch
 from mm_spine.types import AnswerSpec, ImageLike, LabelledSet, Question
+from mm_spine.words import check_characters, visible, visible_line
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +118,12 @@ def load_table(folder: Path, path: Path | None = None) -> LabelledSet:
     present = {column for row in table.rows for column in row}
     if table.rows and (missing := columns.check(path.name, present)):
         problems.append((0, missing))
+    problems += [(0, f"{path.relative_to(folder)}: {why}") for why in columns.misspelt(present)]
     labelled = _labelled(table, columns, path, problems)
     unit = "row" if path.suffix.lower() in (".json", ".parquet") else "line"
     sentences = tuple(
-        f"{path.relative_to(folder)}, {unit} {number} {why}" if number else why for number, why in sorted(problems)
+        visible_line(f"{path.relative_to(folder)}, {unit} {number} {why}" if number else why)
+        for number, why in sorted(problems)
     )
     if not labelled.questions:
         raise ValueError(f"{path}: no usable question. {' '.join(sentences[:3]) or 'The file is empty.'}")
@@ -141,7 +145,9 @@ def _labelled(table: Table, columns: Columns, path: Path, problems: list[tuple[i
             problems.append((number, f"skipped: {error}"))
             continue
         questions[question.id] = question
-        tags[question.id] = {tag: str(row[tag]) for tag in columns.tags if row.get(tag) is not None}
+        tags[question.id] = {tag: visible(str(row[tag])) for tag in columns.tags if row.get(tag) is not None}
+        if why := mismatch(question.prompt, len(question.images)):
+            problems.append((number, f"kept: {why}"))
         # The question stays even if its gold cannot be read: which questions are asked must not depend on labels.
         try:
             if golds := _golds(columns.values(row, "answer"), question.spec):
@@ -169,6 +175,7 @@ def _question(row: Row, columns: Columns, images: Folder, default_id: str) -> Qu
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
         raise ValueError(f"id must be a text or an integer, found {name!r}")
     spec = _spec(row, columns)
+    check_characters("id", str(name))
     prompt = _prompt(row, columns, spec.choices)
     return Question(str(name), tuple(_images(row, columns, images)), prompt, about(spec, prompt))
 
@@ -181,16 +188,16 @@ def _prompt(row: Row, columns: Columns, choices: tuple[str, ...]) -> str:
         raise ValueError(f"no prompt; give {wanted} (found {', '.join(map(repr, row)) or 'no field'})")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"empty question {prompt!r}")
+    if len(prompt) > PROMPT_LIMIT:
+        raise ValueError(f"its prompt of {len(prompt):,} characters is longer than {PROMPT_LIMIT:,}; shorten it")
+    check_characters("the prompt", prompt)
     shown = all(re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", prompt) for choice in choices)
-    text = prompt if shown else f"{prompt}\n{options(choices)}"
-    # JSON may hold half of a surrogate pair, which no tokenizer accepts.
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("the prompt holds half a character (a lone surrogate escape); write it out")
-    return text
+    return prompt if shown else f"{prompt}\n{options(choices)}"
 
 
 def _spec(row: Row, columns: Columns) -> AnswerSpec:
     choices = columns.choices(row)
+    check_characters("an option", *choices)
     kind = columns.value(row, "kind") if columns.values(row, "kind") else "choice" if choices else "text"
     if not isinstance(kind, str):
         raise ValueError(f"kind must be a text, found {kind!r}")
@@ -209,6 +216,7 @@ def _golds(given: list[Any], spec: AnswerSpec) -> tuple[str, ...]:
     if any(isinstance(value, bool) or not isinstance(value, str | int | float) for value in values):
         raise ValueError(f"answer must be a text, a number or a list of them, found {given!r}")
     golds = tuple(map(str, values))
+    check_characters("its answer", *golds)
     if golds:
         # Grading no answer still reads the golds, and raises where one is not of the kind.
         answers.grade(None, golds, spec)

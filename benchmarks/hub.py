@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,41 @@ def _snapshot(hub: str, revision: str, patterns: list[str]) -> Path:
     return Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=patterns))
 
 
-def load_dataset(source: Source, split: str, hub: str, revision: str) -> Any:
-    """Load `split` with the `datasets` library, which also finds what older versions of it have cached."""
+def load_dataset(source: Source, split: str, hub: str, revision: str, offline: bool = False) -> Any:
+    """Load `split` with the `datasets` library, which also finds what older versions of it have cached.
+
+    With `offline` only its caches are looked at.
+    """
     import datasets
 
     name = source.hub_split(split)
+    with _no_requests() if offline else nullcontext():
+        try:
+            return datasets.load_dataset(hub, source.config, split=name, revision=revision)
+        except ValueError:
+            # A copy of the release under another id may have dropped the name of the configuration.
+            if hub == source.hub or source.config is None:
+                raise
+            return datasets.load_dataset(hub, split=name, revision=revision)
+
+
+@contextmanager
+def _no_requests() -> Iterator[None]:
+    """Have both libraries make no request during the block, as HF_HUB_OFFLINE does."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
-        return datasets.load_dataset(hub, source.config, split=name, revision=revision)
-    except ValueError:
-        # A copy of the release under another id may have dropped the name of the configuration.
-        if hub == source.hub or source.config is None:
-            raise
-        return datasets.load_dataset(hub, split=name, revision=revision)
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Return whether an error of `fetch_files` means that the hub gave no answer, or may not be asked."""
+    # `datasets` would ask it again, six times in 25 seconds, with a warning each time.
+    return isinstance(error, LocalEntryNotFoundError | IncompleteSnapshotError | OfflineModeIsEnabled)
 
 
 def dataset_rows(dataset: Any) -> Sequence[Row]:

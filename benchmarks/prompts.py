@@ -7,6 +7,7 @@ import re
 from mm_spine.benchmarks.benchmark import Entry
 from mm_spine.processors.answers.choice import LABELS
 from mm_spine.processors.answers.medical import CLOSED
+from mm_spine.processors.markers import places
 
 STYLES = ("reason", "short")
 
@@ -71,8 +72,8 @@ def place_images(body: str, count: int, elsewhere: str = "") -> str:
 
     Images that `elsewhere` marks, such as the options, need none either.
     """
-    unnamed = [f"<image{k}>" for k in range(1, count + 1) if f"<image{k}>" not in body + elsewhere]
-    return "\n".join([*unnamed, body])
+    marked = {place.image for place in places(body + elsewhere, count)}
+    return "\n".join([*(f"<image{k}>" for k in range(1, count + 1) if k not in marked), body])
 
 
 def asks_yes_no(question: str) -> bool:

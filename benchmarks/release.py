@@ -20,6 +20,7 @@ from mm_spine.benchmarks.tables import describe_folder, matching_files, read_tab
 from mm_spine.processors import answers
 from mm_spine.processors.answers.sentences import about
 from mm_spine.types import LabelledSet, Question
+from mm_spine.words import check_characters, visible_line
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,12 @@ def labelled_set(name: str, entries: Iterable[Entry | str | None], prompt: str) 
         if isinstance(entry, str):
             problems.append(entry)
             continue
+        try:
+            check_characters("its id", entry.id)
+            check_characters("its question", entry.body, *entry.spec.choices)
+        except ValueError as error:
+            problems.append(f"{visible_line(entry.id)} skipped: {error}")
+            continue
         if entry.id in questions:
             problems.append(f"{entry.id}: this id appears twice; the first row is kept")
             continue
@@ -90,6 +97,7 @@ def labelled_set(name: str, entries: Iterable[Entry | str | None], prompt: str) 
             problems.append(f"{entry.id} kept without its answer: {why}")
         elif entry.golds:
             key[entry.id] = entry.golds
+    problems = list(map(visible_line, problems))
     for problem in problems:
         log.warning("%s, %s", name, problem)
     return LabelledSet(tuple(questions.values()), key, tags, tuple(problems))
@@ -184,7 +192,7 @@ def _from_hub(source: Source, split: str, hub_id: str, revision: str) -> Release
     except Exception as error:
         # Whatever failed (HTTP, the cache, the disk), the files are not here. `datasets` may have cached them.
         try:
-            dataset = hub.load_dataset(source, split, hub_id, revision)
+            dataset = hub.load_dataset(source, split, hub_id, revision, offline=hub.is_unreachable(error))
         except Exception as second:
             raise ValueError(_not_found(source, split, place, error, second)) from error
         home = Path(dataset.cache_files[0]["filename"]).parent if dataset.cache_files else Path(hub_id)

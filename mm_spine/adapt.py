@@ -16,7 +16,7 @@ from mm_spine import distributed
 from mm_spine.config import RunConfig
 from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
 from mm_spine.methods.band import Bounds
-from mm_spine.methods.table import Method, configure, find
+from mm_spine.methods.table import Method, for_method
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import assert_same_version, warn_of_cut_responses
@@ -27,7 +27,7 @@ from mm_spine.training.batch import gather_groups, share_identical, trained_grou
 from mm_spine.training.fixed_band import measure_fixed_band
 from mm_spine.training.loss import denominators
 from mm_spine.training.parity import Gap
-from mm_spine.training.schedule import batch_of, check_questions, learning_rate
+from mm_spine.training.schedule import batch_of, check_askable, check_questions, learning_rate
 from mm_spine.training.scoring import needs_scores, score_on_all_ranks
 from mm_spine.training.update import Updater
 from mm_spine.types import Group, Question, StepReport
@@ -88,14 +88,14 @@ def adapt(
     """Adapt `policy` in place to unlabelled `questions`.
 
     `config` (see `methods.table.configure`) defaults to the method's own options, `method` to `config.method.name`,
-    `sampler` to the one of `config.sampling`. Raises ConfigError, FrozenError, ParityError, NotFinite,
-    MemoryShortage.
+    `sampler` to the one of `config.sampling`. Where both are given, what the caller set in `config` wins over the
+    options of `method`. Raises ConfigError, FrozenError, ParityError, NotFinite, MemoryShortage.
     """
-    config = config or configure({"method": {"name": method}} if isinstance(method, str) else {})
-    row = method if isinstance(method, Method) else find(method or config.method.name)
+    config, row = for_method(config, method)
     check_questions(questions)
     if not row.trains or config.optim.steps == 0:
         return Adapted()
+    check_askable(questions, policy, config.sampling.max_new_tokens)
     loop = _Loop(questions, policy, sampler or make_sampler(policy, config), row, config, hooks or Hooks())
     try:
         return loop.run()

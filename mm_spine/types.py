@@ -51,13 +51,23 @@ class AnswerSpec:
 
 @dataclass(frozen=True)
 class Question:
-    """An unlabelled question. There is no field for a gold answer, on purpose."""
+    """An unlabelled question. There is no field for a gold answer, on purpose.
+
+    `images` may be given as one image, or as a list of them.
+    """
 
     id: str
     images: tuple[ImageLike, ...]
     prompt: str
     spec: AnswerSpec
     benchmark: str = "own"
+
+    def __post_init__(self) -> None:
+        given = self.images
+        if isinstance(given, Image | Path | str | bytes) or hasattr(given, "read_bytes"):
+            object.__setattr__(self, "images", (given,))
+        elif not isinstance(given, tuple):
+            object.__setattr__(self, "images", () if given is None else tuple(given))
 
 
 class Answer(NamedTuple):

@@ -11,16 +11,43 @@ from collections.abc import Iterable
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Return "did you mean ...?" with the closest of the `valid` words, if one is close, and the list of all."""
     words = sorted(valid)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {', '.join(words)}"
+    close = closest(word, words)
+    return (f"did you mean {close!r}? " if close else "") + f"valid: {', '.join(words)}"
+
+
+def closest(word: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the closest of the `valid` words, None if none is at least `cutoff` (0 to 1) alike."""
+    return next(iter(difflib.get_close_matches(word, list(valid), n=1, cutoff=cutoff)), None)
 
 
 def visible(text: str) -> str:
-    """Replace characters that could move a terminal's cursor or change the direction of text by their escapes."""
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """Replace characters that could move a terminal's cursor or change the direction of text by their escapes.
+
+    Line breaks and tabs are kept.
+    """
+    return _UNSEEN.sub(_escape, text)
+
+
+def visible_line(text: str) -> str:
+    """Replace the characters that `visible` does, and line breaks and tabs too, by their escapes."""
+    return re.sub(r"[\t\n\u2028\u2029]", _escape, visible(text))
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def check_characters(what: str, *texts: str) -> None:
+    """Raise ValueError if a text holds half of a surrogate pair, which no file, hash or tokenizer accepts."""
+    for text in texts:
+        if _LONE_SURROGATE.search(text):
+            raise ValueError(f"{what} holds half a character (a lone surrogate escape); write it out")
 
 
 def one_line(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from mm_spine.compat import heal_torchvision
+from mm_spine.processors.markers import PROMPT_LIMIT, markers, mismatch, places
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import Question
+from mm_spine.words import check_characters, visible_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,26 +42,24 @@ class Encoded:
 VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """The tokens that stand for an image or a video, and those around them."""
 
-_MARKER = re.compile(r"<image ?([0-9]{1,3})>")
-
 
 def content(prompt: str, n_images: int) -> list[dict[str, Any]]:
     """Split a prompt into parts {"type": "image", "image": number from 1} and {"type": "text", "text": ...}.
 
-    The first `<imageK>` or `<image K>` becomes image K. Later ones, and markers of images that do not exist, become the
-    words "image K". Images without a marker come first, in order. All other text is kept.
+    Images go where `markers.places` says. Later marks of the same image, and numbers of images that do not exist,
+    become the words "image K". Images without a mark come first, in order. All other text is kept.
     """
+    placed = {place.start: place.image for place in places(prompt, n_images)}
     texts, named = [""], list[int]()
     at = 0
-    for marker in _MARKER.finditer(prompt):
-        number = int(marker[1])
-        texts[-1] += prompt[at : marker.start()]
-        at = marker.end()
-        if 1 <= number <= n_images and number not in named:
-            named.append(number)
+    for start, end, number in markers(prompt):
+        texts[-1] += prompt[at:start]
+        at = end
+        if start in placed:
+            named.append(placed[start])
             texts.append("")
         else:
-            texts[-1] += f"image {number}"
+            texts[-1] += prompt[start:end] if number is None else f"image {number}"
     texts[-1] += prompt[at:]
     parts = [_image(number) for number in range(1, n_images + 1) if number not in named] + [_text(texts[0])]
     for number, text in zip(named, texts[1:], strict=True):
@@ -148,13 +150,27 @@ def _special_tokens(tokenizer: Any) -> set[str]:
 
 
 def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
-    """Raise BadQuestion for an empty prompt or one with a special token."""
-    # A special token would stand for an image that does not exist, or end the user's turn.
+    """Raise BadQuestion for an empty or endless prompt, half a character, or a special token in the prompt.
+
+    Log where the marks of the prompt and its images do not agree.
+    """
     if not question.prompt.strip():
         raise BadQuestion(f"{question.id}: the question is empty")
+    if len(question.prompt) > PROMPT_LIMIT:
+        size = f"{len(question.prompt):,} characters is longer than {PROMPT_LIMIT:,}"
+        raise BadQuestion(f"{question.id}: its prompt of {size}; shorten it")
+    try:
+        check_characters("its id", question.id)
+        check_characters("its prompt", question.prompt)
+    except ValueError as error:
+        raise BadQuestion(f"{question.id}: {error}") from error
+    # A special token would stand for an image that does not exist, or end the user's turn.
     for token in sorted(special_tokens):
         if token in question.prompt:
             raise BadQuestion(f"{question.id}: the question contains the special token {token}; take it out")
+    # Released benchmarks and lmms-eval have their own rules: MathVision's one picture holds all figures of a text.
+    if question.benchmark == "own" and (why := mismatch(question.prompt, len(question.images))):
+        log.warning("%s: %s", visible_line(question.id), why)
 
 
 def _pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL import ImageFile as Decoders
 
 from mm_spine.types import ImageFile, ImageLike
+from mm_spine.words import visible_line
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,13 @@ _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
 class BadQuestion(ValueError):
-    """A question that cannot be asked. The message starts with its id; the run continues without it."""
+    """A question that cannot be asked. The message starts with its id; the run continues without it.
+
+    Ids and file names come from data, so control characters in the message are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible_line(message))
 
 
 class _Unreadable(Exception):

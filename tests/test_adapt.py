@@ -23,7 +23,7 @@ from mm_spine import adapt as adapt_function
 from mm_spine import distributed
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import ConfigError
-from mm_spine.methods.table import METHODS
+from mm_spine.methods.table import METHODS, Method, configure
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
 from mm_spine.training.engine import Engine
@@ -217,10 +217,50 @@ def test_a_bad_image_and_an_empty_question_cost_only_themselves() -> None:
 
 
 def test_a_step_of_bad_questions_alone_is_an_empty_step() -> None:
-    policy, start, records, ended = run(questions=[replace(q, images=(b"no image",)) for q in QUESTIONS])
-    assert ended.steps == 3 and not moved(policy, start)
-    assert set(policy.skipped) == {question.id for question in QUESTIONS}
-    assert all(record.report.tokens_sampled == 0 and not record.groups for record in records)
+    bad = [replace(q, images=(b"no image",)) if q.id != "q0" else q for q in QUESTIONS]
+    policy, _, records, ended = run({"optim": {"questions_per_step": 1, "steps": 5}}, questions=bad)
+    assert ended.steps == 5 and set(policy.skipped) == {question.id for question in QUESTIONS[1:]}
+    assert sorted(len(record.groups) for record in records) == [0, 0, 0, 0, 1]
+    assert all(record.report.tokens_sampled == 0 for record in records if not record.groups)
+
+
+def test_questions_of_which_none_can_be_asked_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"none of the 5 questions can be asked; the first, q0: cannot read image"):
+        run(questions=[replace(q, images=(b"no image",)) for q in QUESTIONS])
+
+
+def options_used(monkeypatch: pytest.MonkeyPatch, **given: Any) -> Any:
+    """The configuration that the loop of `adapt(..., **given)` is made with; no step is taken."""
+    used: list[Any] = []
+
+    class Seen:
+        def __init__(self, *arguments: Any) -> None:
+            used.append(arguments[4])
+            raise InterruptedError
+
+    monkeypatch.setattr("mm_spine.adapt._Loop", Seen)
+    with pytest.raises(InterruptedError):
+        adapt(QUESTIONS, digit_policy(), **given)
+    return used[0]
+
+
+def test_a_method_brings_its_own_options_under_those_that_the_caller_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = options_used(monkeypatch, method="ttrl", config=configure({"optim": {"steps": 3}}))
+    assert (used.method.name, used.method.kl, used.method.kl_weight) == ("ttrl", "k3", 0.001)
+    assert used.optim.steps == 3
+    mine = configure({"method": {"kl": "exact"}})
+    assert options_used(monkeypatch, method="ttrl", config=mine).method.kl == "exact", "also where spine has the same"
+    assert options_used(monkeypatch, method="ettrl", config=configure()).sampling.tree is not None
+    assert options_used(monkeypatch, config=mine).method == mine.method
+
+
+def test_the_options_of_a_row_passed_in_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Method("mine", "-", options={"kl": "k3", "kl_weight": 0.5})
+    assert options_used(monkeypatch, method=row).method.kl_weight == 0.5
+    used = options_used(monkeypatch, method=row, config=configure({"method": {"kl_weight": 0.25}}))
+    assert (used.method.kl, used.method.kl_weight) == ("k3", 0.25)
+    with pytest.raises(ConfigError, match=r"method\.lk: no such key; did you mean 'kl'"):
+        adapt(QUESTIONS, digit_policy(), method=Method("odd", "-", options={"lk": "k3"}))
 
 
 def test_a_tower_parameter_unfrozen_behind_the_back_is_refused() -> None:
@@ -257,16 +297,15 @@ def test_an_anchored_band_keeps_the_bounds_of_the_starting_model() -> None:
     assert len({(record.report.band_low, record.report.band_high) for record in running}) == 3
 
 
-@pytest.mark.parametrize("broken", [1, 2])
-def test_an_anchored_band_is_that_of_the_first_batch_that_can_be_asked(broken: int) -> None:
-    """One question a step, the first one's image no image; then both."""
+def test_an_anchored_band_is_that_of_the_first_batch_that_can_be_asked() -> None:
+    """One question a step, the first one's image no image."""
     config = small_config({"method": {"band_anchor": "initial"}, "optim": {"questions_per_step": 1, "steps": 2}})
     order = [batch_of(QUESTIONS[:2], config, step)[0].id for step in range(2)]
-    bad = [replace(q, images=(b"no image",)) if q.id in order[:broken] else q for q in QUESTIONS[:2]]
+    bad = [replace(q, images=(b"no image",)) if q.id in order[:1] else q for q in QUESTIONS[:2]]
     seen: list[StepRecord] = []
     assert adapt(bad, digit_policy(), config=config, hooks=Hooks(on_step=seen.append)).steps == 2
-    assert [len(record.groups) for record in seen] == [0, 2 - broken]
-    assert [record.report.band_low is None for record in seen] == [True, broken == 2]
+    assert [len(record.groups) for record in seen] == [0, 1]
+    assert [record.report.band_low is None for record in seen] == [True, False]
 
 
 def test_a_method_without_a_band_reports_none() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -46,20 +49,35 @@ def adapt(
         return
     if output is None:
         raise ConfigError("--output is not set: name a folder for this run")
-    with watching() as listener:
-        summary = run(config, output, resume=resume, allow_labels=allow_labels, listener=listener)
+    try:
+        with watching() as listener:
+            summary = run(config, output, resume=resume, allow_labels=allow_labels, listener=listener)
+    except KeyboardInterrupt:
+        # Outside of the steps nothing waits for a signal; a run that has begun goes on from its last checkpoint.
+        started = (output / "config.yaml").is_file() and config.scope == "dataset"
+        command = resume_command(sys.argv[1:]) if started else shlex.join(["mm-spine", *sys.argv[1:]])
+        printing.print_line(f"stopped by SIGINT; {'go on with' if started else 'start again with'}: {command}")
+        raise typer.Exit(EXIT_CODES["SIGINT"]) from None
     printing.console.quiet = distributed.rank() > 0
     if summary is None:
         stopped_by = json.loads((output / "stopped.json").read_text())["stopped_by"]
         # With scope=question the adapted weights are gone with each question, so no checkpoint can continue.
         advice = "start again in a new folder"
         if config.scope == "dataset":
-            advice = f"go on with: mm-spine adapt {target} ... --output {output} --resume"
+            advice = f"go on with: {resume_command(sys.argv[1:])}"
         printing.print_line(f"stopped by {stopped_by}; {advice}")
         raise typer.Exit(EXIT_CODES[stopped_by])
     printing.console.print(comparison_table([output]))
+    for change in summary["method_changes"]:
+        printing.print_line(f"method {config.method.name} ran with {change}")
     printing.print_losses(summary["skipped"].values(), summary["bad_rows"])
     printing.print_written(output)
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """Return the command of these arguments with --resume, quoted so that it can be pasted into a shell."""
+    resumed = [] if "--resume" in arguments else ["--resume"]
+    return shlex.join(["mm-spine", *arguments, *resumed])
 
 
 def print_plan(config: RunConfig, model: str) -> None:

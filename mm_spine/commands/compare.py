@@ -18,6 +18,7 @@ def compare(
 ) -> None:
     """A table of runs: before, vote, after, paired differences with 95 % intervals; overlaid curves with --output."""
     from mm_spine.reporting.compare import comparison_table
+    from mm_spine.reporting.finished_run import UnfinishedRun, load_run
     from mm_spine.reporting.report import write_comparison
 
     if output is not None:
@@ -25,3 +26,8 @@ def compare(
     printing.console.print(comparison_table(runs))
     if output is not None:
         printing.print_written(output)
+    unusable = [run for run in map(load_run, runs) if isinstance(run, UnfinishedRun)]
+    if unusable:
+        raise ValueError(
+            f"{len(unusable)} of {len(runs)} runs could not be compared: {unusable[0].path}: {unusable[0].reason}"
+        )

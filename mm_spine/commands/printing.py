@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mm_spine.words import visible, visible_line
+
 if TYPE_CHECKING:
     from mm_spine.commands.graded_rows import GradeSummary
     from mm_spine.commands.voted_rows import VoteSummary
@@ -32,8 +34,8 @@ def number(value: Any) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print a line as it is: no markup is read in it, and no line break put into it."""
-    console.print(text, markup=False, soft_wrap=True)
+    """Print a line as it is: no markup is read in it, and no line break put into it. Control characters are escaped."""
+    console.print(visible(text), markup=False, soft_wrap=True)
 
 
 def print_written(path: Path) -> None:
@@ -43,17 +45,22 @@ def print_written(path: Path) -> None:
 
 def print_mapping(title: str, values: Mapping[str, Any]) -> None:
     """Print names and values as a table of two columns."""
-    table = Table("", "", title=escape(title), title_justify="left", show_header=False)
+    table = Table("", "", title=shown(title), title_justify="left", show_header=False)
     for name, value in values.items():
-        table.add_row(name, escape(number(value)))
+        table.add_row(shown(name), shown(number(value)))
     console.print(table)
+
+
+def shown(text: str) -> str:
+    """Return text from data as a cell of a table shows it: on one line, without markup or control characters."""
+    return escape(visible_line(text))
 
 
 def print_breakdown(tag: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the figures for each value of a tag: a row per value, a column per figure."""
-    table = Table(escape(tag), *next(iter(rows.values())), title_justify="left")
+    table = Table(shown(tag), *next(iter(rows.values())), title_justify="left")
     for value, figures in rows.items():
-        table.add_row(escape(value), *map(number, figures.values()))
+        table.add_row(shown(value), *map(number, figures.values()))
     console.print(table)
 
 
@@ -64,7 +71,7 @@ def print_losses(skipped: Iterable[str], bad_rows: Iterable[str]) -> None:
         if reasons:
             print_line(f"{len(reasons)} {what}:")
         for reason in reasons[:LISTED]:
-            print_line(f"  {reason}")
+            print_line(f"  {visible_line(reason)}")
         if len(reasons) > LISTED:
             print_line(f"  ... and {len(reasons) - LISTED} more")
 
@@ -79,10 +86,12 @@ def print_summary(
     if summary.errors:
         print_line(f"{summary.errors} of {summary.rows} rows could not be used and are in no mean:")
     for problem in summary.problems:
-        print_line(f"  {problem}")
+        print_line(f"  {visible_line(problem)}")
     if summary.checker_stopped:
         print_line(f"{summary.checker_stopped} pairs of formulas hit the checker's limits and count as different")
     if output is not None:
         print_written(output)
     if as_json:
         print(json.dumps(asdict(summary), ensure_ascii=False))
+    if summary.errors == summary.rows:
+        raise ValueError(f"none of the {summary.rows} rows could be used; line by line: {summary.problems[0]}")

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from jinja2 import Environment
 
 from mm_spine.commands.ask_session import AskOptions, ask_settings
+from mm_spine.commands.page_guard import PageGuard
 from mm_spine.commands.question_queue import (
     MAX_CHARACTERS,
     MAX_OPEN,
@@ -38,6 +41,9 @@ log = logging.getLogger(__name__)
 
 UNSET = "by the question"
 """The entry of the page's list of kinds that leaves the kind to `ask_session.kind_for`."""
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""The signals that end the server. It then deletes the uploads."""
 
 INTRODUCTION = "Several answers are sampled and put to a vote. Everything stays on the machine that serves this page."
 
@@ -85,16 +91,26 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def serve(queue: QuestionQueue, host: str, port: int, max_upload_mb: int) -> None:
-    """Serve until interrupted. Raises ConfigError if gradio is not installed or nothing can listen at the address."""
-    with running(queue, host, port, max_upload_mb) as (address, app):
-        log.info("open %s (Ctrl-C ends it)", address)
-        app.block_thread()
+def serve(queue: QuestionQueue, host: str, port: int, max_upload_mb: int, max_total_mb: int) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigError if gradio is not installed or nothing can listen there."""
+    ended = Event()
+    previous = {number: signal.signal(number, lambda *_: ended.set()) for number in END_SIGNALS}
+    try:
+        with running(queue, host, port, max_upload_mb, max_total_mb) as (address, _):
+            log.info("open %s (Ctrl-C ends it)", address)
+            ended.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def running(
-    queue: QuestionQueue, host: str = "127.0.0.1", port: int = 0, max_upload_mb: int = 20
+    queue: QuestionQueue,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    max_upload_mb: int = 20,
+    max_total_mb: int = 500,
 ) -> Iterator[tuple[str, Any]]:
     """Run the page during the block, which gets its address and gradio's app.
 
@@ -107,18 +123,19 @@ def running(
         app = None
         try:
             app = _app(queue, Path(uploads))
-            yield _started(app, host, port, max_upload_mb), app
+            guard = {"host": host, "uploads": Path(uploads), "total_bytes": max_total_mb * 2**20}
+            yield _started(app, host, port, max_upload_mb, guard), app
         finally:
             queue.stop_all()
             if app is not None:
                 app.close(verbose=False)
 
 
-def _started(app: Any, host: str, port: int, max_upload_mb: int) -> str:
+def _started(app: Any, host: str, port: int, max_upload_mb: int, guard: Mapping[str, Any]) -> str:
     # gradio builds an address from the name, in which IPv6 needs brackets.
     name = f"[{host}]" if ":" in host else host
     try:
-        _, address, _ = app.launch(server_name=name, server_port=port or None, **_launch(max_upload_mb))
+        _, address, _ = app.launch(server_name=name, server_port=port or None, **_launch(max_upload_mb, guard))
     except OSError as error:
         raise ConfigError(
             f"--host {host} --port {port}: nothing can listen there; the port is taken, or the address is not "
@@ -127,10 +144,13 @@ def _started(app: Any, host: str, port: int, max_upload_mb: int) -> str:
     return str(address)
 
 
-def _launch(max_upload_mb: int) -> Mapping[str, Any]:
+def _launch(max_upload_mb: int, guard: Mapping[str, Any]) -> Mapping[str, Any]:
     gradio = _gradio()
+    from starlette.middleware import Middleware
+
     return {
         "share": False,
+        "app_kwargs": {"middleware": [Middleware(PageGuard, **guard)]},
         "prevent_thread_lock": True,
         "quiet": True,
         "footer_links": [],

@@ -15,14 +15,32 @@ from pydantic import ValidationError
 from mm_spine.config import ConfigError, RunConfig, expand_votes
 from mm_spine.words import nearest
 
+# Lists that may be written as one text: "tensorboard" or "tensorboard, wandb".
+_LISTS = (("reporting", "trackers"), ("evaluation", "lmms_eval"))
+
+# Top-level keys that people try and that no key of the tree resembles.
+_ELSEWHERE = {
+    "device": "a run uses the GPU if there is one (CUDA_VISIBLE_DEVICES= in the environment: the CPU)",
+    "gpus": "start one process per GPU with torchrun or deepspeed",
+    "output": "give it as the option --output FOLDER",
+    "resume": "give it as the option --resume",
+}
+
 
 def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Write out the short forms of a layer: `method: ttrl` and `sampling: {votes: 64}`."""
+    """Write out the short forms of a layer.
+
+    They are `method: ttrl`, `sampling: {votes: 64}`, and one text in place of a list: `trackers: tensorboard`.
+    """
     found = dict(layer)
     if isinstance(layer.get("method"), str):
         found["method"] = {"name": layer["method"]}
     if "sampling" in layer:
         found["sampling"] = expand_votes(layer["sampling"])
+    for section, key in _LISTS:
+        given = found.get(section)
+        if isinstance(given, Mapping) and isinstance(given.get(key), str):
+            found[section] = {**given, key: [word.strip() for word in given[key].split(",") if word.strip()]}
     return found
 
 
@@ -83,6 +101,11 @@ def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
+        if key in _ELSEWHERE:
+            return f"{key}: no such key; {_ELSEWHERE[key]}"
+        # The right name in the wrong place is a better guess than a similar name in this place.
+        if elsewhere := [path for path in _all_keys(RunConfig) if path.split(".")[-1] == location[-1]]:
+            return f"{key}: no such key; did you mean {' or '.join(map(repr, elsewhere))}?"
         return f"{key}: no such key; {nearest(location[-1], _keys(location[:-1]))}"
     found = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
     return f"{key}{found}: {error['msg'].removeprefix('Value error, ')}"
@@ -91,6 +114,19 @@ def _explain(error: Any) -> str:
 def _keys(location: list[str]) -> list[str]:
     section: Any = RunConfig
     for part in location:
-        section = section.model_fields[part].annotation
-        section = next((a for a in get_args(section) if isinstance(a, type)), section)
+        section = _section(section.model_fields[part].annotation)
     return list(section.model_fields)
+
+
+def _all_keys(section: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all values and sections below a section."""
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        found += [prefix + name, *(_all_keys(inner, f"{prefix}{name}.") if hasattr(inner, "model_fields") else ())]
+    return found
+
+
+def _section(annotation: Any) -> Any:
+    """Return the type of an optional section: TreeConfig of `TreeConfig | None`."""
+    return next((a for a in get_args(annotation) if isinstance(a, type)), annotation)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import known_kinds
 from mm_spine.processors.answers.sentences import about
+from mm_spine.processors.markers import as_words
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import check_sampler, make_sampler
@@ -51,8 +51,6 @@ NO_STOP = "\n\n"
 lmms-eval's own Qwen2.5-VL model."""
 
 ADAPTER = "adapter_model.safetensors"
-
-_MARKER = re.compile(r"<image ?([0-9]{1,3})>")
 
 
 class Arguments(BaseModel):
@@ -313,7 +311,7 @@ def question_of(messages: Sequence[Mapping[str, Any]], name: str, spec: AnswerSp
         if part.type == "image":
             images.append(part.url)
         # "<image2>" within a text of lmms-eval is no marker of ours, so it becomes "image 2".
-        texts.append(f"<image{len(images)}>" if part.type == "image" else _MARKER.sub(r"image \1", part.text))
+        texts.append(f"<image{len(images)}>" if part.type == "image" else as_words(part.text))
     prompt = "".join(texts)
     return Question(name, tuple(images), prompt, about(spec, prompt), "lmms-eval")
 

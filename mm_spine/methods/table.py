@@ -150,11 +150,64 @@ def find(name: str) -> Method:
 
 
 def configure(*layers: Mapping[str, Any]) -> RunConfig:
-    """Lay `layers` over the method's own options and validate them; later layers win. Raises ConfigError."""
+    """Lay `layers` over the method's own options and validate them; later layers win. Raises ConfigError.
+
+    What only the method's row sets does not count as set in the result (`model_fields_set`), so that `for_method` can
+    tell it from what the caller wrote.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, expand_layer(layer))
     section = merged.get("method")
     name = section.get("name", "spine") if isinstance(section, Mapping) else "spine"
-    row = find(str(name))
-    return build({"method": dict(row.options), "sampling": dict(row.sampling)}, merged)
+    return _over(find(str(name)), merged)
+
+
+def for_method(config: RunConfig | None, method: str | Method | None) -> tuple[RunConfig, Method]:
+    """Return the configuration and the row to run with.
+
+    With a `method`, a name or a row, its own options replace those of `config`'s method. What the caller set in
+    `config` wins over both. Raises ConfigError.
+    """
+    if method is None:
+        config = config or configure()
+        return config, find(config.method.name)
+    given: dict[str, Any] = {} if config is None else config.model_dump(exclude_unset=True)
+    if isinstance(method, str):
+        return configure(given, {"method": {"name": method}}), find(method)
+    return _over(method, given), method
+
+
+def changed_options(config: RunConfig, method: Method | None = None) -> dict[str, tuple[Any, Any]]:
+    """Return key -> (the method's own value, the value in use) where they differ, for keys that the method sets.
+
+    Keys are those of the section `method`, and those of `sampling` that the row sets.
+    """
+    row = method or find(config.method.name)
+    own = build({"method": dict(row.options), "sampling": dict(row.sampling)})
+    names = [("method", name) for name in type(own.method).model_fields if name != "name"]
+    names += [("sampling", name) for name in row.sampling]
+    pairs = {
+        f"{section}.{name}": (getattr(getattr(own, section), name), getattr(getattr(config, section), name))
+        for section, name in names
+    }
+    return {key: (usual, used) for key, (usual, used) in pairs.items() if usual != used}
+
+
+def changed_lines(config: RunConfig, method: Method | None = None) -> list[str]:
+    """Return a line for each of `changed_options`: "method.kl=none (the method's own: exact)"."""
+    return [
+        f"{key}={used} (the method's own: {usual})" for key, (usual, used) in changed_options(config, method).items()
+    ]
+
+
+def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
+    """Lay `given` over the options of `row`."""
+    own = {"method": dict(row.options), "sampling": dict(row.sampling)}
+    config = build(own, given)
+    for name, options in own.items():
+        section = given.get(name)
+        getattr(config, name).model_fields_set.difference_update(
+            options.keys() - (section.keys() if isinstance(section, Mapping) else ())
+        )
+    return config

@@ -132,6 +132,7 @@ def facts(saved: SavedRun) -> list[Fact]:
             trainable if summary.get("steps") != 0 else "none: no step",
             f"{count(frozen)} frozen",
         ),
+        *_changed_options(summary.get("method_changes")),
         Fact("Steps", count(summary.get("steps")), votes(saved)),
         Fact(
             "Image features",
@@ -139,6 +140,13 @@ def facts(saved: SavedRun) -> list[Fact]:
             f"taken from memory; tower ran {count(cache.get('tower_runs'))} x",
         ),
     ]
+
+
+def _changed_options(changes: object) -> list[Fact]:
+    """Return how the run's options differ from those of its method; nothing where they do not."""
+    if not isinstance(changes, list) or not changes:
+        return []
+    return [Fact("Options changed", f"{len(changes)}", "; ".join(map(str, changes)))]
 
 
 def _listed(values: Json, names: Sequence[str], form: str = ",.0f", unit: str = "") -> str:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from mm_spine.files import write_bytes
 from mm_spine.reporting import formats
 from mm_spine.reporting.changed_questions import QuestionSide
+from mm_spine.words import visible
 
 # Signs that stand for characters that cannot be seen in a table of tokens.
 _VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥"}
@@ -29,6 +30,8 @@ def load_template(name: str) -> Template:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Ids and responses may hold control characters and marks that change the direction of text.
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters |= FILTERS
     return environment.get_template(name)

@@ -20,6 +20,7 @@ from mm_spine.runs.listeners.live import add_live
 from mm_spine.runs.plan import Plan, Splits, check
 from mm_spine.runs.summary import Totals
 from mm_spine.sampling.registry import check_sampler, make_sampler
+from mm_spine.training.schedule import check_askable
 from mm_spine.types import LabelledSet
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def evaluate_model(config: RunConfig, output: Path | None = None, listener: List
     split = config.split or plan.benchmark.adapt_split
     labelled = plan.load(split)
     policy = Policy.load(resolve_model(plan.model), config.model, config.seed, config.cache)
+    check_askable(labelled.questions, policy, config.evaluation.max_new_tokens)
     items = evaluate_splits(policy, config, {split: labelled}, listeners, "evaluating")
     if output is not None:
         files.write_json_lines(output, [evaluation.to_json(item) for item in items])

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -232,8 +233,14 @@ def check_writable(folder: Path, name: str) -> None:
     `name` is what the message puts in front of the path.
     """
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ConfigError(f"{name}{folder}: {place} is not a folder that can be written to; choose another")
+    try:
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise PermissionError
+        # Some folders, such as /proc, claim to be writable; this leaves nothing behind.
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{name}{folder}: {place} is not a folder that can be written to; choose another") from error
 
 
 def check_same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:

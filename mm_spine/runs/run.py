@@ -16,7 +16,7 @@ import torch
 from mm_spine import distributed, evaluation, files
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import CacheConfig, RunConfig, RunStopped
-from mm_spine.methods.table import Method
+from mm_spine.methods.table import Method, changed_lines
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
@@ -33,6 +33,7 @@ from mm_spine.runs.plan import Plan, Splits, check
 from mm_spine.runs.signals import noted_signals
 from mm_spine.runs.summary import Findings, Summary, Totals, metrics_by_split, summarise
 from mm_spine.sampling.registry import check_sampler, make_sampler
+from mm_spine.training.schedule import check_askable
 from mm_spine.types import AnswerKey, LabelledSet
 
 log = logging.getLogger(__name__)
@@ -99,10 +100,13 @@ class Run:
         # Load the questions and the model, and claim the folder once nothing can be refused any more.
         self.folder.check(self.config)
         self.listeners.phase("loading")
+        for change in changed_lines(self.config, self.plan.method) if self.folder.writes else ():
+            log.info("method %s runs with %s", self.config.method.name, change)
         splits = self.plan.load_splits()
         if self.resume and self.folder.finished:
             return self._finish_report(splits)
         policy = self._load_policy()
+        check_askable(splits.adapted.questions, policy, self.config.sampling.max_new_tokens)
         tower = policy.tower_checksum()
         start = self._check_start(policy, splits)
 
@@ -210,6 +214,8 @@ class Run:
         """Adapt to each question from the starting weights, and answer it with the weights adapted to it."""
         start, items, total = policy.weights(), [], Adapted()
         for question in labelled.questions:
+            if not policy.can_ask(question, self.config.sampling.max_new_tokens):
+                continue
             single = LabelledSet((question,), labelled.key)
             adapted = self._adapt_to(policy, single, earlier_steps=total.steps)
             total = replace(adapted, steps=total.steps + adapted.steps)

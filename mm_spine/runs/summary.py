@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from mm_spine import distributed, evaluation
 from mm_spine.adapt import Adapted
 from mm_spine.evaluation import Metrics, TagScores
+from mm_spine.methods.table import changed_lines
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.kernels import backend_name
 from mm_spine.policy.model import Policy
@@ -46,6 +47,7 @@ class Summary(TypedDict):
     stopped_by: str
     skipped: dict[str, str]
     fingerprint: str
+    method_changes: list[str]
     breakdowns: dict[str, dict[str, dict[str, TagScores]]]
     bad_rows: list[str]
     missing_rollouts: list[int]
@@ -160,6 +162,7 @@ def summarise(
         stopped_by=adapted.stopped_by,
         skipped=skipped,
         fingerprint=findings.fingerprint,
+        method_changes=changed_lines(config, plan.method),
         breakdowns={
             "before": _breakdown(plan, splits, findings.before),
             "after": _breakdown(plan, splits, findings.after),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.draws import generator
 from mm_spine.types import Question
+
+if TYPE_CHECKING:
+    from mm_spine.policy.model import Policy
 
 
 def batch_of(questions: Sequence[Question], config: RunConfig, step: int) -> list[Question]:
@@ -31,6 +35,13 @@ def learning_rate(config: RunConfig, step: int) -> float:
     progress = (step - warmup) / max(optim.steps - warmup, 1)
     factors = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
     return optim.lr * factors[optim.schedule]
+
+
+def check_askable(questions: Sequence[Question], policy: Policy, new_tokens: int) -> None:
+    """Raise ConfigError if none of the questions can be asked. Stops at the first that can."""
+    if not any(policy.can_ask(question, new_tokens) for question in questions):
+        first = policy.skipped[questions[0].id]
+        raise ConfigError(f"none of the {len(questions):,} questions can be asked; the first, {first}")
 
 
 def check_questions(questions: Sequence[Question]) -> None:

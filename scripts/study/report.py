@@ -126,6 +126,7 @@ def _set_up(results: Results, extra: Sequence[str]) -> str:
         "run again": _repeats(everything),
         "questions": _listed(_questions(r) for r in everything),
         "configuration": " ".join([f"`configs/digits.yaml`, {' '.join(COMMON)}", *extra]),
+        "KL": "none: `configs/digits.yaml` sets `method.kl: none` for every method, whatever its row says",
         "peak memory of a worker": f"{max(r.run.summary['peak_memory_bytes'] for r in everything) / 1e9:.1f} GB",
     }  # fmt: skip
     lines = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())

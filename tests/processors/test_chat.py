@@ -54,7 +54,7 @@ TURNS: dict[str, tuple[str, int, list[str | int]]] = {
     "zero": ("<image0> <image1>", 1, ["image 0 ", 1]),
     "leading zero": ("<image01>", 1, [1]),
     "two digits": ("<image10> and <image1>", 10, [2, 3, 4, 5, 6, 7, 8, 9, 10, " and ", 1]),
-    "no marker at all": ("<image> <imagex> < image1> <image_1>", 0, ["<image> <imagex> < image1> <image_1>"]),
+    "no marker at all": ("<image> <imagex> < image1> <image-x>", 0, ["<image> <imagex> < image1> <image-x>"]),
     "a number too long to be one": ("<image" + "9" * 5000 + ">", 0, ["<image" + "9" * 5000 + ">"]),
     "marker in words": ("a<image1>b<image1>c", 1, ["a", 1, "bimage 1c"]),
 }
