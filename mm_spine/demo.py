@@ -8,9 +8,8 @@ import shutil
 import time
 from pathlib import Path
 
-from rich.console import Console
-
-from mm_spine.compat import quiet_logs
+from mm_spine.commands.printing import console, print_runs
+from mm_spine.commands.terminal import start_logging
 
 METHODS = ("none", "ttrl", "spine", "random-mask")
 """Methods in the order of the table; the evaluation before adapting is run for the first and shared by the others."""
@@ -25,8 +24,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="configuration, e.g. optim.steps=4")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    quiet_logs()
+    start_logging()
     started = time.perf_counter()
     folders = [run_method(name, arguments.output, arguments.seed, arguments.overrides) for name in METHODS]
     report(folders, time.perf_counter() - started)
@@ -49,10 +47,7 @@ def run_method(name: str, output: Path, seed: int, overrides: list[str]) -> Path
 
 def report(folders: list[Path], seconds: float) -> None:
     """Print the table of the runs, the seconds that they took and the files of their folders."""
-    from mm_spine.reporting.compare import comparison_table
-
-    console = Console()
-    console.print(comparison_table(folders))
+    print_runs(folders)
     console.print(f"\n{len(folders)} runs in {seconds:.0f} s. Each folder under {folders[0].parent}/ holds:")
     for name, what in (
         ("report.html", "all of it as one page: result, curves, tokens, the questions that changed"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from mm_spine import evaluation, voting
 from mm_spine.config import VotesConfig
 from mm_spine.evaluation import Item
+from mm_spine.evaluation.vote_accuracy import step_accuracy
 from mm_spine.files.rollout_table import write_rollouts
 from mm_spine.types import Answer, AnswerSpec, Question, Rollout, Verdict
 from mm_spine.voting import make_group, subsample
@@ -307,7 +308,7 @@ def save_step(folder: Path, step: int, texts: Mapping[str, Sequence[str]]) -> No
 def test_step_accuracy_by_hand(tmp_path: Path) -> None:
     for step in (10, 9):
         save_step(tmp_path, step, STEP if step == 9 else {"a": STEP["a"]})
-    first, second = evaluation.step_accuracy(tmp_path, ask("a", "b", "c"), KEY)
+    first, second = step_accuracy(tmp_path, ask("a", "b", "c"), KEY)
     assert first == pytest.approx(
         {
             "step": 9, "questions": 3, "label_accuracy": 1 / 3, "reward_accuracy": (1 + 1 / 4 + 1) / 3,
@@ -319,9 +320,9 @@ def test_step_accuracy_by_hand(tmp_path: Path) -> None:
 
 def test_step_accuracy_of_partly_and_of_not_labelled_questions(tmp_path: Path) -> None:
     save_step(tmp_path, 1, STEP)
-    (row,) = evaluation.step_accuracy(tmp_path, ask("a", "b", "c"), {"b": ("3",)})
+    (row,) = step_accuracy(tmp_path, ask("a", "b", "c"), {"b": ("3",)})
     assert (row["label_accuracy"], row["ground_truth_ratio"], row["majority_ratio"]) == (0.0, 0.25, 1 / 3)
-    (row,) = evaluation.step_accuracy(tmp_path, ask("a", "b", "c"), {})
+    (row,) = step_accuracy(tmp_path, ask("a", "b", "c"), {})
     assert (row["label_accuracy"], row["pass_at_n"], row["majority_ratio"]) == (None, None, 1 / 3)
 
 
@@ -329,7 +330,7 @@ def test_the_vote_is_never_parsed_as_a_bare_label(tmp_path: Path, monkeypatch: p
     save_step(tmp_path, 1, STEP)
     whole = evaluation.parse
     monkeypatch.setattr(evaluation, "parse", lambda text, spec: whole(text, spec) if "boxed" in text else None)
-    (row,) = evaluation.step_accuracy(tmp_path, ask("a", "b", "c"), KEY)
+    (row,) = step_accuracy(tmp_path, ask("a", "b", "c"), KEY)
     assert row["label_accuracy"] == pytest.approx(1 / 3)
 
 
@@ -339,19 +340,19 @@ def test_a_vote_that_no_kept_rollout_gave_is_still_graded(tmp_path: Path) -> Non
     kept = replace(group, rollouts=group.rollouts[2:], answers=group.answers[2:], parsed=group.parsed[2:])
     assert subsample(group, 1).vote == group.vote  # the vote is of all, whatever is kept
     write_rollouts(tmp_path / "step_1.parquet", [kept], 1)
-    (row,) = evaluation.step_accuracy(tmp_path, [question], KEY)
+    (row,) = step_accuracy(tmp_path, [question], KEY)
     assert (row["label_accuracy"], row["reward_accuracy"], row["majority_ratio"]) == (1.0, 1.0, 0.0)
 
 
 def test_steps_come_in_order(tmp_path: Path) -> None:
     for step in (3, 11, 0, 7, 5, 1, 10, 4):
         save_step(tmp_path, step, {"a": STEP["a"]})
-    rows = evaluation.step_accuracy(tmp_path, ask("a"), KEY)
+    rows = step_accuracy(tmp_path, ask("a"), KEY)
     assert [row["step"] for row in rows] == [0, 1, 3, 4, 5, 7, 10, 11]
 
 
 def test_step_accuracy_names_an_unknown_question(tmp_path: Path) -> None:
     save_step(tmp_path, 4, {"a": STEP["a"]})
     with pytest.raises(ValueError, match=r"step_000004.parquet: question 'a' is not among the 1 questions"):
-        evaluation.step_accuracy(tmp_path, ask("b"), KEY)
-    assert evaluation.step_accuracy(tmp_path / "absent", ask("b"), KEY) == []
+        step_accuracy(tmp_path, ask("b"), KEY)
+    assert step_accuracy(tmp_path / "absent", ask("b"), KEY) == []

@@ -37,7 +37,6 @@ def adapt(
 ) -> None:
     """Adapt a model to unlabelled questions; evaluate before and after."""
     from mm_spine import distributed
-    from mm_spine.reporting.compare import comparison_table
     from mm_spine.runs.listeners.live import watching
     from mm_spine.runs.plan import check, load_config
     from mm_spine.runs.run import run
@@ -67,7 +66,7 @@ def adapt(
             advice = f"go on with: {resume_command(sys.argv[1:])}"
         printing.print_line(f"stopped by {stopped_by}; {advice}")
         raise typer.Exit(EXIT_CODES[stopped_by])
-    printing.console.print(comparison_table([output]))
+    printing.print_runs([output])
     for change in summary["method_changes"]:
         printing.print_line(f"method {config.method.name} ran with {change}")
     printing.print_losses(summary["skipped"].values(), summary["bad_rows"])

@@ -17,13 +17,12 @@ def compare(
     ] = None,
 ) -> None:
     """A table of runs: before, vote, after, paired differences with 95 % intervals; overlaid curves with --output."""
-    from mm_spine.reporting.compare import comparison_table
     from mm_spine.reporting.finished_run import UnfinishedRun, load_run
     from mm_spine.reporting.report import write_comparison
 
     if output is not None:
         write_comparison(runs, output)
-    printing.console.print(comparison_table(runs))
+    printing.print_runs(runs)
     if output is not None:
         printing.print_written(output)
     unusable = [run for run in map(load_run, runs) if isinstance(run, UnfinishedRun)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,13 @@ def print_line(text: str) -> None:
 def print_written(path: Path) -> None:
     """Print where a command has written its result."""
     print_line(f"written to {path}")
+
+
+def print_runs(runs: Sequence[Path]) -> None:
+    """Print the table that compares runs."""
+    from mm_spine.reporting.compare import comparison_table
+
+    console.print(comparison_table(runs))
 
 
 def print_mapping(title: str, values: Mapping[str, Any]) -> None:

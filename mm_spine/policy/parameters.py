@@ -84,7 +84,7 @@ def check_tied(folder: Path, model: Any, shapes: Mapping[str, Any]) -> None:
     from safetensors import safe_open
 
     embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), "lm_head.weight")
-    values = {}
+    values: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             names = set(stored.keys()) & {embedding, "lm_head.weight"}

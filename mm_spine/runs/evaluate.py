@@ -11,6 +11,7 @@ from typing import Any
 
 from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig
+from mm_spine.evaluation.vote_accuracy import step_accuracy
 from mm_spine.integrations import lmms_hook
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
@@ -93,7 +94,7 @@ class Evaluations:
                 self.folder.rollouts, len(missing), steps, names, ", ..." if len(missing) > 3 else "",
             )  # fmt: skip
         if labelled.key and len(missing) < steps:
-            rows = evaluation.step_accuracy(self.folder.rollouts, labelled.questions, labelled.key, without=missing)
+            rows = step_accuracy(self.folder.rollouts, labelled.questions, labelled.key, without=missing)
             files.write_json_lines(self.folder.evaluation_file("steps"), rows)
         return missing
 

@@ -5,10 +5,9 @@ r"""An optimiser step side by side: plain transformers, TRL's GRPOTrainer, and o
 
 Same weights, saved rollouts, rewards, token selection, loss (PPO's clipped term at ratio 1 on the selected tokens over
 all response tokens, no KL, temperature 1, no token banned), dtype, and AdamW at learning rate 0, so that every repeat
-starts from the same weights. A step is timed from prepared inputs on: forward, backward, gradient clipping at 1, AdamW,
-zeroed gradients. Neither generation nor what precedes it is timed; what TRL does between generation and the update
-(chat and image processing for every rollout, padding, rewards) is shown apart. TRL: KL 0, one step per batch, so that
-it makes no pass for old or reference log-probs; gradient checkpointing, its default, off; all rollouts in one batch.
+starts from the same weights. A step is timed from prepared inputs: forward, backward, gradient clipping at 1, AdamW,
+zeroed gradients. Generation is not timed; TRL's work between generation and update is shown separately. TRL: KL 0, one
+step per batch, so that it needs no old or reference log-probs; gradient checkpointing off; all rollouts in one batch.
 """
 
 from __future__ import annotations
@@ -389,8 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     console, device = Console(width=120), torch.device(options.device)
     bench = set_up(sizes, device)
-    figures = measure(bench, options.repeats)
-    show(console, bench, figures)
+    show(console, bench, figures := measure(bench, options.repeats))
     if options.head:
         figures["head"] = head_table(sizes, device, options.repeats)
         show_head(console, figures["head"])

@@ -8,22 +8,20 @@ adaptation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from mm_spine import measures
 from mm_spine.config import VotesConfig
 from mm_spine.intervals import bootstrap_ci
-from mm_spine.processors.answers import grade, grade_all, parse, parse_all
+from mm_spine.processors.answers import grade, grade_all, parse
 from mm_spine.sampling import Sampler
-from mm_spine.types import Answer, AnswerKey, AnswerSpec, Group, Question, Reward, Rollout, Verdict
+from mm_spine.types import Answer, AnswerKey, Group, Question, Reward, Rollout, Verdict
 from mm_spine.voting import make_group, representative
 
 log = logging.getLogger(__name__)
@@ -85,23 +83,6 @@ class TagScores(TypedDict):
     pass_at_1: float
     maj_at_n: float
     pass_at_n: float
-
-
-class StepAccuracy(TypedDict):
-    """One row of evaluation/steps.jsonl, as TTRL logs them (arXiv 2504.16084, section 3).
-
-    `majority_ratio` is over all `questions`. The others are over the labelled ones, None where there are none:
-    label_accuracy 1[vote correct], reward_accuracy mean_i 1[r_i(vote) == r_i(truth)], pass_at_n,
-    ground_truth_ratio mean_i 1[r_i(truth)].
-    """
-
-    step: int
-    questions: int
-    majority_ratio: float | None
-    label_accuracy: float | None
-    reward_accuracy: float | None
-    pass_at_n: float | None
-    ground_truth_ratio: float | None
 
 
 Measure = Callable[[Item], float | None]
@@ -253,13 +234,13 @@ def metrics(items: Sequence[Item]) -> Metrics:
     free = label_free_metrics(items)
     greedy, pass_1, maj, pass_n = (_values(items, measure) for measure in MEASURES.values())
     return Metrics(
-        greedy=_mean(greedy),
+        greedy=mean_or_none(greedy),
         greedy_ci95=_interval(greedy),
-        pass_at_1=_mean(pass_1),
+        pass_at_1=mean_or_none(pass_1),
         pass_at_1_ci95=_interval(pass_1),
-        maj_at_n=_mean(maj),
+        maj_at_n=mean_or_none(maj),
         maj_at_n_ci95=_interval(maj),
-        pass_at_n=_mean(pass_n),
+        pass_at_n=mean_or_none(pass_n),
         **free,
         n_labelled=sum(item.verdicts is not None for item in items),
     )
@@ -294,7 +275,8 @@ def _values(items: Sequence[Item], measure: Measure) -> list[float]:
     return [value for value in map(measure, items) if value is not None]
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """Return the mean of `values`, None without any."""
     return float(np.mean(values)) if values else None
 
 
@@ -345,66 +327,3 @@ def oracle_reward(key: AnswerKey) -> Reward:
     Calling the reward raises ValueError for a question without a gold answer.
     """
     return _Oracle(key)
-
-
-def step_accuracy(
-    rollouts_dir: Path, questions: Sequence[Question], key: AnswerKey, without: Container[int] = ()
-) -> list[StepAccuracy]:
-    """Compute the rows of evaluation/steps.jsonl after the run, from its saved `step_*.parquet`, in order of steps.
-
-    The steps of `without` are left out. Raises ValueError naming a question that is not among `questions`.
-    """
-    known = {question.id: question for question in questions}
-    paths = {int(path.stem.removeprefix("step_")): path for path in rollouts_dir.glob("step_*.parquet")}
-    rows = [_step_row(path, known, key) for step, path in paths.items() if step not in without]
-    return sorted(rows, key=lambda row: row["step"])
-
-
-_COLUMNS = ("step", "question_id", "index", "text", "answer", "vote")
-
-
-def _step_row(path: Path, known: Mapping[str, Question], key: AnswerKey) -> StepAccuracy:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    rows = pq.read_table(path, columns=list(_COLUMNS)).to_pylist()
-    for row in rows:
-        groups.setdefault(row["question_id"], []).append(row)
-    if unknown := groups.keys() - known.keys():
-        raise ValueError(f"{path.name}: question {min(unknown)!r} is not among the {len(known)} questions given")
-    graded = [_graded_question(groups[name], known[name].spec, key[name]) for name in groups if name in key]
-    return StepAccuracy(
-        step=rows[0]["step"] if rows else int(path.stem.removeprefix("step_")),
-        questions=len(groups),
-        majority_ratio=_mean([float(np.mean([_agrees(row) for row in group])) for group in groups.values()]),
-        label_accuracy=_mean([question.label_accuracy for question in graded]),
-        reward_accuracy=_mean([question.reward_accuracy for question in graded]),
-        pass_at_n=_mean([question.pass_at_n for question in graded]),
-        ground_truth_ratio=_mean([question.ground_truth_ratio for question in graded]),
-    )
-
-
-def _agrees(row: Mapping[str, Any]) -> bool:
-    """r_i(vote): whether the rollout's class won. Unparsed responses never win, so None does not agree with None."""
-    return row["vote"] is not None and row["answer"] == row["vote"]
-
-
-class _GradedQuestion(NamedTuple):
-    """One question of one step. The names are those of `StepAccuracy`."""
-
-    label_accuracy: float
-    reward_accuracy: float
-    pass_at_n: float
-    ground_truth_ratio: float
-
-
-def _graded_question(rows: Sequence[Mapping[str, Any]], spec: AnswerSpec, gold: Sequence[str]) -> _GradedQuestion:
-    answers = parse_all([row["text"] for row in rows], spec)
-    verdicts = grade_all(answers, gold, spec)
-    # The vote is graded through a response that gave it. The name of a class need not parse back into an answer.
-    vote = representative(answers, [row["answer"] for row in rows], rows[0]["vote"])
-    agreement = [_agrees(row) == verdict.correct for row, verdict in zip(rows, verdicts, strict=True)]
-    return _GradedQuestion(
-        label_accuracy=float(grade(vote, gold, spec).correct),
-        reward_accuracy=float(np.mean(agreement)),
-        pass_at_n=max(verdict.score for verdict in verdicts),
-        ground_truth_ratio=float(np.mean([verdict.correct for verdict in verdicts])),
-    )
