@@ -523,7 +523,7 @@ def test_an_id_with_a_lone_surrogate_can_vote() -> None:
 
 # Responses that were cut off.
 
-CUT = [r"\boxed{12", r"so \boxed{12", "the area is 5 * 7 = 35. Next we compute the volume which", r"\boxed{1250}"]
+CUT = [r"\boxed{12", r"so \boxed{12", "the area is 5 * 7 = 35.", r"\boxed{1250}"]
 
 
 def cut_off(index: int, text: str) -> Rollout:

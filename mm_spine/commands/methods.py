@@ -12,9 +12,8 @@ from mm_spine.config import MethodConfig
 
 def methods() -> None:
     """List the methods and controls, with the options that each sets."""
-    from mm_spine.benchmarks import BENCHMARKS
     from mm_spine.config.layers import read_yaml
-    from mm_spine.configs import shipped
+    from mm_spine.configs import shipped, shipped_names
     from mm_spine.methods.table import METHODS
 
     table = Table("method", "what it does", "source", "own defaults")
@@ -25,7 +24,7 @@ def methods() -> None:
     printing.console.print(table)
     common = ", ".join(f"{key}={value}" for key, value in MethodConfig().model_dump().items() if key != "name")
     printing.console.print(f"options (method.KEY=VALUE) and their common defaults: {common}", markup=False)
-    for name in BENCHMARKS:
+    for name in shipped_names():
         path = shipped(name)
         section = read_yaml(path).get("method") if path else None
         if isinstance(section, Mapping) and (changes := [f"{k}={v}" for k, v in section.items() if k != "name"]):
