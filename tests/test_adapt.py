@@ -8,6 +8,7 @@ import inspect
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,9 @@ def test_no_parameter_could_carry_a_label() -> None:
     assert adapt_function is adapt
     assert list(inspect.signature(adapt).parameters) == ["questions", "policy", "sampler", "method", "config", "hooks"]
     assert set(Question.__dataclass_fields__) == {"id", "images", "prompt", "spec", "benchmark"}
-    assert set(AnswerSpec.__dataclass_fields__) == {"kind", "choices", "precision", "unit", "value_type", "ordered"}
+    assert set(AnswerSpec.__dataclass_fields__) == {
+        "kind", "choices", "precision", "unit", "value_type", "ordered", "question",
+    }  # fmt: skip
     assert set(Hooks.__dataclass_fields__) == {"on_step", "on_part", "should_stop", "checkpoints", "resume"}
 
 
@@ -238,7 +241,8 @@ def options_used(monkeypatch: pytest.MonkeyPatch, **given: Any) -> Any:
             used.append(arguments[4])
             raise InterruptedError
 
-    monkeypatch.setattr("mm_spine.adapt._Loop", Seen)
+    # `mm_spine.adapt` is the function; the module is where its definition stands.
+    monkeypatch.setattr(sys.modules[adapt.__module__], "_Loop", Seen)
     with pytest.raises(InterruptedError):
         adapt(QUESTIONS, digit_policy(), **given)
     return used[0]
@@ -393,10 +397,14 @@ def test_a_step_is_told_after_its_weights_are_there() -> None:
         assert [len(masks) for masks in record.tokens] == [len(group.rollouts) for group in record.groups]
 
 
-def test_a_run_leaves_no_rank_behind_for_processes_started_later() -> None:
+def test_a_run_leaves_no_rank_behind_for_processes_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other libraries leave theirs in the process of the tests.
+    launched = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in launched:
+        monkeypatch.delenv(name, raising=False)
     engine = Engine(digit_policy(), small_config().optim, small_config().engine)
     engine.close()
-    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)
+    assert not set(launched) & set(os.environ)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from mm_spine.commands.question_queue import PageFields, PageState, QuestionQueu
 from mm_spine.commands.serve_page import check_host, page_of, running
 from mm_spine.config import ConfigError
 from mm_spine.reporting.entropy_colours import Token
+from mm_spine.sampling.hf import HFSampler
 from mm_spine.types import Vote
 
 WORDS = "What is the sum of the digits?"
@@ -136,7 +137,15 @@ def outcome_of(text: str) -> AskResult:
     return AskResult(VoteOutcome(Vote(text, 1.0, {text: 1}, 1.0, 1), (response,), response, 0.1, 1))
 
 
-def test_stop_ends_the_work_and_says_so(served: Served, picture: Path) -> None:
+def test_stop_ends_the_work_and_says_so(served: Served, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = HFSampler.sample
+
+    def slowly(self: HFSampler, *arguments: Any, **named: Any) -> Any:
+        time.sleep(0.5)
+        return sample(self, *arguments, **named)
+
+    # Otherwise a busy browser presses Stop after the last of the steps.
+    monkeypatch.setattr(HFSampler, "sample", slowly)
     with open_page(served.address) as opened:
         page = opened.page
         page.set_input_files("input[type=file]", str(picture))
