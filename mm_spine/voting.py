@@ -74,7 +74,7 @@ def representative(
     if winner is None:
         return None
     members = (answer for answer, name in zip(answers, classes, strict=True) if answer is not None and name == winner)
-    return min(members, key=_name_order, default=Answer(winner, winner))
+    return min(members, key=_shortest_first, default=Answer(winner, winner))
 
 
 def decided(counts: Mapping[str, int], remaining: int, keyed: bool, question_id: str) -> bool:
@@ -207,12 +207,12 @@ def subsample(group: Group, keep: int) -> Group:
     )
 
 
-def _name_order(answer: Answer) -> tuple[int, str]:
+def _shortest_first(answer: Answer) -> tuple[int, str]:
     return len(answer.text), answer.text
 
 
 def _total_order(answer: Answer) -> tuple[int, str, str]:
-    return *_name_order(answer), answer.key or ""
+    return *_shortest_first(answer), answer.key or ""
 
 
 def _components(members: Sequence[Answer], spec: AnswerSpec) -> dict[Answer, str]:

@@ -1,4 +1,4 @@
-"""The samplers by name. A new backend is one class and one entry of `SAMPLERS`."""
+"""The samplers by name. A new backend is a class, an entry of `SAMPLERS` and a name in `SamplingConfig.backend`."""
 
 from __future__ import annotations
 

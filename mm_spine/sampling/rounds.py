@@ -19,7 +19,7 @@ STOPS: Mapping[str, Stop] = {
     "decided": lambda counts, remaining, keyed, level, question_id: decided(counts, remaining, keyed, question_id),
     "confident": lambda counts, remaining, keyed, level, question_id: confident(counts, level),
 }
-"""The rules of `sampling.votes.stop`. A new rule is one function and one entry here."""
+"""The rules of `sampling.votes.stop`. A new rule is a function, an entry here and a name in `VotesConfig.stop`."""
 
 
 def vote_in_rounds(

@@ -45,7 +45,7 @@ class Tracker(Protocol):
         """Whether its data leaves this machine."""
 
     def scalars(self, figures: Mapping[str, float], step: int) -> None:
-        """Add a point at `step` to each named curve."""
+        """Add a point at `step` to each named curve. It may be called again for a step, and for an earlier one."""
 
     def responses(self, rows: Sequence[TrackedResponse], step: int) -> None:
         """Add a table of responses at `step`."""
