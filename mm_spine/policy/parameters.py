@@ -79,7 +79,10 @@ def check_loaded(folder: Path, found: Mapping[str, Any]) -> None:
 def check_tied(folder: Path, model: Any, shapes: Mapping[str, Any]) -> None:
     """Raise ModelError if config.json ties the head to the embedding and the two are stored with other values."""
     text = model.config.get_text_config()
-    if not (model.config.tie_word_embeddings or text.tie_word_embeddings) or "lm_head.weight" not in shapes:
+    if (
+        not any(getattr(config, "tie_word_embeddings", False) for config in (model.config, text))
+        or "lm_head.weight" not in shapes
+    ):
         return
     from safetensors import safe_open
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mm_spine import distributed
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.draws import generator
 from mm_spine.types import Question
@@ -38,10 +39,11 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def check_askable(questions: Sequence[Question], policy: Policy, new_tokens: int) -> None:
-    """Raise ConfigError if none of the questions can be asked. Stops at the first that can."""
-    if not any(policy.can_ask(question, new_tokens) for question in questions):
-        first = policy.skipped[questions[0].id]
-        raise ConfigError(f"none of the {len(questions):,} questions can be asked; the first, {first}")
+    """Raise ConfigError if none of the questions can be asked. Each rank looks at its share, up to the first that can."""
+    askable = any(policy.can_ask(question, new_tokens) for question in distributed.mine(questions))
+    reasons = distributed.gather(list(policy.skipped.values())[:1])
+    if not any(distributed.gather([askable])):
+        raise ConfigError(f"none of the {len(questions):,} questions can be asked; the first, {reasons[0]}")
 
 
 def check_questions(questions: Sequence[Question]) -> None:

@@ -100,6 +100,7 @@ def test_resuming_wants_the_same_unfinished_run(command: Command, nothing_loads:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     refused(command(*resume, "optim.steps=99"), "optim.steps was 12, now 99", "resume with the same")
     (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "report.html").write_text("")
     refused(command(*resume), "that run is finished")
 
 
@@ -340,7 +341,7 @@ def stopped_at(output: Path, by: str) -> int:
     newest = output / "checkpoints" / f"step_{stopped['steps']:06d}"
     assert stopped["stopped_by"] == by
     assert json.loads((newest / "state.json").read_text())["step"] == stopped["steps"]
-    assert list((newest / "engine").iterdir()), "the engine's state is in it"
+    assert (newest / "weights.safetensors").is_file() and list(newest.glob("optimizer_*.safetensors"))
     assert not (output / "checkpoints" / "writing").exists()
     steps = [json.loads(line)["step"] for line in (output / "steps.jsonl").read_text().splitlines()]
     assert steps == list(range(stopped["steps"]))

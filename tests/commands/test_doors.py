@@ -15,8 +15,8 @@ from PIL import Image
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.benchmarks.folder import load_table
-from mm_spine.cli import VisibleFormatter
 from mm_spine.commands.adapt import resume_command
+from mm_spine.commands.terminal import VisibleFormatter
 from mm_spine.runs.plan import load_config
 from mm_spine.types import AnswerSpec, Question
 from mm_spine.words import visible_line

@@ -56,7 +56,8 @@ def test_answers_beyond_the_first_are_counted_together(tmp_path: Path) -> None:
 def test_text_that_turns_the_line_stays_in_its_place(copy: Path) -> None:
     path = copy / "evaluation" / "after.jsonl"
     path.write_text(path.read_text().replace('"vote": {"text": "1"', '"vote": {"text": "\u202e1"'))
-    assert "<bdi>\u202e1 (3 of 4)</bdi>" in undrawn(copy)
+    page_text = undrawn(copy)
+    assert "<bdi>\\u202e1 (3 of 4)</bdi>" in page_text and "\u202e" not in page_text
     assert page._visible("a\u200b \u202e") == "aU+200B␣U+202E"
 
 
