@@ -79,10 +79,9 @@ def check_loaded(folder: Path, found: Mapping[str, Any]) -> None:
 def check_tied(folder: Path, model: Any, shapes: Mapping[str, Any]) -> None:
     """Raise ModelError if config.json ties the head to the embedding and the two are stored with other values."""
     text = model.config.get_text_config()
-    if (
-        not any(getattr(config, "tie_word_embeddings", False) for config in (model.config, text))
-        or "lm_head.weight" not in shapes
-    ):
+    # Some families say it for the whole model, some for the text model, and some for only one of them.
+    tied = any(getattr(config, "tie_word_embeddings", False) for config in (model.config, text))
+    if not tied or "lm_head.weight" not in shapes:
         return
     from safetensors import safe_open
 

@@ -146,8 +146,8 @@ class ParityWatch:
             self._check_drift(report, gap, statistic)
 
     def _check_slope(self, report: StepReport, gap: Gap) -> None:
-        # Among tokens of which the policy is all but certain, rounding alone can have a slope. Another temperature moves
-        # the distribution: with T 1 against 0.7 the KL estimate is 70 times this floor and more.
+        # Among tokens of which the policy is nearly certain, rounding alone can have a slope. Another temperature moves
+        # the distribution: with T 1 against 0.7 the KL estimate is more than 70 times this floor.
         if kl_with_error(gap)[0] <= KL_FLOORS[self.dtype]:
             return
         slope, error = slope_with_error(gap)

@@ -39,7 +39,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def check_askable(questions: Sequence[Question], policy: Policy, new_tokens: int) -> None:
-    """Raise ConfigError if none of the questions can be asked. Each rank looks at its share, up to the first that can."""
+    """Raise ConfigError if none of the questions can be asked. Each rank tries its share until one can."""
     askable = any(policy.can_ask(question, new_tokens) for question in distributed.mine(questions))
     reasons = distributed.gather(list(policy.skipped.values())[:1])
     if not any(distributed.gather([askable])):
