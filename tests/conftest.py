@@ -22,6 +22,24 @@ heal_torchvision()
 ROOT = Path(__file__).resolve().parents[1]
 
 
+SLOW = (
+    *("integrations", "runs", "sampling", "training", "commands/test_serve.py", "commands/test_ask.py"),
+    *("policy/test_families.py", "policy/test_family_folders.py", "policy/test_image_cache.py"),
+    *("processors/test_math_checker.py", "reporting/test_page.py", "reporting/test_report.py"),
+)
+"""Folders and files whose tests train models, run whole runs, or start processes and browsers. What `-m "not slow"`
+keeps of the loop is tests/test_adapt.py."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `SLOW` as slow."""
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here).as_posix()
+        if any(place == name or place.startswith(f"{name}/") for name in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
