@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SLOW = (
     *("integrations", "runs", "sampling", "training", "commands/test_serve.py", "commands/test_ask.py"),
-    *("policy/test_families.py", "policy/test_family_folders.py", "policy/test_image_cache.py"),
+    *("policy/test_families.py", "policy/test_family_folders.py", "policy/test_image_cache.py", "policy/test_head.py"),
     *("processors/test_math_checker.py", "reporting/test_page.py", "reporting/test_report.py"),
 )
 """Folders and files whose tests train models, run whole runs, or start processes and browsers. What `-m "not slow"`
