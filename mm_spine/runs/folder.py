@@ -31,7 +31,8 @@ ROUNDING_KEYS = {
 """Keys that a resumed run may change, with a warning: they change the order in which sums are rounded."""
 
 LOOP_KEYS = {"threads", "engine.token_budget"}
-"""Keys that change rounding too. The loop warns about them itself: it compares the values in use."""
+"""Keys that change rounding too. `training.checkpoint.resume` compares the values in use and warns. A new key needs a
+field of its `SavedState`."""
 
 NEUTRAL_KEYS = {
     *("cache.memory_gb", "cache.folder", "cache.disk_gb", "reporting.completions", "reporting.trackers"),
