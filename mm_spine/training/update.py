@@ -65,9 +65,7 @@ class Updater:
         self._last: LeafGroup | None = None
         self._not_finite: str | None = None
 
-    def update(
-        self, report: StepReport, groups: Sequence[LeafGroup], over: Denominators, gap: Gap | None
-    ) -> StepReport:
+    def update(self, report: StepReport, groups: Sequence[LeafGroup], over: Denominators, gap: Gap | None) -> None:
         """Take the optimiser steps of one batch, all ranks' `groups`, and fill in what they measured.
 
         `gap` is the parity gap where scoring has measured it. Else the first epoch's forward measures it, before any
@@ -76,7 +74,7 @@ class Updater:
         if gap is not None:
             self.parity.check(report, gap, "all sampled")
         if not groups:
-            return report
+            return
         self._last = groups[0]
         self.budget.find(groups, partial(self._backward, over=over, old=OldLogProbs(), last=True))
         old = OldLogProbs()
@@ -90,7 +88,6 @@ class Updater:
                 self.parity.check(report, trained, "selected")
             report.grad_norm, report.update_norm = self.engine.step(report.lr)
             self.policy.version += 1
-        return report
 
     def assert_usable(self, done: int) -> None:
         """Raise NotFinite if the weights after `done` steps are not worth a checkpoint.
