@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from command_line import Command, refused
 from PIL import Image
+from rich.console import Console
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.benchmarks.folder import load_table
+from mm_spine.commands import printing
 from mm_spine.commands.adapt import resume_command
 from mm_spine.commands.terminal import VisibleFormatter
 from mm_spine.runs.plan import load_config
@@ -148,7 +150,8 @@ class Full(io.TextIOWrapper):
 
 
 def test_a_full_disk_under_the_output_is_one_sentence(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mm_spine.commands.printing.console._file", Full())
+    # A console of its own: rich keeps what could not be written, and another test would print it.
+    monkeypatch.setattr(printing, "console", Console(file=Full()))
     ended = command("methods")
     assert ended.code == 2 and "could not be written in full: No space left on device" in ended.err, ended
     assert sys.stdout is not None
