@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from linear import linear
 
 from mm_spine.processors.answers import grade, parse
 from mm_spine.processors.answers.extraction import unwrapped
@@ -121,7 +120,6 @@ def test_what_is_left_is_a_part_of_the_response(response: str) -> None:
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_a_megabyte_takes_no_time(piece: str) -> None:
-    start = time.process_time()
-    unwrapped(piece * (1_000_000 // len(piece)) + '{"answer": ' + '"\\' * 1000 + "}")
-    assert time.process_time() - start < 2
+def test_a_megabyte_is_read_in_linear_time(piece: str) -> None:
+    with linear(piece):
+        unwrapped(piece * (1_000_000 // len(piece)) + '{"answer": ' + '"\\' * 1000 + "}")

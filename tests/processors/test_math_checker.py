@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,12 +74,6 @@ def fake(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker, "LIMIT_S", 0.5)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    started = time.monotonic()
-    call()
-    return time.monotonic() - started
-
-
 @pytest.mark.parametrize(
     ("a", "b", "equal"),
     [
@@ -144,7 +137,8 @@ def test_it_answers_in_threads() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tower", ["9^9^9^9", "9^{9^{9^9}}", "10000!", "5!!!!", "2^{100000}", "10^9^9!"])
 def test_a_number_that_fills_pages_is_refused_before_it_is_computed(fresh: None, tower: str) -> None:
-    assert seconds(lambda: checker.equal(tower, "3")) < 0.5
+    assert not checker.equal(tower, "3")
+    # A number that was computed would fail on the limit of time or memory instead.
     (failure,) = checker.failures()
     assert "too large" in failure.reason and tower in failure
 
@@ -210,9 +204,10 @@ def test_a_failing_pair_fails_alone(fake: None, text: str, reason: str, caplog: 
     assert len(caplog.records) == 1
 
 
-def test_what_cannot_be_read_is_not_tried_again_with_another(fake: None) -> None:
+def test_what_cannot_be_read_is_not_tried_again_with_another(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not checker.equal("hang", "a")
-    assert seconds(lambda: [checker.equal("hang", other) for other in "bcdef"]) < 0.2
+    monkeypatch.setattr(checker._worker, "ask", lambda *_: pytest.fail("the checker was asked again"))
+    assert not any(checker.equal("hang", other) for other in "bcdef")
 
 
 def test_one_item_takes_one_limit_however_much_it_compares(fake: None) -> None:

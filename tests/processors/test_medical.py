@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear import linear
 
 from mm_spine.processors.answers import grade, parse
 from mm_spine.processors.answers.medical import read
@@ -236,9 +235,7 @@ def test_a_gold_boxed_announced_or_bare_is_one_answer(text: str) -> None:
     ],
     ids=lambda text: text[:12].encode("unicode_escape").decode(),
 )
-def test_a_megabyte_is_read_in_time(text: str) -> None:
+def test_a_megabyte_is_read_in_linear_time(text: str) -> None:
     for spec in (OPEN, SORTED, CLOSED):
-        start = time.process_time()
-        answer = parse(text, spec)
-        grade(answer, "lung", spec)
-        assert time.process_time() - start < 2
+        with linear(spec):
+            grade(parse(text, spec), "lung", spec)

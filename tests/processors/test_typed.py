@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear import linear
 
 from mm_spine.processors.answers import grade, parse
 from mm_spine.types import AnswerSpec
@@ -261,11 +261,10 @@ HOSTILE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_million_hostile_characters_take_no_longer_than_two_seconds(name: str) -> None:
+def test_a_million_hostile_characters_are_read_in_linear_time(name: str) -> None:
     for spec in (TWO, LIST, ANGLES, AnswerSpec("choice", ("yes", "no")), AnswerSpec("text"), AnswerSpec("integer")):
-        start = time.process_time()
-        parse(HOSTILE[name], spec)
-        assert time.process_time() - start < 2, spec
+        with linear(spec):
+            parse(HOSTILE[name], spec)
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear import linear
 
 from mm_spine.processors.answers import grade, parse
 from mm_spine.processors.answers.vqa import CONTRACTIONS, accuracy, normalise
@@ -208,8 +208,6 @@ def test_option_letters_never_come_here() -> None:
     ],
     ids=lambda text: text[:12].encode("unicode_escape").decode(),
 )
-def test_a_megabyte_is_read_in_time(text: str) -> None:
-    start = time.process_time()
-    answer = parse(text, VQA)
-    grade(answer, ["red"] * 9 + [text], VQA)
-    assert time.process_time() - start < 2
+def test_a_megabyte_is_read_in_linear_time(text: str) -> None:
+    with linear(VQA):
+        grade(parse(text, VQA), ["red"] * 9 + [text], VQA)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from linear import linear
 
 from mm_spine.processors.answers import grade, parse
 from mm_spine.types import AnswerSpec
@@ -121,8 +120,7 @@ def test_a_gold_that_is_no_decision_is_a_fault_of_the_data() -> None:
     ],
     ids=lambda text: text[:12].encode("unicode_escape").decode(),
 )
-def test_a_megabyte_is_read_in_time(text: str) -> None:
+def test_a_megabyte_is_read_in_linear_time(text: str) -> None:
     for spec in (YES_NO, DECISION, LISTED):
-        start = time.process_time()
-        grade(parse(text, spec), "yes", spec)
-        assert time.process_time() - start < 2
+        with linear(spec):
+            grade(parse(text, spec), "yes", spec)
