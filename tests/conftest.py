@@ -13,6 +13,7 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.setdefault(name, "1")
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from mm_spine.compat import heal_torchvision  # noqa: E402  # importing mm_spine sets the rest of the environment
 
@@ -21,6 +22,9 @@ heal_torchvision()
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# The same examples on every machine, and none fails because the machine is busy.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 SLOW = (
     *("integrations", "runs", "sampling", "training", "commands/test_serve.py", "commands/test_ask.py"),

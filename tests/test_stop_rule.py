@@ -43,7 +43,7 @@ def completions(counts: Counter[str], remaining: int, question_id: str = "q") ->
 
 
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 4), st.sampled_from(["q", "r", "7", "é"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_keyed_stop_is_exact(tally: list[int], remaining: int, question_id: str) -> None:
     counts = +Counter(dict(zip(NAMES, tally, strict=True)))
     ends = {winner_of(final, question_id) for final in completions(counts, remaining, question_id)}
@@ -62,7 +62,7 @@ def partitions(items: Sequence[str]) -> Iterator[list[list[str]]]:
 
 
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_unkeyed_stop_holds_however_classes_merge(tally: list[int], remaining: int) -> None:
     counts = +Counter(dict(zip(NAMES, tally, strict=True)))
     leader = winner_of(counts)
@@ -122,7 +122,7 @@ def test_the_quadrature_agrees_with_draws(shapes: tuple[int, ...]) -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_of_the_classes_is_the_largest(shapes: list[int]) -> None:
     each = [first_is_largest([shapes[i], *shapes[:i], *shapes[i + 1 :]]) for i in range(len(shapes))]
     assert sum(each) == pytest.approx(1, abs=1e-9)
@@ -144,7 +144,7 @@ def test_confidence_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_further_vote_for_the_leader_adds_confidence(tally: list[int]) -> None:
     counts = +Counter(dict(zip("abcde", tally, strict=False)))
     if counts:

@@ -117,7 +117,7 @@ def test_equal_strings_are_compared_once_and_keys_never(near: list[tuple[str, st
 @given(
     st.lists(st.sampled_from([None, "1", "2", "3", "5", "6", "8", "10", "12"]), min_size=1, max_size=9), st.randoms()
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_order_of_rollouts_does_not_matter(texts: list[str | None], random: object) -> None:
     def lopsided(a: Answer, b: Answer, spec: AnswerSpec) -> bool:  # not even symmetric
         return 0 <= int(a.text) - int(b.text) <= 1 or (a.text, b.text) == ("5", "8")
@@ -178,7 +178,7 @@ def parsed(kind: str, texts: Sequence[str]) -> list[Answer | None]:
 
 @pytest.mark.parametrize("kind", known_kinds())
 @given(SAID, st.randoms())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_order_of_responses_does_not_matter_for_any_kind(kind: str, texts: list[str], random: object) -> None:
     order = list(range(len(texts)))
     random.shuffle(order)  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_the_order_of_responses_does_not_matter_for_any_kind(kind: str, texts: l
 
 @pytest.mark.parametrize("kind", known_kinds())
 @given(SAID)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_classes_are_components_of_same_for_any_kind(kind: str, texts: list[str]) -> None:
     cast = parsed(kind, texts)
     outcome, classes = vote(cast, SPECS[kind], "q")
@@ -204,7 +204,7 @@ def test_classes_are_components_of_same_for_any_kind(kind: str, texts: list[str]
 
 @pytest.mark.parametrize("kind", known_kinds())
 @given(SAID)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_tie_goes_to_the_first_by_hash_for_any_kind(kind: str, texts: list[str]) -> None:
     distinct = {
         name: text for text, name in zip(texts, vote(parsed(kind, texts), SPECS[kind], "q")[1], strict=True) if name
@@ -217,7 +217,7 @@ def test_a_tie_goes_to_the_first_by_hash_for_any_kind(kind: str, texts: list[str
 
 @pytest.mark.parametrize("kind", known_kinds())
 @given(st.integers(1, 9))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_nothing_parsed_is_no_answer_for_any_kind(kind: str, n: int) -> None:
     outcome, classes = vote(parsed(kind, [""] * n), SPECS[kind], "q")
     assert outcome.answer is None and outcome.counts == {} and (outcome.share, outcome.margin) == (0, 0)
@@ -268,7 +268,7 @@ TEXTS = ["1", "2", "4", "7", "7.0", "7.00", "9"]
     st.integers(1, 7),
     st.sets(st.frozensets(st.sampled_from(TEXTS), min_size=2, max_size=2), max_size=5),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_classes_only_grow(cast: list[tuple[str, bool]], first: int, equal: set[frozenset[str]]) -> None:
     def any_relation(a: Answer, b: Answer, spec: AnswerSpec) -> bool:
         return a.text == b.text or frozenset((a.text, b.text)) in equal

@@ -57,7 +57,7 @@ class TestAdvantages:
     def test_no_questions(self, normalise) -> None:
         assert advantages([], normalise, "sample", 1e-6) == []
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=12), st.randoms(use_true_random=False))
     def test_permuting_rollouts_permutes_advantages(self, rewards, random) -> None:
         order = list(range(len(rewards)))

@@ -90,7 +90,7 @@ class TestSurrogate:
         value = clipped_surrogate(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([[1.0], [-2.0]]))
         assert value.tolist() == [[1.0] * 3, [-2.0] * 3]
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(st.floats(-3, 3), min_size=1, max_size=8), st.floats(0.05, 0.5), st.floats(0.05, 0.5))
     def test_a_zero_advantage_trains_nothing(self, log_ratios, clip_low, clip_high) -> None:
         logp = double(log_ratios).requires_grad_()
@@ -154,7 +154,7 @@ class TestKl:
         value = kl_k3(torch.tensor(-1e-4), torch.tensor(0.0))
         assert float(value) == pytest.approx(5e-9, rel=5e-3)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(st.floats(-5, 5), min_size=4, max_size=4), st.lists(st.floats(-5, 5), min_size=4, max_size=4))
     def test_k3_is_unbiased_for_the_exact_kl(self, logits, ref_logits) -> None:
         log_pi, log_ref = double(logits).log_softmax(-1), double(ref_logits).log_softmax(-1)

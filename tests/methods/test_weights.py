@@ -73,7 +73,7 @@ class TestTopQuantile:
     def test_everything_at_share_one(self) -> None:
         assert chosen(top_quantile(torch.tensor([0.3, 0.0, 2.0]), 1.0)) == [0, 1, 2]
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(tied_entropies, shares)
     def test_at_least_the_share_with_all_ties(self, entropy: Tensor, share: float) -> None:
         mask = top_quantile(entropy, share)
@@ -85,7 +85,7 @@ class TestTopQuantile:
             assert entropy[~mask].max() < entropy[mask].min()
         assert int(mask.sum()) >= math.floor(share * len(entropy) + 1e-9)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(entropies, st.floats(0, 1))
     def test_the_quantile_is_numpys(self, entropy: Tensor, q: float) -> None:
         values = entropy.double()
@@ -115,7 +115,7 @@ class TestTopK:
         # In floating point 0.07 * 100 is 7.000000000000001.
         assert int(top_k(torch.arange(100.0), 0.07).sum()) == 7
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(entropies, st.integers(1, 100))
     def test_the_count_is_exact(self, entropy: Tensor, percent: int) -> None:
         mask = top_k(entropy, percent / 100)
@@ -134,7 +134,7 @@ class TestLowest:
         assert chosen(lowest(torch.tensor([0.0, 1.0, 0.0, 0.0]), 0.1)) == [0, 2, 3]
         assert chosen(lowest(torch.tensor([2.0, 1.0]), 0.1)) == [1]
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(entropies, shares)
     def test_at_least_the_share_with_all_ties(self, entropy: Tensor, share: float) -> None:
         mask = lowest(entropy, share)
@@ -196,7 +196,7 @@ class TestOtsu:
         # One step of float64 apart: narrower than 100 bins can resolve, so that some have no token below them.
         assert chosen(otsu(torch.tensor([1.0, math.nextafter(1.0, 2.0)], dtype=torch.float64))) == [1]
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.one_of(entropies, tied_entropies), st.sampled_from([2, 7, 100]))
     def test_agrees_with_the_definition(self, entropy: Tensor, bins: int) -> None:
         values = entropy.double().numpy()
@@ -236,7 +236,7 @@ class TestSelect:
         assert select([], rule, scope) == []
 
     @pytest.mark.parametrize("name", RULES)
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(entropy=st.one_of(entropies, tied_entropies))
     def test_the_scopes_agree_on_one_response(self, name: str, entropy: Tensor) -> None:
         (one,), (all_,) = (select([entropy], RULES[name], scope) for scope in ("response", "batch"))
@@ -244,7 +244,7 @@ class TestSelect:
         assert one.any()
 
     @pytest.mark.parametrize("name", TIES_ALL_IN)
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(entropy=st.one_of(entropies, tied_entropies), seed=st.integers(0, 1000))
     def test_permuting_tokens_permutes_the_mask(self, name: str, entropy: Tensor, seed: int) -> None:
         order = torch.randperm(len(entropy), generator=torch.Generator().manual_seed(seed))

@@ -287,7 +287,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=20))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_name_of_a_class_reads_back_as_itself(response: str) -> None:
     for spec in (INTEGER, YES_NO, DRUGS, LETTERS, TEXT):
         if answer := parse(response, spec):

@@ -286,7 +286,7 @@ PIECES = (
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join) | st.text(max_size=20))
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 def test_integer_and_math_agree_on_every_text_that_both_read(text: str) -> None:
     whole, value = parse(text, INTEGER), parse(text, MATH)
     assert whole is None or (value is not None and value.key == whole.key)

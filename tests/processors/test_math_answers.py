@@ -245,7 +245,7 @@ PIECES = (
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=30))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_name_of_a_class_reads_back_as_itself(text: str) -> None:
     answer = maths.read(text)
     if answer is not None:

@@ -199,7 +199,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join) | st.text(max_size=15))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_the_name_of_a_class_reads_back_as_itself(text: str) -> None:
     for spec in (OPEN, SORTED, CLOSED):
         answer = parse(text, spec)
@@ -210,7 +210,7 @@ def test_the_name_of_a_class_reads_back_as_itself(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_gold_boxed_announced_or_bare_is_one_answer(text: str) -> None:
     key = read(text, OPEN)
     if key is not None and key.isalpha():

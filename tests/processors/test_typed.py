@@ -216,7 +216,7 @@ SPECS = (INTEGER, TWO, FLOAT, LIST, SET, ANGLES, YES_NO)
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=20))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_name_of_a_class_reads_back_as_itself(response: str) -> None:
     for spec in SPECS:
         if answer := parse(response, spec):

@@ -66,13 +66,13 @@ texts = st.lists(st.sampled_from(PIECES), max_size=10).map("".join) | st.text(ma
 
 
 @given(texts)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_normaliser_follows_the_order_of_the_rules(text: str) -> None:
     assert normalise(text) == transcribed(text)
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_accuracy_follows_the_official_loop(data: st.DataObject) -> None:
     pool = [*data.draw(st.lists(texts, min_size=1, max_size=4)), "red"]
     annotators = [*data.draw(st.lists(st.sampled_from(pool), min_size=2, max_size=12)), "Red."]

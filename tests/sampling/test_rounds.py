@@ -154,7 +154,7 @@ def test_the_posterior_ends_a_vote_sooner_than_certainty() -> None:
 
 @pytest.mark.parametrize("stop", ["decided", "confident"])
 @given(st.lists(st.sampled_from(["7", "8", "9", ""]), min_size=2, max_size=16))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_vote_could_have_stopped_within_the_first_round(stop: Any, said: list[str]) -> None:
     votes = VotesConfig(max=len(said), stop=stop, level=0.8, round=1)
     for taken in range(1, round_ends(votes, 1)[0]):
@@ -185,7 +185,7 @@ SPECS = {
 @pytest.mark.parametrize("kind", known_kinds())
 @pytest.mark.parametrize("cut_off", ["abstain", "count", "mask"])
 @given(st.lists(st.sampled_from(RESPONSES), min_size=3, max_size=3), st.sets(st.integers(0, 9)), st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_decided_vote_is_the_full_one_for_any_kind(
     kind: str, cut_off: Any, some: list[str], cut: set[int], data: st.DataObject
 ) -> None:
@@ -228,7 +228,7 @@ def near(patch: pytest.MonkeyPatch) -> str:
 
 
 @given(st.lists(st.sampled_from(["", "1", "2", "3", "5", "6", "8", "10", "12"]), min_size=2, max_size=14))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_decided_vote_is_the_full_one_however_answers_join(said: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         sampler = Scripted({"q": said})
@@ -342,7 +342,7 @@ def _no_tokens(r: Rollout) -> Tokens:
 
 
 @given(st.lists(st.sampled_from(["7", "8", ""]), min_size=1, max_size=12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_shares_are_of_the_rollouts_taken(said: list[str]) -> None:
     sampler = Scripted({"q": said * 2})
     group = asked(sampler, VotesConfig(max=2 * len(said), stop="confident", level=0.8, round=1))[0]
