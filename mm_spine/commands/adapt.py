@@ -67,6 +67,7 @@ def adapt(
         printing.print_line(f"stopped by {stopped_by}; {advice}")
         raise typer.Exit(EXIT_CODES[stopped_by])
     printing.print_runs([output])
+    printing.print_result(output)
     for change in summary.get("method_changes", ()):
         printing.print_line(f"method {config.method.name} ran with {change}")
     printing.print_losses(summary["skipped"].values(), summary["bad_rows"])

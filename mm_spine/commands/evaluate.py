@@ -16,7 +16,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
     benchmark: Annotated[str, typer.Argument(help="A benchmark, or a folder of your own.")],
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the verdicts, a line per question.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Also write a line per question, and the answers to a .csv beside it."),
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Greedy, pass@1, maj@N and pass@N of a model with intervals, on the adapted split or `split=NAME`."""

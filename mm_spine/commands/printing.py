@@ -50,6 +50,15 @@ def print_runs(runs: Sequence[Path]) -> None:
     console.print(comparison_table(runs))
 
 
+def print_result(run: Path) -> None:
+    """Print in words what a run reached, as its report says it."""
+    from mm_spine.reporting.result import sentences, split_results
+    from mm_spine.reporting.saved_run import read_run
+
+    for split in split_results(read_run(run)):
+        print_line(" ".join([f"{split.title}.", *sentences(split)]))
+
+
 def print_mapping(title: str, values: Mapping[str, Any]) -> None:
     """Print names and values as a table of two columns."""
     table = Table("", "", title=shown(title), title_justify="left", show_header=False)

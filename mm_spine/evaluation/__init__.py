@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -188,6 +188,18 @@ def _item(group: Group, gold: Sequence[str] | None, greedy: Rollout, split: str)
         lengths=tuple(len(rollout.token_ids) for rollout in rollouts),
         entropies=tuple(_mean_entropy(rollout) for rollout in rollouts),
         unparsed=tuple(answer is None for answer in answers),
+    )
+
+
+def graded_again(item: Item, gold: Sequence[str] | None, question: Question) -> Item:
+    """Return the item graded against `gold`, which became known after the evaluation; ungraded for None."""
+    if gold is None:
+        return replace(item, greedy=None, verdicts=None, vote_score=None)
+    return replace(
+        item,
+        greedy=grade(parse(item.greedy_text, question.spec), gold, question.spec),
+        verdicts=grade_all(item.answers, gold, question.spec),
+        vote_score=grade(item.vote, gold, question.spec).score,
     )
 
 

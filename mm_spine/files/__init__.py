@@ -6,13 +6,14 @@ renamed.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -92,6 +93,28 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file; an existing one is replaced."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write at least one row as CSV under a line of column names; an existing file is replaced."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV file that has at least `columns`. Raises ValueError naming the file and what it lacks."""
+    try:
+        # Spreadsheets put a byte order mark first.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            missing = [name for name in columns if name not in (table.fieldnames or ())]
+            if missing:
+                raise ValueError(f"no column {', '.join(missing)}; the first line must name {', '.join(columns)}")
+            return [{name: row[name] or "" for name in columns} for row in table]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV: {error}") from error
 
 
 def write_bytes(path: Path, data: bytes) -> Path:

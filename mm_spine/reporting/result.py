@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mm_spine.intervals import Interval
@@ -25,6 +25,9 @@ LABEL_FREE: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "mean_entropy": ("mean entropy, nats", lambda nats: f"{nats:.3f}"),
 }
 """Key of an evaluation in summary.json -> name and format, of values that need no gold answer and show a collapse."""
+
+TO_LABEL = 50
+"""Questions to label after a run without gold answers. About 50 give an interval of 14 points or less to each side."""
 
 FEW = 20
 """Below this number of questions, a bootstrap interval is said to be too narrow. The number is ours."""
@@ -62,6 +65,8 @@ class SplitResult:
         stepped: the run made at least one step.
         partial: some answers are partly right, so that scores are no counts of right answers.
         unpaired: why there are no differences although both evaluations have scores; else "".
+        answers: how many greedy answers changed and the shares of the votes, the entry of summary.json.
+        run: the run's folder.
     """
 
     name: str
@@ -75,6 +80,8 @@ class SplitResult:
     stepped: bool = True
     partial: bool = False
     unpaired: str = ""
+    answers: Json = field(default_factory=dict)
+    run: str = ""
 
     @property
     def known(self) -> bool:
@@ -125,6 +132,8 @@ def _split_result(
         stepped=stepped,
         partial=scores is not None and any(map(_has_partial_scores, scores)),
         unpaired=run.reason if isinstance(run, UnfinishedRun) and before and after else "",
+        answers=section(section(saved.summary, "answers"), split),
+        run=str(saved.path),
     )
 
 
@@ -155,7 +164,7 @@ def sentences(split: SplitResult) -> Iterator[str]:
     """Say in words what the run reached on a split, also when the method did not help."""
     greedy, vote = split.measures[GREEDY], split.measures[MAJ_AT_N]
     if not split.known:
-        yield "No gold answers: the gain in accuracy is not known; see the vote shares and the curves below."
+        yield from _without_labels(split)
         return
     if not split.stepped and greedy.before and vote.before:
         yield _no_step(split, greedy.before, vote.name, vote.before)
@@ -172,6 +181,23 @@ def sentences(split: SplitResult) -> Iterator[str]:
         yield f"No differences can be given: {split.unpaired}."
     elif split.labelled < FEW:
         yield f"With fewer than {FEW} questions, these intervals are too narrow to be relied on."
+
+
+def _without_labels(split: SplitResult) -> Iterator[str]:
+    """Say what changed, and how to find out whether it helped."""
+    yield "No gold answers, so whether the answers got better is not known."
+    count, changed = number(split.answers.get("n")), number(split.answers.get("changed"))
+    shares = [number(split.answers.get(f"vote_share_{when}")) for when in ("before", "after")]
+    if not count or changed is None or None in shares:
+        return
+    before, after = (percent(share) for share in shares if share is not None)
+    yield (
+        f"{changed:,.0f} of {count:,.0f} greedy answers changed; on average the vote's answer had {before} of the "
+        f"samples before and {after} after. Agreement rises whether or not answers get better."
+    )
+    flag = "" if split.name == "adapted" else f" --split {split.name}"
+    n = min(TO_LABEL, int(count))
+    yield f"Label {n} of these questions to know whether it helped: mm-spine label {split.run} --n {n}{flag}"
 
 
 def _no_step(split: SplitResult, greedy: Interval, vote_name: str, vote: Interval) -> str:

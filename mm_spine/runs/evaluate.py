@@ -11,6 +11,7 @@ from typing import Any
 
 from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig
+from mm_spine.evaluation import answer_table
 from mm_spine.evaluation.vote_accuracy import step_accuracy
 from mm_spine.integrations import lmms_hook
 from mm_spine.policy.folder import resolve_model
@@ -133,7 +134,8 @@ def evaluate_splits(
 def evaluate_model(config: RunConfig, output: Path | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """Evaluate `config.model` on `config.split`, on one process. Returns its metrics.
 
-    The verdicts go to `output` if given. `listener` follows the progress; without one, log lines do.
+    The verdicts go to `output` if given, the answers to a CSV file beside it. `listener` follows the progress; without
+    one, log lines do.
     """
     plan, listeners = check(config), Listeners()
     add_live(listeners, listener)
@@ -146,6 +148,7 @@ def evaluate_model(config: RunConfig, output: Path | None = None, listener: List
     items = evaluate_splits(policy, config, {split: labelled}, listeners, "evaluating")
     if output is not None:
         files.write_json_lines(output, [evaluation.to_json(item) for item in items])
+        files.write_csv(output.with_suffix(".csv"), answer_table.rows_of_one(labelled.questions, items))
     by_tag = evaluation.breakdown(items, labelled.tags, plan.benchmark.breakdowns)
     return {**evaluation.metrics(items), "skipped": policy.skipped, "bad_rows": labelled.problems, "breakdown": by_tag}
 

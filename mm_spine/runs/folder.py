@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,7 @@ import yaml
 from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig, VLLMConfig
 from mm_spine.config.layers import read_yaml
+from mm_spine.evaluation import answer_table
 from mm_spine.files import rollout_table
 from mm_spine.files.fingerprint import FILE as FINGERPRINT
 from mm_spine.policy.model import Policy
@@ -82,6 +84,11 @@ class RunFolder:
         """Write evaluation/NAME.jsonl."""
         if self.writes:
             files.write_json_lines(self.evaluation_file(name), [evaluation.to_json(item) for item in items])
+
+    def write_answers(self, rows: Sequence[answer_table.AnswerRow]) -> None:
+        """Write answers.csv."""
+        if self.writes and rows:
+            files.write_csv(self.path / "answers.csv", [asdict(row) for row in rows])
 
     def read_items(self, name: str) -> list[evaluation.Item]:
         """Read evaluation/NAME.jsonl."""

@@ -16,6 +16,7 @@ import torch
 from mm_spine import distributed, evaluation, files
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import CacheConfig, RunConfig, RunStopped
+from mm_spine.evaluation import answer_table
 from mm_spine.methods.table import Method, changed_lines
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import resolve_model
@@ -137,7 +138,10 @@ class Run:
 
         # Write the results.
         missing = self.evaluations.grade_votes(splits.adapted, adapted.steps)
-        findings = Findings(start, before, after, lmms, missing)
+        answers = answer_table.answer_rows(splits.questions, before, after)
+        self.folder.write_answers(answers)
+        changes = answer_table.changes_by_split(answers)
+        findings = Findings(start, before, after, lmms, missing, changes)
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
         self._clean_up()

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from mm_spine import distributed, evaluation
 from mm_spine.adapt import Adapted
 from mm_spine.evaluation import Metrics, TagScores
+from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.methods.table import changed_lines
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.kernels import backend_name
@@ -52,6 +53,8 @@ class Summary(TypedDict):
     bad_rows: list[str]
     missing_rollouts: list[int]
     lmms_eval: dict[str, Any] | None
+    answers: dict[str, AnswerChanges]
+    labels: dict[str, Any] | None
 
 
 @dataclass
@@ -114,13 +117,14 @@ class Totals:
 @dataclass
 class Findings:
     """What a run has found out. `fingerprint` identifies the start that `before` belongs to, `missing_rollouts` steps
-    whose file in rollouts/ is missing or damaged."""
+    whose file in rollouts/ is missing or damaged, `answers` the changes of each split's answers."""
 
     fingerprint: str
     before: list[evaluation.Item]
     after: list[evaluation.Item]
     lmms_eval: dict[str, Any]
     missing_rollouts: list[int]
+    answers: dict[str, AnswerChanges]
 
 
 def summarise(
@@ -170,6 +174,9 @@ def summarise(
         bad_rows=splits.problems,
         missing_rollouts=findings.missing_rollouts,
         lmms_eval=findings.lmms_eval if config.evaluation.lmms_eval else None,
+        answers=findings.answers,
+        # `mm-spine label` fills this in.
+        labels=None,
     )
 
 

@@ -19,7 +19,7 @@ def test_a_run_without_labels_shows_the_votes_that_moved(tmp_path: Path) -> None
     before = [item("a", None, "1222"), item("b", None, "1112")]
     after = [item("a", None, "1112"), item("b", None, "1112")]
     text = text_of(write_run(tmp_path / "run", before, after))
-    assert "No gold answers: the gain in accuracy is not known" in text
+    assert "No gold answers, so whether the answers got better is not known" in text
     assert "Another vote, no gold answer: 1" in text and "vote 2 (3 of 4) → 1 (3 of 4)" in text
 
 

@@ -1,0 +1,176 @@
+"""Label a few questions of a finished run: draw them at random, read the labels back, and grade the run by them.
+
+The draw does not depend on what the model answered, and the sheet does not show it, so that the labelled questions
+stand for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mm_spine import evaluation, files
+from mm_spine.config import ConfigError
+from mm_spine.evaluation import Item
+from mm_spine.files import fingerprint
+from mm_spine.runs.folder import RunFolder
+from mm_spine.runs.plan import check, load_config
+from mm_spine.runs.summary import Summary, metrics_by_split
+from mm_spine.types import AnswerSpec, ImageLike, LabelledSet, Question
+
+log = logging.getLogger(__name__)
+
+SHEET = "labels.csv"
+Place = tuple[str, str]
+"""(split, question id)."""
+
+Golds = tuple[str, ...]
+
+COLUMNS = ("id", "split", "question", "images", "form", "answer")
+
+
+class LabelSheet:
+    """The sheet of a finished run: questions drawn from it, to be answered by a person."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the questions of the run in `path`. Raises ConfigError if it is not finished or its data changed."""
+        self.folder = RunFolder(path)
+        if not self.folder.finished:
+            raise ConfigError(f"{path}: no finished run there (no summary.json); run `mm-spine adapt` to its end first")
+        plan = check(load_config(str(self.folder.config_file)), allow_labels=True)
+        splits = plan.load_splits()
+        self.seed = plan.config.seed
+        self.sets = {"adapted": splits.adapted}
+        if splits.held_out is not None:
+            self.sets["held_out"] = splits.held_out
+        started = fingerprint.read(path)
+        for split, labelled in self.sets.items():
+            _check_unchanged(path, labelled.questions, (started or {}).get("questions", {}).get(split))
+        self.before, self.after = (self.folder.read_items(when) for when in ("before", "after"))
+
+    @property
+    def path(self) -> Path:
+        """The file to fill in."""
+        return self.folder.path / SHEET
+
+    def unlabelled(self, split: str) -> list[Question]:
+        """Return the questions of `split` that were evaluated and have no gold answer in the data."""
+        if split not in self.sets:
+            raise ConfigError(f"split={split!r}: the run evaluated {' and '.join(self.sets)}")
+        labelled: LabelledSet = self.sets[split]
+        evaluated = {item.id for item in self.after if item.split == split}
+        return [q for q in labelled.questions if q.id in evaluated and q.id not in labelled.key]
+
+    def draw(self, n: int, split: str = "adapted") -> int:
+        """Draw `n` unlabelled questions of `split` and write the sheet. Returns how many are on it.
+
+        A larger `n` adds to the questions of a smaller one; answers that are filled in stay.
+        """
+        filled = {(row["split"], row["id"]): row["answer"] for row in self._rows()}
+        questions = self.unlabelled(split)
+        if not questions:
+            raise ConfigError(f"{self.folder.path}: every question of split {split!r} has an answer already")
+        # An order by digests is a random one, and the same whatever else the data holds.
+        drawn = sorted(questions, key=lambda question: fingerprint.digest(f"label {self.seed} {split} {question.id}"))
+        rows = [_line(split, question, filled.pop((split, question.id), "")) for question in drawn[:n]]
+        # What was filled in for other questions stays too.
+        others = {question.id: question for other in self.sets.values() for question in other.questions}
+        rows += [_line(where, others[name], answer) for (where, name), answer in filled.items() if answer.strip()]
+        files.write_csv(self.path, rows)
+        return len(rows)
+
+    def apply(self) -> Summary:
+        """Grade the run by the answers on the sheet, and write evaluations and summary.json again.
+
+        An answer that does not fit its question is left out with a warning. Raises ConfigError without any answer.
+        """
+        rows = self._rows()
+        if not rows:
+            raise ConfigError(f"{self.path}: not there; draw questions with: mm-spine label {self.folder.path} --n 50")
+        questions = {(split, question.id): question for split in self.sets for question in self.unlabelled(split)}
+        labels: dict[Place, Golds] = {}
+        for number, row in enumerate(rows, 2):
+            place, answer = (row["split"], row["id"]), row["answer"].strip()
+            if not answer:
+                continue
+            if problem := _problem(questions.get(place), answer):
+                log.warning("%s, line %d: left out: %s", self.path, number, problem)
+            else:
+                labels[place] = (answer,)
+        if not labels:
+            raise ConfigError(f"{self.path}: no answer that can be used; fill in the column answer, then start again")
+        self.folder.lock()
+        try:
+            return self._write(questions, labels, on_sheet=len(rows))
+        finally:
+            self.folder.unlock()
+
+    def _write(self, questions: Mapping[Place, Question], labels: Mapping[Place, Golds], on_sheet: int) -> Summary:
+        """Write the evaluations and summary.json with the verdicts that `labels` allow."""
+
+        def graded(items: Iterable[Item]) -> list[Item]:
+            return [
+                evaluation.graded_again(item, labels.get((item.split, item.id)), questions[item.split, item.id])
+                if (item.split, item.id) in questions
+                else item
+                for item in items
+            ]
+
+        before, after = graded(self.before), graded(self.after)
+        scores = metrics_by_split(before), metrics_by_split(after)
+        summary: Summary = files.read_json(self.folder.path / "summary.json")
+        summary["before"], summary["after"] = (of_split["adapted"] for of_split in scores)
+        if summary["held_out"] is not None:
+            summary["held_out"] = {"before": scores[0]["held_out"], "after": scores[1]["held_out"]}
+        summary["labels"] = {"file": SHEET, "drawn": on_sheet, "used": len(labels)}
+        self.folder.write_items("before", before)
+        self.folder.write_items("after", after)
+        self.folder.write("summary.json", summary)
+        return summary
+
+    def _rows(self) -> list[dict[str, str]]:
+        return files.read_csv(self.path, COLUMNS) if self.path.exists() else []
+
+
+def _check_unchanged(run: Path, questions: Sequence[Question], digests: fingerprint.Digests | None) -> None:
+    """Raise ConfigError naming the first question that is not what it was when the run started."""
+    if digests is None:
+        log.warning("%s: no %s; whether the questions are still the same was not checked", run, fingerprint.FILE)
+        return
+    now = fingerprint.of_questions(questions)
+    if changed := [name for name in digests if now.get(name) != digests[name]]:
+        raise ConfigError(f"{run}: question {changed[0]!r} changed since the run; restore the data, then label")
+
+
+def _line(split: str, question: Question, answer: str) -> dict[str, str]:
+    return {
+        "id": question.id,
+        "split": split,
+        "question": question.prompt,
+        "images": " ".join(map(_name, question.images)),
+        "form": _form(question.spec),
+        "answer": answer,
+    }
+
+
+def _name(image: ImageLike) -> str:
+    return str(image) if isinstance(image, str | Path) or hasattr(image, "read_bytes") else "(in the table)"
+
+
+def _form(spec: AnswerSpec) -> str:
+    """Say what an answer looks like: the kind, and the options where there are any."""
+    if not spec.choices:
+        return spec.kind
+    return f"{spec.kind}: " + " | ".join(f"{chr(65 + i)} {choice}" for i, choice in enumerate(spec.choices))
+
+
+def _problem(question: Question | None, answer: str) -> str:
+    """Return why an answer cannot be used, "" if it can."""
+    if question is None:
+        return "no question of that id and split without an answer"
+    try:
+        evaluation.check_key([question], {question.id: (answer,)})
+    except ValueError as error:
+        return str(error)
+    return ""
