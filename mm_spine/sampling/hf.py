@@ -15,6 +15,7 @@ import torch
 
 from mm_spine.config import DecodingConfig
 from mm_spine.draws import uniforms
+from mm_spine.policy.distribution import logits_of
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
@@ -119,6 +120,6 @@ class HFSampler(Backend):
         for first in range(0, len(uniform_R), size):
             part = slice(first, first + size)
             pairs = [(row - first, token) for row, token in barred if first <= row < first + size]
-            logits_RV, uniform = batch.hidden_RD[part] @ weight.T, None if greedy else uniform_R[part]
+            logits_RV, uniform = logits_of(batch.hidden_RD[part], weight), None if greedy else uniform_R[part]
             drawn.append(draw(logits_RV, uniform, self.distribution, barred=pairs, top_p=self.decoding.top_p))
         return Drawn(*(torch.cat(column) for column in zip(*drawn, strict=True)))
