@@ -43,11 +43,16 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
         "bytes_weights": 126 * 2,
         "bytes_zero3_copy": 0,
         "bytes_gradients": 100 * 2,
+        "bytes_gradients_while_adding_up": 100 * 2,
         "bytes_optimizer": 100 * (4 + 4 + 4),  # two fp32 moments and the fp32 copy of bf16 weights
+        "bytes_optimizer_step": 100 * (2 + 4),  # all gradients in one tensor, and in fp32
         "bytes_reference": 100 * 2,  # one copy of what trains
         "bytes_sampler_weights": 0,
         "bytes_cache_of_responses": 3 * 4 * 5 * (3 * 2 * 4) * 2,  # tokens x (layers x k and v x key width)
         "bytes_activations_per_packed_token": 3 * (2 * 64 + 48 + 80) + 48,  # layers, and the last norm
+        "bytes_activations_at_most": 390 * 816,  # all tokens of the step: 3 x (a prompt of 120, 2 x 5)
+        # Ten tensors of all logits; hidden states three times; the head's gradient and its sum in fp32.
+        "bytes_head_at_most": 10 * 390 * 20 * 4 + 3 * 390 * 8 * 2 + 20 * 8 * (2 + 4),
         "steps": 7,
         "rollouts_per_step": 12,
         "tokens_sampled_per_step_at_most": 60,
@@ -55,12 +60,15 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("stage", "state", "copy"), [(0, 800, 0), (1, 1200, 0), (2, 1200, 0), (3, 1200, 400)])
-def test_bytes_of_fp32_by_zero_stage(small_model: Path, stage: int, state: int, copy: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "state", "copy", "step"), [(0, 800, 0, 0), (1, 1200, 0, 400), (2, 1200, 0, 400), (3, 1200, 400, 0)]
+)
+def test_bytes_of_fp32_by_zero_stage(small_model: Path, stage: int, state: int, copy: int, step: int) -> None:
     config = configure({**SMALL_STEP, "engine": {"zero_stage": stage}, "method": {"name": "rent"}})
     found = estimate(config, small_model)
     assert (found["bytes_weights"], found["bytes_gradients"]) == (126 * 4, 400)
     assert (found["bytes_optimizer"], found["bytes_zero3_copy"], found["bytes_reference"]) == (state, copy, 0)
+    assert (found["bytes_gradients_while_adding_up"], found["bytes_optimizer_step"]) == (400, step)
 
 
 def test_bytes_of_lora_by_hand(small_model: Path) -> None:
