@@ -80,9 +80,11 @@ def phases(config: RunConfig, load: Load, card: Card) -> Phases:
     """Return phase -> part -> bytes on the card. The run takes the most of the three phases, which follow each other.
 
     sample: the sampler beside weights, and beside optimiser state and anchor where they do not wait on the host.
-    backward: the largest micro-batch. step: the optimiser's step, without an anchor that can wait on the host.
+    backward: the largest micro-batch. step: the optimiser's step, without an anchor that can wait on the host. The
+    tower's activations, once for each image, are not counted, nor are the image features of a micro-batch.
     """
     vllm, offloads = config.sampling.backend == "vllm", config.offloads
+    sampler = "vLLM" if vllm else "key-value cache"
     share = int(config.sampling.vllm.memory_share * card.gb * 1e9)
     weights = estimate.weight_bytes(load) + estimate.zero3_bytes(config, load)
     optimiser, anchor = estimate.optimizer_bytes(config, load), estimate.anchor_bytes(config, load)
@@ -91,12 +93,12 @@ def phases(config: RunConfig, load: Load, card: Card) -> Phases:
         "weights": weights,
         "optimiser": 0 if offloads else optimiser,
         "anchor": 0 if offloads else anchor,
-        "sampler": share if vllm else estimate.cache_bytes(config, load),
+        sampler: share if vllm else estimate.cache_bytes(config, load),
         "temporaries": 0 if vllm else estimate.sampling_bytes(config, load),
     }
     if not load.trained:
         return {"sample": sample}
-    kept = {"weights": weights, "optimiser": optimiser, "sampler": ASLEEP if vllm else 0}
+    kept = {"weights": weights, "optimiser": optimiser, sampler: ASLEEP if vllm else 0}
     backward = {
         "anchor": anchor,
         "gradients": gradients + estimate.gradient_sum_bytes(config, load),

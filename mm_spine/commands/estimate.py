@@ -123,10 +123,19 @@ def describe(folder: Path) -> Described:
     """Read a model folder, of which config.json is enough."""
     vision = json.loads((folder / "config.json").read_text()).get("vision_config")
     side = 0 if vision is None else vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
-    settings = folder / "preprocessor_config.json"
-    found = json.loads(settings.read_text()) if settings.is_file() else {}
-    own = found.get("max_pixels") or (found.get("size") or {}).get("longest_edge") or MOST_PIXELS
-    return Described(count_parameters(folder), read_sizes(folder), side, own)
+    return Described(count_parameters(folder), read_sizes(folder), side, _most_pixels(folder))
+
+
+def _most_pixels(folder: Path) -> int:
+    """Return the pixels to which the folder's image processor reduces an image, MOST_PIXELS where no file says it."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text())
+            found = found.get("image_processor", found)
+            pixels = found.get("max_pixels") or (found.get("size") or {}).get("longest_edge")
+            if pixels:
+                return int(pixels)
+    return MOST_PIXELS
 
 
 def load_of(config: RunConfig, model: Described) -> Load:

@@ -43,7 +43,7 @@ def test_full_3b_with_vllm_beside_it_on_one_card_of_80_gb() -> None:
     found = phases(config, load_of(config, DESCRIBED["3B"]), CARDS["h100-80"])
     weights, state, one = ALL_3B * 2, TEXT_3B * (8 + 4), TEXT_3B * 2
     idle = {"weights": weights, "optimiser": 0, "anchor": 0, "temporaries": 0}
-    assert found["sample"] == idle | {"sampler": int(0.45 * 80 * GB)}
+    assert found["sample"] == idle | {"vLLM": int(0.45 * 80 * GB)}
     # Of a token 36 layers keep their input, and one layer all its activations.
     a_token = 36 * 2048 * 2 + (2 * 2048 * 8 + 2 * 2 * (2048 + 256) + 8 * 11008) + 2048 * 8 - 2048 * 2
     # Ten chunks of logits, hidden states three times, and the head's gradient in bf16 beside its sum in fp32.
@@ -51,7 +51,7 @@ def test_full_3b_with_vllm_beside_it_on_one_card_of_80_gb() -> None:
     assert found["backward"] == {
         "weights": weights,
         "optimiser": state,
-        "sampler": GB,
+        "vLLM": GB,
         "anchor": one,
         "gradients": 2 * one,
         "activations": 8192 * a_token,
@@ -60,7 +60,7 @@ def test_full_3b_with_vllm_beside_it_on_one_card_of_80_gb() -> None:
     assert found["step"] == {
         "weights": weights,
         "optimiser": state,
-        "sampler": GB,
+        "vLLM": GB,
         "anchor": 0,
         "gradients": one,
         "temporaries": TEXT_3B * (2 + 4),
@@ -84,7 +84,7 @@ def test_lora_of_7b_on_a_card_of_24_gb() -> None:
         "weights": weights,
         "optimiser": state,
         "anchor": one,
-        "sampler": 4 * GB,
+        "key-value cache": 4 * GB,
         "temporaries": 8 * 64 * 2**20 + 4 * GB // 28,
     }
     assert found["backward"]["activations"] == 8192 * a_token

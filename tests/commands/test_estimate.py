@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands.estimate import Sizes, count_adapter, count_parameters, estimate, read_sizes
+from mm_spine.commands.estimate import (
+    Sizes,
+    count_adapter,
+    count_parameters,
+    describe,
+    estimate,
+    load_of,
+    read_sizes,
+)
 from mm_spine.config import LoraConfig, ModelConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
@@ -97,6 +105,18 @@ def test_vllm_holds_the_text_weights_once_more_and_its_cache_at_once(small_model
     sampling = {**SMALL_STEP["sampling"], "backend": "vllm", "vllm": {"kv_cache_gb": 3}}
     found = estimate(configure({**SMALL_STEP, "sampling": sampling}), small_model)
     assert (found["bytes_sampler_weights"], found["bytes_cache_of_responses"]) == (100 * 4, 3 * 2**30)
+
+
+def test_a_prompt_has_as_many_image_tokens_as_the_processor_allows(small_model: Path) -> None:
+    """28 x 28 pixels a token: 16,384 of them where no file says less, 64 in the shipped model, or what the key says."""
+    sizes = json.loads((small_model / "config.json").read_text())
+    (small_model / "config.json").write_text(json.dumps({**sizes, "vision_config": {"patch_size": 14}}))
+    config, limited = configure(), configure({"model": {"max_pixels": 10 * 784}})
+    assert load_of(config, describe(small_model)).prompt == 120 + 16384
+    assert load_of(limited, describe(small_model)).prompt == 120 + 10
+    assert load_of(config, describe(MODEL_DIR)).prompt == 120 + 64
+    (small_model / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 5 * 784}))
+    assert load_of(config, describe(small_model)).prompt == 120 + 5
 
 
 def test_sizes_of_an_older_config_stand_on_top(small_model: Path) -> None:
