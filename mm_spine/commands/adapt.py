@@ -33,6 +33,10 @@ def adapt(
     dry_run: Annotated[
         bool, typer.Option(help="Print the configuration and what the run would take; load no model.")
     ] = False,
+    card: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: memory and time on this card (h100-80, ...)."),
+    ] = None,
     allow_labels: Annotated[bool, typer.Option(help="Let the control `oracle` read the labels.")] = False,
 ) -> None:
     """Adapt a model to unlabelled questions; evaluate before and after."""
@@ -42,10 +46,12 @@ def adapt(
     from mm_spine.runs.run import run
 
     config = load_config(target, overrides or (), method, seed)
-    plan = check(config, allow_labels)
+    plan = check(config, allow_labels, whole_model=card is None)
     if dry_run:
-        print_plan(config, plan.model)
+        print_plan(config, plan.model, card)
         return
+    if card is not None:
+        raise ConfigError(f"--card={card} is for --dry-run: add it, or leave --card out")
     if output is None:
         raise ConfigError("--output is not set: name a folder for this run")
     try:
@@ -80,15 +86,28 @@ def resume_command(arguments: Sequence[str]) -> str:
     return shlex.join(["mm-spine", *arguments, *resumed])
 
 
-def print_plan(config: RunConfig, model: str) -> None:
-    """Print the resolved configuration as YAML and, if the model is on this machine, what the run would take."""
+def print_plan(config: RunConfig, model: str, card: str | None = None) -> None:
+    """Print the resolved configuration as YAML and, if the model is on this machine, what the run would take.
+
+    With a `card`, whether the run fits on it, for which the model's config.json is enough. Raises ConfigError and
+    ModelError.
+    """
     from mm_spine.commands.estimate import estimate
     from mm_spine.policy.errors import ModelAbsent
-    from mm_spine.policy.folder import resolve_model
+    from mm_spine.policy.folder import locate_model, read_family, resolve_model
 
+    if card is not None:
+        from mm_spine.commands.card import find_card, print_card
+
+        find_card(card)
+        folder = locate_model(model, fetch=False)
+        read_family(folder)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     # A wrapped line would not be the same YAML.
     printing.console.print(resolved, end="", markup=False, soft_wrap=True)
+    if card is not None:
+        print_card(config, folder, card)
+        return
     try:
         folder = resolve_model(model, fetch=False)
     except ModelAbsent:

@@ -1,9 +1,16 @@
-"""Estimate what a run takes, by arithmetic, without loading a model (`mm-spine adapt --dry-run`)."""
+"""Estimate what a run takes, by arithmetic, without loading a model (`mm-spine adapt --dry-run`).
+
+Every term has its formula in the docstring of the function that returns it. In the formulas T is the number of trained
+parameters, `size` the bytes of a weight, and an optimiser is flat where DeepSpeed's ZeRO runs it: with bfloat16
+weights, and from ZeRO stage 1 on. All figures are for one process; ZeRO divides gradients and optimiser state.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +19,26 @@ from safetensors import safe_open
 from mm_spine.config import LoraConfig, RunConfig
 from mm_spine.methods.table import find
 from mm_spine.policy.families import FAMILIES
+from mm_spine.policy.head import CHUNK_BYTES, CHUNKS_ALIVE
+from mm_spine.policy.parameters import described_parameters
+from mm_spine.sampling.kv_cache import PREFILL_TOKENS
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 # Bytes per trained parameter: AdamW's two fp32 moments, and an fp32 copy of the weight.
 _MOMENTS, _MASTER = 8, 4
+
+BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces over ranks at a time."""
+
+DRAW_BYTES = 8 * 64 * 2**20
+"""Of a draw: a chunk of logits in fp32, and what is made of it, partly in fp64."""
+
+PROMPT_TEXT = 120
+"""Tokens of a prompt beside its image. Our assumption."""
+
+MOST_PIXELS = 12_845_056
+"""Pixels to which Qwen2.5-VL's processor reduces an image: 16,384 tokens."""
 
 
 class Sizes(NamedTuple):
@@ -43,13 +65,22 @@ def read_sizes(folder: Path) -> Sizes:
 
 
 def count_parameters(folder: Path) -> dict[str, int]:
-    """Count the parameters of the tower, its mergers and the text model from the safetensors headers."""
+    """Count the parameters of the tower, its mergers and the text model from the safetensors headers.
+
+    Without such files they are those of the model that config.json describes.
+    """
     counts = {"tower": 0, "merger": 0, "text": 0}
-    for shard in sorted(folder.glob("*.safetensors")):
-        with safe_open(shard, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                counts[_part(name)] += math.prod(tensors.get_slice(name).get_shape())
+    shards = sorted(folder.glob("*.safetensors"))
+    for name, shape in chain(*map(_stored, shards)) if shards else described_parameters(folder):
+        counts[_part(name)] += math.prod(shape)
     return counts
+
+
+def _stored(shard: Path) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield name and shape of the tensors in a file."""
+    with safe_open(shard, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+            yield name, tensors.get_slice(name).get_shape()
 
 
 def _part(name: str) -> str:
@@ -65,57 +96,218 @@ def count_adapter(sizes: Sizes, lora: LoraConfig) -> int:
     return lora.rank * sizes.layers * (attention + 3 * (sizes.hidden + sizes.ffn))
 
 
+class Load(NamedTuple):
+    """What the formulas read of a run: parameters that train, that do not, and of the text model with its adapters and
+    the mergers that train; the tower and its mergers; sizes of the text model; bytes of a weight; prompt in tokens."""
+
+    trained: int
+    frozen: int
+    text: int
+    tower: int
+    sizes: Sizes
+    size: int
+    prompt: int
+
+
+class Described(NamedTuple):
+    """What is read of a model: parameters by part, sizes of the text model, pixels along a side of an image token (0:
+    it takes no images), and the pixels to which its processor reduces an image."""
+
+    counts: dict[str, int]
+    sizes: Sizes
+    side: int
+    most_pixels: int
+
+
+def describe(folder: Path) -> Described:
+    """Read a model folder, of which config.json is enough."""
+    vision = json.loads((folder / "config.json").read_text()).get("vision_config")
+    side = 0 if vision is None else vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
+    return Described(count_parameters(folder), read_sizes(folder), side, _most_pixels(folder))
+
+
+def _most_pixels(folder: Path) -> int:
+    """Return the pixels to which the folder's image processor reduces an image, MOST_PIXELS where no file says it."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text())
+            found = found.get("image_processor", found)
+            pixels = found.get("max_pixels") or (found.get("size") or {}).get("longest_edge")
+            if pixels:
+                return int(pixels)
+    return MOST_PIXELS
+
+
+def load_of(config: RunConfig, model: Described) -> Load:
+    """Return what the formulas read of a run of `model`."""
+    counts, sizes = model.counts, model.sizes
+    full, trains = config.model.train == "full", find(config.method.name).trains
+    adapter = 0 if full else count_adapter(sizes, config.model.lora)
+    merger = counts["merger"] if config.model.train_merger else 0
+    trained = (counts["text"] if full else adapter) + merger if trains else 0
+    return Load(
+        trained=trained,
+        frozen=sum(counts.values()) + adapter - trained,
+        text=counts["text"] + adapter + merger,
+        tower=counts["tower"] + counts["merger"],
+        sizes=sizes,
+        size=_BYTES[config.model.dtype],
+        prompt=prompt_tokens(config, model),
+    )
+
+
+def prompt_tokens(config: RunConfig, model: Described) -> int:
+    """Return the tokens of a prompt with one image, at most: pixels / side^2, and PROMPT_TEXT.
+
+    The pixels are `model.max_pixels`, else those of the processor, else MOST_PIXELS.
+    """
+    pixels = config.model.max_pixels or model.most_pixels
+    return PROMPT_TEXT + (pixels // model.side**2 if model.side else 0)
+
+
 def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Return parameters, bytes, and tokens per step at most, for one process.
 
     `bytes_cache_of_responses` is the sampler's cache without prompts, which share its limit `sampling.kv_cache_gb`.
     vLLM holds weights of its own; on a card its cache is what they leave of `sampling.vllm.memory_share`.
-    `bytes_activations_per_packed_token` is for each packed token of a micro-batch; the head's activations are not
-    counted. ZeRO divides gradients and optimiser state among processes. `bytes_reference` is the KL anchor's copy of
-    the starting weights.
+    `bytes_activations_per_packed_token` is for each packed token of a micro-batch.
     """
-    counts, sizes = count_parameters(folder), read_sizes(folder)
-    full, trains = config.model.train == "full", find(config.method.name).trains
-    adapter = 0 if full else count_adapter(sizes, config.model.lora)
-    merger = counts["merger"] if config.model.train_merger else 0
-    trained = (counts["text"] if full else adapter) + merger if trains else 0
-    frozen = sum(counts.values()) + adapter - trained
+    load = load_of(config, describe(folder))
+    vllm = load.trained and config.sampling.backend == "vllm"
     return {
-        "parameters_trainable": trained,
-        "parameters_frozen": frozen,
-        "parameters_tower_and_merger": counts["tower"] + counts["merger"],
-        **_bytes(config, sizes, trained, frozen, counts["text"] + adapter + merger),
-        **_tokens(config, trains),
-    }
-
-
-def _bytes(config: RunConfig, sizes: Sizes, trained: int, frozen: int, text: int) -> dict[str, int]:
-    size, stage = _BYTES[config.model.dtype], config.engine.zero_stage
-    # DeepSpeed keeps the fp32 copy for bf16 weights, and for any weights where a ZeRO stage flattens them.
-    master = _MASTER if size == 2 or stage > 0 else 0
-    anchored = trained and config.method.kl != "none"
-    return {
-        "bytes_weights": (trained + frozen) * size,
-        "bytes_zero3_copy": text * size if trained and stage == 3 else 0,
-        "bytes_gradients": trained * size,
-        "bytes_optimizer": trained * (_MOMENTS + master),
-        "bytes_reference": trained * size if anchored else 0,
-        "bytes_sampler_weights": text * size if trained and config.sampling.backend == "vllm" else 0,
-        "bytes_cache_of_responses": _cache_bytes(config, sizes.layers * 2 * sizes.keys * size) if trained else 0,
+        "parameters_trainable": load.trained,
+        "parameters_frozen": load.frozen,
+        "parameters_tower_and_merger": load.tower,
+        "bytes_weights": weight_bytes(load),
+        "bytes_zero3_copy": zero3_bytes(config, load),
+        "bytes_gradients": load.trained * load.size,
+        "bytes_gradients_while_adding_up": gradient_sum_bytes(config, load),
+        "bytes_optimizer": optimizer_bytes(config, load),
+        "bytes_optimizer_step": step_bytes(config, load),
+        "bytes_reference": anchor_bytes(config, load),
+        "bytes_sampler_weights": load.text * load.size if vllm else 0,
+        "bytes_cache_of_responses": cache_bytes(config, load),
         "bytes_activations_per_packed_token": (
-            activation_bytes(sizes, size, config.engine.checkpoint_activations) if trained else 0
+            activation_bytes(load.sizes, load.size, config.engine.checkpoint_activations) if load.trained else 0
         ),
+        "bytes_activations_at_most": micro_batch_bytes(config, load),
+        "bytes_head_at_most": head_bytes(config, load),
+        **_tokens(config, load.trained > 0),
     }
 
 
-def _cache_bytes(config: RunConfig, token_bytes: int) -> int:
-    """Return the bytes of keys and values of responses while sampling, at most."""
+def is_flat(config: RunConfig, load: Load) -> bool:
+    """Whether DeepSpeed's ZeRO optimiser takes the step, on flat fp32 copies of the weights."""
+    return load.size == 2 or config.engine.zero_stage > 0
+
+
+def weight_bytes(load: Load) -> int:
+    """Return (trained + frozen parameters) x size."""
+    return (load.trained + load.frozen) * load.size
+
+
+def zero3_bytes(config: RunConfig, load: Load) -> int:
+    """Return the training copy of ZeRO stage 3: text model, adapters and trained mergers x size."""
+    return load.text * load.size if load.trained and config.engine.zero_stage == 3 else 0
+
+
+def optimizer_bytes(config: RunConfig, load: Load) -> int:
+    """Return T x 8 for AdamW's two fp32 moments, and T x 4 for the fp32 copy of a flat optimiser."""
+    return load.trained * (_MOMENTS + (_MASTER if is_flat(config, load) else 0))
+
+
+def anchor_bytes(config: RunConfig, load: Load) -> int:
+    """Return T x size for the KL anchor's copy of the starting weights, 0 without a KL term."""
+    return load.trained * load.size if config.method.kl != "none" else 0
+
+
+def gradient_sum_bytes(config: RunConfig, load: Load) -> int:
+    """Return what adding up micro-batches takes beside the gradient's T x size.
+
+    A flat optimiser holds the sum so far beside the gradient of the micro-batch in progress: T x size. Else DeepSpeed
+    copies a bucket of gradients to reduce them: min(T, BUCKET) x size.
+    """
+    return (load.trained if is_flat(config, load) else min(load.trained, BUCKET)) * load.size
+
+
+def step_bytes(config: RunConfig, load: Load) -> int:
+    """Return what the optimiser's step takes beside gradients and state, on a GPU, where AdamW is fused.
+
+    A flat optimiser lays the gradients out in one tensor, T x size, of which bfloat16 gets a copy in fp32, T x 4. Under
+    ZeRO stage 3 they lie so already. Without a flat optimiser nothing is needed. On a CPU AdamW is not fused and takes
+    up to T x 8 more.
+    """
+    if not is_flat(config, load):
+        return 0
+    laid_out = 0 if config.engine.zero_stage == 3 else load.size
+    return load.trained * (laid_out + (4 if load.size == 2 else 0))
+
+
+def micro_batch_tokens(config: RunConfig, load: Load) -> int:
+    """Return the packed tokens of the largest micro-batch: the budget, or a longer prompt with one response.
+
+    Not more than the step has. With `auto` the budget is what the card has room for: one response must fit.
+    """
+    sampling, budget = config.sampling, config.engine.token_budget
+    one = load.prompt + sampling.max_new_tokens
+    group = load.prompt + sampling.train_rollouts * sampling.max_new_tokens
+    return min(max(one, 0 if budget == "auto" else budget), config.optim.questions_per_step * group)
+
+
+def micro_batch_bytes(config: RunConfig, load: Load) -> int:
+    """Return `micro_batch_tokens` x `activation_bytes`."""
+    recomputed = config.engine.checkpoint_activations
+    return micro_batch_tokens(config, load) * activation_bytes(load.sizes, load.size, recomputed) if load.trained else 0
+
+
+def head_bytes(config: RunConfig, load: Load) -> int:
+    """Return what the head takes with chunks of the smallest size; on a GPU they grow with what is free.
+
+    Of a chunk of logits CHUNKS_ALIVE tensors with a KL term, else 3. Of S selected tokens, at most all of a
+    micro-batch, the hidden states, their gradient, and those of the anchor: 3 x S x hidden x size. Where the head
+    trains, its gradient: vocabulary x hidden x size, and x 4 for its sum in fp32 beside bfloat16.
+    """
+    if not load.trained:
+        return 0
+    sizes, anchored, tokens = load.sizes, config.method.kl != "none", micro_batch_tokens(config, load)
+    chunk = min(CHUNK_BYTES, 4 * tokens * sizes.vocabulary)
+    hidden = (3 if anchored else 2) * tokens * sizes.hidden * load.size
+    summed = load.size + (4 if load.size == 2 else 0)
+    weight = sizes.vocabulary * sizes.hidden * summed if config.model.train == "full" else 0
+    return (CHUNKS_ALIVE if anchored else 3) * chunk + hidden + weight
+
+
+def token_cache_bytes(load: Load) -> int:
+    """Return the keys and values of one token: layers x 2 x key width x size."""
+    return load.sizes.layers * 2 * load.sizes.keys * load.size
+
+
+def cache_bytes(config: RunConfig, load: Load) -> int:
+    """Return the keys and values of the responses decoded together: rows x max_new_tokens x `token_cache_bytes`.
+
+    Rows are `batch_rows`, or all of a step; the limit is `sampling.kv_cache_gb`. vLLM on a CPU allocates
+    `sampling.vllm.kv_cache_gb` at the start.
+    """
     sampling = config.sampling
-    # vLLM allocates its whole cache at the start; our own grows up to its limit.
+    if not load.trained:
+        return 0
     if sampling.backend == "vllm":
         return sampling.vllm.kv_cache_gb * 2**30
     rows = min(sampling.batch_rows, config.optim.questions_per_step * sampling.votes.max)
-    return min(rows * sampling.max_new_tokens * token_bytes, int(sampling.kv_cache_gb * 1e9))
+    return min(rows * sampling.max_new_tokens * token_cache_bytes(load), int(sampling.kv_cache_gb * 1e9))
+
+
+def sampling_bytes(config: RunConfig, load: Load) -> int:
+    """Return what the transformers sampler takes beside weights and cache: DRAW_BYTES and a layer of the cache, which
+    is copied when rows join or leave.
+
+    Prefilled prompts take 3 x (hidden + FFN) x size a token in one layer, at most PREFILL_TOKENS at a time. The cache
+    of their responses is allocated after them, so only what exceeds it counts.
+    """
+    cache, sizes = cache_bytes(config, load), load.sizes
+    tokens = min(max(PREFILL_TOKENS, load.prompt), config.optim.questions_per_step * load.prompt)
+    prefill = 3 * (sizes.hidden + sizes.ffn) * load.size * tokens
+    return max(DRAW_BYTES + cache // sizes.layers, prefill - cache)
 
 
 def activation_bytes(sizes: Sizes, size: int, recomputed: bool) -> int:

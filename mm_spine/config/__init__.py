@@ -267,13 +267,20 @@ class EngineConfig(_Section):
     """DeepSpeed. `token_budget` limits the packed tokens of a micro-batch; `auto` measures before step 1 what fits
     on the card. `checkpoint_activations` recomputes a layer's activations instead of keeping them. `parity_limit`
     (nats) limits the mean gap between the sampler's log-probs and the trainer's. Unset, it is 0.01 in float32 and 0.1
-    in bfloat16, and the gap's slope over the log-prob and its KL estimate against the first step's are checked too."""
+    in bfloat16, and the gap's slope over the log-prob and its KL estimate against the first step's are checked too.
+    `offload_while_sampling` moves a GPU's optimiser state and KL anchor to the host; unset, it does where vLLM samples
+    and the ZeRO stage is below 3. The anchor then leaves the GPU during the optimiser's step too."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,
         description="what ranks divide: 1 optimiser state, 2 gradients too, 3 a training copy of the weights too",
     )
-    token_budget: Budget = Field(default=8192, description="most packed tokens of a micro-batch")
+    token_budget: Budget = Field(
+        default=8192, description="most packed tokens of a micro-batch; only a single longer response exceeds it"
+    )
+    offload_while_sampling: bool | None = Field(
+        default=None, description="keep optimiser state and KL anchor in host memory while a GPU samples"
+    )
     checkpoint_activations: bool = Field(
         default=False, description="recompute activations: less memory, a second forward pass of each layer"
     )
@@ -283,6 +290,15 @@ class EngineConfig(_Section):
         description="largest mean gap, in nats, before the run stops; replaces the other checks of the gap",
     )
     measure_update: bool = Field(default=False, description="report how far a step moved the weights")
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> EngineConfig:
+        if self.offload_while_sampling and self.zero_stage == 3:
+            raise ValueError(
+                "offload_while_sampling=true: with zero_stage=3 DeepSpeed moves only the states of its own optimiser; "
+                "set engine.zero_stage=2, or offload_optimizer in the file engine.deepspeed"
+            )
+        return self
 
 
 class EvaluationConfig(DecodingConfig):
@@ -366,3 +382,9 @@ class RunConfig(_Section):
     limit: Count | None = Field(default=None, description="only the first so many questions")
     seed: int = Field(default=0, description="seed of every draw")
     threads: Count | None = Field(default=None, description="threads of torch on a CPU")
+
+    @property
+    def offloads(self) -> bool:
+        """Whether a GPU holds neither optimiser state nor KL anchor while it samples."""
+        chosen = self.engine.offload_while_sampling
+        return self.sampling.backend == "vllm" and self.engine.zero_stage < 3 if chosen is None else chosen

@@ -27,10 +27,17 @@ _checked: set[tuple[Any, ...]] = set()
 
 
 def resolve_model(name: str, fetch: bool = True) -> Path:
-    """Return the checked folder of `name`, which is a folder or a hub id.
+    """Return the checked folder of `name`: see `locate_model`. Raises ModelError for a folder that cannot be used."""
+    folder = locate_model(name, fetch)
+    check_model_folder(folder)
+    return folder
 
-    A hub id is downloaded unless there is a local copy or `fetch` is False. Raises ModelError for a folder that cannot
-    be used, and its subclass ModelAbsent for a hub id without a local copy that cannot be fetched.
+
+def locate_model(name: str, fetch: bool = True) -> Path:
+    """Return the folder of `name`, which is a folder or a hub id.
+
+    A hub id is downloaded unless there is a local copy or `fetch` is False. Raises ModelError for what is neither, and
+    its subclass ModelAbsent for a hub id without a local copy that cannot be fetched.
     """
     folder = Path(name)
     if not folder.exists():
@@ -45,7 +52,6 @@ def resolve_model(name: str, fetch: bool = True) -> Path:
             ) from error
         except (HFValidationError, HfHubHTTPError, OSError) as error:
             raise ModelError(f"model={name}: neither a folder nor a hub id that resolves here ({error})") from error
-    check_model_folder(folder)
     return folder
 
 

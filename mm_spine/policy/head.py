@@ -13,7 +13,16 @@ from torch.autograd.function import once_differentiable
 from mm_spine.policy.distribution import IMPOSSIBLE, Distribution, entropy_of, logits_of
 
 CHUNK_BYTES = 64 * 2**20
-"""Bytes of one chunk of logits in fp32. Three such tensors live at a time, with an exact divergence up to ten."""
+"""Bytes of one chunk of logits in fp32 on a CPU, and on a GPU without much room."""
+
+LARGEST_CHUNK = 2**30
+"""Bytes above which a chunk gains nothing on a GPU: 1,766 rows of a vocabulary of 151,936."""
+
+CHUNKS_ALIVE = 10
+"""Tensors of a chunk's size that live at a time with a divergence, at most. Without one there are three."""
+
+CHUNK_SHARE = 0.25
+"""Share of a GPU's free memory that the tensors of a chunk may take."""
 
 Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(log_probs_SV, reference_log_probs_SV, target_S) -> divergence of each token (S,), nats."""
@@ -36,14 +45,14 @@ class Projected(NamedTuple):
 
 
 class SelectedHead(nn.Module):
-    """Project selected tokens on the vocabulary, one chunk at a time.
+    """Project selected tokens on the vocabulary, one chunk of `chunk_bytes` at a time; None: as the device has room.
 
     Log-probs of all chunks but the last are computed again in the backward pass.
     """
 
     # A module of its own that owns the weight, so that ZeRO stage 3 gathers the weight around `forward`.
 
-    def __init__(self, weight: nn.Parameter, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, weight: nn.Parameter, chunk_bytes: int | None = None) -> None:
         super().__init__()
         self.weight = weight
         self.chunk_bytes = chunk_bytes
@@ -51,8 +60,26 @@ class SelectedHead(nn.Module):
     def forward(
         self, hidden_SD: Tensor, target_S: Tensor, distribution: Distribution, anchor: Anchor | None = None
     ) -> Projected:
-        rows = max(1, self.chunk_bytes // (4 * len(self.weight)))
+        chunk_bytes = self.chunk_bytes or chunk_bytes_on(hidden_SD.device)
+        rows = max(1, chunk_bytes // (4 * len(self.weight)))
         return Projected(*_Projection.apply(hidden_SD, self.weight, target_S, distribution, anchor, rows))
+
+
+def chunk_bytes_on(device: torch.device) -> int:
+    """Return the bytes of a chunk: by the memory that is free now on a GPU, the same always elsewhere."""
+    if device.type != "cuda":
+        return CHUNK_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return chunk_bytes_within(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def chunk_bytes_within(free: int) -> int:
+    """Return CHUNK_BYTES, doubled while the tensors of a chunk take no more than their share of `free` bytes."""
+    # Doubling keeps the sums of a step the same over small changes of what is free.
+    chunk = CHUNK_BYTES
+    while chunk < LARGEST_CHUNK and 2 * chunk * CHUNKS_ALIVE <= CHUNK_SHARE * free:
+        chunk *= 2
+    return chunk
 
 
 class _LogProbs(NamedTuple):

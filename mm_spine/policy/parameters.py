@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mm_spine.policy.errors import ModelError
-from mm_spine.policy.families import Family
+from mm_spine.policy.families import Family, family_of
 
 LAYER_COUNTS = ("num_hidden_layers", "depth")
 """Keys of config.json that say how many modules are built."""
@@ -51,11 +51,32 @@ def check_parameters(folder: Path, family: Family, config: Mapping[str, Any], sh
             )
     # A config with wrong values can fail anywhere in transformers, with errors of any type.
     except Exception as error:
-        raise ModelError(
-            f"model={folder}: config.json describes no model that can be built ({first_line(error)})"
-        ) from (error)
+        raise _no_model(folder, error) from error
     check_loaded(folder, found)
     check_tied(folder, model, shapes)
+
+
+def described_parameters(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return name and shape of the parameters that config.json describes, without weights; tied ones once.
+
+    Raises ModelError.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with _quiet(), torch.device("meta"):
+            auto = getattr(transformers, family_of(config.model_type, folder).auto_model)
+            model = auto.from_config(config, dtype=torch.bfloat16)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _no_model(folder, error) from error
+    return [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+
+
+def _no_model(folder: Path, error: Exception) -> ModelError:
+    return ModelError(f"model={folder}: config.json describes no model that can be built ({first_line(error)})")
 
 
 def check_loaded(folder: Path, found: Mapping[str, Any]) -> None:

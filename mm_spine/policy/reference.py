@@ -19,15 +19,26 @@ class Reference:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._starting = policy.weights()
-        head = policy.text.head.weight
-        named = (self._starting[name] for name, parameter in policy.trainable().items() if parameter is head)
-        self._head = next(named, head.detach())
+        self._on_host: dict[str, Tensor] | None = None
 
     @torch.no_grad()
     def anchor(self, batch: PackedBatch, divergence: Divergence) -> Anchor:
         """Return the starting policy's hidden states at the selected positions of `batch`, with its head."""
-        with _standing_in(self._policy.trainable(), self._starting):
-            return Anchor(self._policy.text.trunk(batch), self._head, divergence)
+        trainable, head = self._policy.trainable(), self._policy.text.head.weight
+        named = (self._starting[name] for name, parameter in trainable.items() if parameter is head)
+        with _standing_in(trainable, self._starting):
+            return Anchor(self._policy.text.trunk(batch), next(named, head.detach()), divergence)
+
+    def to_host(self) -> None:
+        """Keep the copy in host memory only, until `to_card`."""
+        if self._on_host is None:
+            pinned = self._policy.device.type == "cuda"
+            self._on_host = {n: w.cpu().pin_memory() if pinned else w for n, w in self._starting.items()}
+        self._starting = self._on_host
+
+    def to_card(self) -> None:
+        """Undo `to_host`. The host keeps its copy: these weights never change."""
+        self._starting = {name: weight.to(self._policy.device) for name, weight in self._starting.items()}
 
 
 @contextmanager

@@ -39,7 +39,7 @@ field of its `SavedState`."""
 NEUTRAL_KEYS = {
     *("cache.memory_gb", "cache.folder", "cache.disk_gb", "reporting.completions", "reporting.trackers"),
     *("reporting.tracked_completions", "reporting.send_images", "reporting.images"),
-    *("checkpoint.every", "checkpoint.keep", "engine.parity_limit"),
+    *("checkpoint.every", "checkpoint.keep", "engine.parity_limit", "engine.offload_while_sampling"),
 }
 """Keys that a resumed run may change without a warning: no figure depends on them."""
 

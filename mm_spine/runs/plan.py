@@ -98,8 +98,11 @@ def first_questions(labelled: LabelledSet, limit: int | None) -> LabelledSet:
     return labelled if limit is None else replace(labelled, questions=labelled.questions[:limit])
 
 
-def check(config: RunConfig, allow_labels: bool = False) -> Plan:
-    """Check all that can be checked before a model loads. Raises ConfigError, ModelError or ValueError."""
+def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = True) -> Plan:
+    """Check all that can be checked before a model loads. Raises ConfigError, ModelError or ValueError.
+
+    A model's files are checked only if the `whole_model` is to be there.
+    """
     benchmark, method = resolve(config.benchmark), find(config.method.name)
     if not method.label_free and not allow_labels:
         # The reward of a control refuses to be made without the labels: this raises.
@@ -121,7 +124,7 @@ def check(config: RunConfig, allow_labels: bool = False) -> Plan:
     model = config.model.path or benchmark.default_model
     if model is None:
         raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
-    if Path(model).exists():
+    if whole_model and Path(model).exists():
         check_model_folder(Path(model))
     return Plan(config, benchmark, method, str(model))
 

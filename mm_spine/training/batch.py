@@ -34,7 +34,7 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LeafGroup:
-    """The leaves of one question. A micro-batch holds whole leaf groups."""
+    """The leaves of one question, or some of them where all together exceed the token budget."""
 
     question: Question
     leaves: tuple[Leaf, ...]
@@ -121,11 +121,14 @@ def _is_regularised(tokens: Sequence[Tokens], options: MethodConfig) -> bool:
 
 
 def micro_batches(policy: Policy, groups: Sequence[LeafGroup], token_budget: int) -> list[list[LeafGroup]]:
-    """Pack whole leaf groups into micro-batches of at most `token_budget` packed tokens, longest groups first.
+    """Pack leaf groups into micro-batches of at most `token_budget` packed tokens, longest groups first.
 
-    A group larger than the budget is a micro-batch of its own.
+    A group larger than the budget is divided into parts within it. Only a single leaf that is larger than the budget
+    exceeds it, as a micro-batch of its own.
     """
-    sized = [(packed_length(policy, group), group) for group in groups]
+    # No leaf depends on another one once the denominators are known, so parts of a group have the same gradient.
+    parts = [part for group in groups for part in _divide(policy, group, token_budget)]
+    sized = [(packed_length(policy, part), part) for part in parts]
     batches: list[list[LeafGroup]] = []
     room = 0
     for length, group in sorted(sized, key=lambda pair: -pair[0]):
@@ -135,6 +138,22 @@ def micro_batches(policy: Policy, groups: Sequence[LeafGroup], token_budget: int
         batches[-1].append(group)
         room -= length
     return batches
+
+
+def _divide(policy: Policy, group: LeafGroup, token_budget: int) -> list[LeafGroup]:
+    """Divide a group into parts of at most `token_budget` packed tokens, or of a single leaf. Each holds the prompt."""
+    if packed_length(policy, group) <= token_budget:
+        return [group]
+    parts: list[LeafGroup] = []
+    # In the order of their tokens, leaves with a common beginning stay in one part and share it.
+    for leaf in sorted(group.leaves, key=lambda leaf: leaf.rollout.token_ids):
+        if parts:
+            grown = replace(parts[-1], leaves=(*parts[-1].leaves, leaf))
+            if packed_length(policy, grown) <= token_budget:
+                parts[-1] = grown
+                continue
+        parts.append(replace(group, leaves=(leaf,)))
+    return parts
 
 
 def packed_length(policy: Policy, group: LeafGroup) -> int:

@@ -34,7 +34,7 @@ class MemoryReading(NamedTuple):
 
 
 class MemoryShortage(RunStopped):
-    """A micro-batch that does not fit and cannot be made smaller, or that does not fit on one of several processes."""
+    """A micro-batch or an optimiser step that does not fit and cannot be made smaller, or not on all processes."""
 
 
 def tokens_that_fit(readings: Sequence[MemoryReading], available: int, share: float = USABLE_SHARE) -> int:
@@ -104,23 +104,30 @@ class TokenBudget:
     def find(self, groups: Sequence[LeafGroup], backward: Callable[[Sequence[LeafGroup]], object]) -> None:
         """Probe with the largest of `groups`, unless the budget is known. The probe's gradients are discarded.
 
-        All ranks probe the same group, and agree on the highest peak and the least memory.
+        All ranks probe the same group, and agree on the highest peak and the least memory. A group that does not fit
+        is divided until a part of it does.
         """
         if self.tokens is not None:
             return
         lengths = distributed.gather([packed_length(self._policy, group) for group in distributed.mine(groups)])
-        tokens, device = max(lengths), self._policy.device
-        largest = groups[lengths.index(tokens)]
+        longest, device = max(lengths), self._policy.device
+        largest = groups[lengths.index(longest)]
         spare = min(distributed.gather([available_bytes(device) - self._engine.bytes_to_come()]))
 
-        def measure(copies: int) -> int:
-            self.running = [largest]
-            taken = peak_bytes(partial(backward, [largest] * copies), device)
-            self._engine.discard()
-            return max(distributed.gather([taken]))
+        def probed() -> int:
+            # Running out of memory has set `tokens` to the half of what did not fit.
+            (part, *_), *_ = micro_batches(self._policy, [largest], self.tokens or longest)
 
-        self.tokens = self.within(lambda: probe(measure, tokens, spare))
-        log.info("engine.token_budget=auto: %d packed tokens; the largest group has %d", self.tokens, tokens)
+            def measure(copies: int) -> int:
+                self.running = [part]
+                taken = peak_bytes(partial(backward, [part] * copies), device)
+                self._engine.discard()
+                return max(distributed.gather([taken]))
+
+            return probe(measure, packed_length(self._policy, part), spare)
+
+        self.tokens = self.within(probed)
+        log.info("engine.token_budget=auto: %d packed tokens; the largest group has %d", self.tokens, longest)
 
     def within(self, work: Callable[[], Result]) -> Result:
         """Return the result of `work`. When memory runs out, start it again from zero gradients with half the budget.
@@ -139,8 +146,8 @@ class TokenBudget:
         half = self._halved()
         if half is None:
             raise MemoryShortage(
-                f"{self._running_name()} does not fit into memory ({why}): lower sampling.max_new_tokens, "
-                "sampling.train_rollouts or model.max_pixels, or set engine.checkpoint_activations"
+                f"{self._running_name()} does not fit into memory ({why}): lower sampling.max_new_tokens or "
+                "model.max_pixels, or set engine.checkpoint_activations"
             )
         # Ranks that did not fail are inside a collective: this one cannot start the step again without them.
         if distributed.world_size() > 1:
@@ -152,9 +159,10 @@ class TokenBudget:
             torch.cuda.empty_cache()
 
     def _halved(self) -> int | None:
-        """Halve the budget until it splits the micro-batch that did not fit. None if that is a single group."""
-        half = self.at_once // 2
-        if len(self.running) == 1 or half < 1:
+        """Halve the budget until it splits the micro-batch that did not fit. None if that is a single response."""
+        # The probe's is larger than a budget that is not known yet.
+        half = max(self.at_once, *(packed_length(self._policy, group) for group in self.running), 0) // 2
+        if sum(len(group.leaves) for group in self.running) == 1 or half < 1:
             return None
         while self.running and len(micro_batches(self._policy, self.running, half)) == 1:
             half //= 2
@@ -162,6 +170,6 @@ class TokenBudget:
 
     def _running_name(self) -> str:
         if not self.running:
-            return "a single group"
+            return "a single response"
         tokens = packed_length(self._policy, self.running[0])
         return f"question {self.running[0].question.id!r} with {tokens} packed tokens"

@@ -46,7 +46,11 @@ class Engine:
         module = deepcopy(policy.text) if self.partitioned else policy.text
         self._checkpointed = checkpoint_layers(module.language_model) if config.checkpoint_activations else []
         trainable = [p for p in module.parameters() if p.requires_grad]
-        self._adamw = torch.optim.AdamW(trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        # On a GPU one kernel takes the step, without temporaries. On a CPU torch chooses.
+        self._fused = True if policy.device.type == "cuda" else None
+        self._adamw = torch.optim.AdamW(
+            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=self._fused
+        )
         self._assert_tower_absent(self._adamw)
         settings = deepspeed_settings(policy, optim, config)
         with distributed.launch_variables():
@@ -118,6 +122,28 @@ class Engine:
         groups = [group["params"] for group in self._adamw.param_groups]
         return sum(2 * p.nbytes for params in groups for p in params if not self._adamw.state.get(p))
 
+    def to_host(self) -> None:
+        """Move AdamW's state, and DeepSpeed's fp32 copy of the weights, to the host until `to_card`. Not for ZeRO-3."""
+        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as Kind
+        from deepspeed.runtime.zero.offload_states import offload_optimizer_states
+
+        pinned = self.policy.device.type == "cuda"
+        if self._optimizer is self._adamw:
+            offload_optimizer_states(self._adamw, "cpu", pin_memory=pinned)
+        else:
+            self._engine.offload_states(include=[Kind.hp_params, Kind.optim_states], pin_memory=pinned)
+        if pinned:
+            torch.cuda.empty_cache()
+
+    def to_card(self) -> None:
+        """Undo `to_host`."""
+        from deepspeed.runtime.zero.offload_states import reload_optimizer_states
+
+        if self._optimizer is self._adamw:
+            reload_optimizer_states(self._adamw, self.policy.device)
+        else:
+            self._engine.reload_states()
+
     def publish(self) -> None:
         """Copy partitioned weights into the policy's whole ones. Below ZeRO-3 the engine trains those themselves."""
         if not self.partitioned:
@@ -167,9 +193,9 @@ class Engine:
                     parameter.copy_(held[f"{i}.value"])
                 state = {name.partition(".")[2]: value for name, value in held.items() if name.startswith(f"{i}.")}
                 state.pop("value", None)
-                # AdamW counts its steps on the CPU, wherever the parameter is.
+                # AdamW counts its steps on the CPU, wherever the parameter is, unless it is fused.
                 self._adamw.state[parameter] = {
-                    name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
+                    name: value.to("cpu" if name == "step" and not self._fused else parameter.device, copy=True)
                     for name, value in state.items()
                 }
         if self.partitioned:
@@ -219,6 +245,11 @@ class Engine:
             for parameter in group["params"]:
                 if id(parameter) in tower:
                     raise FrozenError(f"visual.{tower[id(parameter)]} is in the optimizer: the tower must stay frozen")
+
+
+def can_offload(device: torch.device) -> bool:
+    """Whether the device has memory of its own, which the host can relieve."""
+    return device.type == "cuda"
 
 
 def checkpoint_layers(language_model: Any) -> list[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -20,8 +21,8 @@ from mm_spine.policy.reference import Reference
 from mm_spine.policy.scoring import score_responses
 from mm_spine.training import step_report
 from mm_spine.training.batch import LeafGroup, collate, micro_batches
-from mm_spine.training.budget import TokenBudget
-from mm_spine.training.engine import Engine
+from mm_spine.training.budget import MemoryShortage, TokenBudget
+from mm_spine.training.engine import Engine, can_offload
 from mm_spine.training.loss import DIVERGENCES, Denominators, losses, on_the_bound
 from mm_spine.training.parity import Gap, ParityWatch
 from mm_spine.training.step_report import Sums
@@ -60,6 +61,8 @@ class Updater:
         self.divergence = DIVERGENCES[config.method.kl]
         self.reference = Reference(policy) if self.divergence else None
         self.engine = Engine(policy, config.optim, config.engine)
+        self._offloads = config.offloads and can_offload(policy.device)
+        self._to_host()
         self.budget = TokenBudget(config.engine.token_budget, policy, self.engine)
         dtype = policy.text.head.weight.dtype
         self.parity = ParityWatch(dtype, config.engine.parity_limit)
@@ -71,13 +74,16 @@ class Updater:
         """Take the optimiser steps of one batch, all ranks' `groups`, and fill in what they measured.
 
         `gap` is the parity gap where scoring has measured it. Else the first epoch's forward measures it, before any
-        weight moves. Raises ParityError, NotFinite and MemoryShortage, each before the optimiser moves a weight.
+        weight moves. Raises ParityError, NotFinite and MemoryShortage: the last one alone also from the optimiser's
+        step, when the weights are not to be used any more.
         """
         if gap is not None:
             self.parity.check(report, gap, "all sampled")
         if not groups:
             return
         self._last = groups[0]
+        with _named_shortage(f"step {report.step}: the optimiser's state does not fit into memory beside the weights"):
+            self._to_card()
         self.budget.find(groups, partial(self._backward, over=over, old=OldLogProbs(), last=True))
         old = OldLogProbs()
         for epoch in range(self.config.optim.epochs):
@@ -88,8 +94,10 @@ class Updater:
             self._assert_finite(report.step)
             if epoch == 0 and gap is None:
                 self.parity.check(report, trained, "selected")
-            report.grad_norm, report.update_norm = self.engine.step(report.lr)
+            with _named_shortage(f"step {report.step}: the optimiser's step does not fit into memory"):
+                self._step(report, last=epoch == self.config.optim.epochs - 1)
             self.policy.version += 1
+        self._to_host()
 
     def assert_usable(self, done: int) -> None:
         """Raise NotFinite if the weights after `done` steps are not worth a checkpoint.
@@ -101,11 +109,33 @@ class Updater:
         assert_finite(self.policy.trainable().items(), where)
         if self._last is None:
             return
-        responses = [leaf.rollout.token_ids for leaf in self._last.leaves]
+        (last,) = self._first_within_budget(self._last)
+        responses = [leaf.rollout.token_ids for leaf in last.leaves]
         try:
-            score_responses(self.policy, [(self._last.question, responses)], self.distribution)
+            score_responses(self.policy, [(last.question, responses)], self.distribution)
         except NotFinite as error:
-            raise NotFinite(f"{self._last.question.id}: its responses' log-probs are not finite {where}") from error
+            raise NotFinite(f"{last.question.id}: its responses' log-probs are not finite {where}") from error
+
+    def _step(self, report: StepReport, last: bool) -> None:
+        """Take one optimiser step, without the anchor on the card where the configuration offloads it."""
+        if self.reference is not None and self._offloads:
+            self.reference.to_host()
+        report.grad_norm, report.update_norm = self.engine.step(report.lr)
+        if self.reference is not None and self._offloads and not last:
+            self.reference.to_card()
+
+    def _to_host(self) -> None:
+        """Keep optimiser state and anchor in host memory, where the configuration asks for it."""
+        if self._offloads:
+            self.engine.to_host()
+            if self.reference is not None:
+                self.reference.to_host()
+
+    def _to_card(self) -> None:
+        if self._offloads:
+            self.engine.to_card()
+            if self.reference is not None:
+                self.reference.to_card()
 
     def _assert_finite(self, step: int) -> None:
         """Raise NotFinite on all ranks if a loss, log-prob or gradient of the step is not finite on one of them."""
@@ -119,6 +149,10 @@ class Updater:
                 "lower optim.lr, or look at that question's images and prompt"
             )
 
+    def _first_within_budget(self, group: LeafGroup) -> list[LeafGroup]:
+        """Return a micro-batch of `group` alone, or of as many of its leaves as the budget holds."""
+        return micro_batches(self.policy, [group], self.budget.at_once)[0]
+
     def _accumulate(self, groups: Sequence[LeafGroup], over: Denominators, old: OldLogProbs) -> list[Sums]:
         """Accumulate the gradient over all groups. Returns the sums of this rank's micro-batches."""
         micros = micro_batches(self.policy, distributed.mine(groups), self.budget.at_once)
@@ -127,7 +161,7 @@ class Updater:
         for i in range(rounds):
             # Every rank must run the same number of micro-batches, or ZeRO-3 hangs. One too many counts for nothing.
             spare = i >= len(micros)
-            self.budget.running = [groups[0]] if spare else micros[i]
+            self.budget.running = self._first_within_budget(groups[0]) if spare else micros[i]
             scale = 0.0 if spare else 1.0
             sums.append(self._backward(self.budget.running, over, old, scale, last=i == rounds - 1))
         self.budget.running = ()
@@ -150,6 +184,20 @@ class Updater:
         if not math.isfinite(sums.policy + sums.band + sums.kl) and self._not_finite is None:
             self._not_finite = _describe(groups, trained.stats.logp_NT.detach())
         return Sums(*(scale * total for total in sums))
+
+
+@contextmanager
+def _named_shortage(what: str) -> Iterator[None]:
+    """Raise MemoryShortage saying `what` where memory runs out within the context. A smaller budget would not help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        why = str(error).split(". ")[0]
+        raise MemoryShortage(
+            f"{what} ({why}): set engine.offload_while_sampling=true, or lower sampling.vllm.memory_share, and go on "
+            "from the last checkpoint with --resume; in a new run, model.train=lora needs far less, and on several "
+            "GPUs engine.zero_stage=2"
+        ) from error
 
 
 def _describe(groups: Sequence[LeafGroup], logp_NT: Tensor) -> str:

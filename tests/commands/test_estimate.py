@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands.estimate import Sizes, count_adapter, count_parameters, estimate, read_sizes
+from mm_spine.commands.estimate import (
+    Sizes,
+    count_adapter,
+    count_parameters,
+    describe,
+    estimate,
+    load_of,
+    read_sizes,
+)
 from mm_spine.config import LoraConfig, ModelConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
@@ -43,11 +51,16 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
         "bytes_weights": 126 * 2,
         "bytes_zero3_copy": 0,
         "bytes_gradients": 100 * 2,
+        "bytes_gradients_while_adding_up": 100 * 2,
         "bytes_optimizer": 100 * (4 + 4 + 4),  # two fp32 moments and the fp32 copy of bf16 weights
+        "bytes_optimizer_step": 100 * (2 + 4),  # all gradients in one tensor, and in fp32
         "bytes_reference": 100 * 2,  # one copy of what trains
         "bytes_sampler_weights": 0,
         "bytes_cache_of_responses": 3 * 4 * 5 * (3 * 2 * 4) * 2,  # tokens x (layers x k and v x key width)
         "bytes_activations_per_packed_token": 3 * (2 * 64 + 48 + 80) + 48,  # layers, and the last norm
+        "bytes_activations_at_most": 390 * 816,  # all tokens of the step: 3 x (a prompt of 120, 2 x 5)
+        # Ten tensors of all logits; hidden states three times; the head's gradient and its sum in fp32.
+        "bytes_head_at_most": 10 * 390 * 20 * 4 + 3 * 390 * 8 * 2 + 20 * 8 * (2 + 4),
         "steps": 7,
         "rollouts_per_step": 12,
         "tokens_sampled_per_step_at_most": 60,
@@ -55,12 +68,15 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("stage", "state", "copy"), [(0, 800, 0), (1, 1200, 0), (2, 1200, 0), (3, 1200, 400)])
-def test_bytes_of_fp32_by_zero_stage(small_model: Path, stage: int, state: int, copy: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "state", "copy", "step"), [(0, 800, 0, 0), (1, 1200, 0, 400), (2, 1200, 0, 400), (3, 1200, 400, 0)]
+)
+def test_bytes_of_fp32_by_zero_stage(small_model: Path, stage: int, state: int, copy: int, step: int) -> None:
     config = configure({**SMALL_STEP, "engine": {"zero_stage": stage}, "method": {"name": "rent"}})
     found = estimate(config, small_model)
     assert (found["bytes_weights"], found["bytes_gradients"]) == (126 * 4, 400)
     assert (found["bytes_optimizer"], found["bytes_zero3_copy"], found["bytes_reference"]) == (state, copy, 0)
+    assert (found["bytes_gradients_while_adding_up"], found["bytes_optimizer_step"]) == (400, step)
 
 
 def test_bytes_of_lora_by_hand(small_model: Path) -> None:
@@ -89,6 +105,18 @@ def test_vllm_holds_the_text_weights_once_more_and_its_cache_at_once(small_model
     sampling = {**SMALL_STEP["sampling"], "backend": "vllm", "vllm": {"kv_cache_gb": 3}}
     found = estimate(configure({**SMALL_STEP, "sampling": sampling}), small_model)
     assert (found["bytes_sampler_weights"], found["bytes_cache_of_responses"]) == (100 * 4, 3 * 2**30)
+
+
+def test_a_prompt_has_as_many_image_tokens_as_the_processor_allows(small_model: Path) -> None:
+    """28 x 28 pixels a token: 16,384 of them where no file says less, 64 in the shipped model, or what the key says."""
+    sizes = json.loads((small_model / "config.json").read_text())
+    (small_model / "config.json").write_text(json.dumps({**sizes, "vision_config": {"patch_size": 14}}))
+    config, limited = configure(), configure({"model": {"max_pixels": 10 * 784}})
+    assert load_of(config, describe(small_model)).prompt == 120 + 16384
+    assert load_of(limited, describe(small_model)).prompt == 120 + 10
+    assert load_of(config, describe(MODEL_DIR)).prompt == 120 + 64
+    (small_model / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 5 * 784}))
+    assert load_of(config, describe(small_model)).prompt == 120 + 5
 
 
 def test_sizes_of_an_older_config_stand_on_top(small_model: Path) -> None:

@@ -99,24 +99,44 @@ def rows_of(*sizes: int) -> list[LeafGroup]:
     ]
 
 
-def test_groups_are_never_split_and_fill_the_budget_longest_first() -> None:
+def test_groups_within_the_budget_stay_whole_and_fill_it_longest_first() -> None:
     prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
     rows = rows_of(1, 4, 2, 3)
     assert lengths(micro_batches(policy(), rows, 4 * prompt + 100)) == [[4, 3, 2, 1]]
     assert lengths(micro_batches(policy(), rows, 3 * prompt + 90)) == [[4, 3, 2], [1]]
     assert lengths(micro_batches(policy(), rows, 2 * prompt + 69)) == [[4], [3, 2], [1]]
-    assert lengths(micro_batches(policy(), rows, 1)) == [[4], [3], [2], [1]]
+    assert lengths(micro_batches(policy(), rows, prompt + 40)) == [[4], [3], [2], [1]]
     assert micro_batches(policy(), [], 100) == []
+
+
+def test_a_group_over_the_budget_is_divided_into_parts_within_it() -> None:
+    """Leaves of 10 packed tokens: 35 beside the prompt are 3 of them; a leaf alone stays, whatever the budget."""
+    prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
+    assert lengths(micro_batches(policy(), rows_of(7), prompt + 35)) == [[3], [3], [1]]
+    assert lengths(micro_batches(policy(), rows_of(1, 4), prompt + 35)) == [[3], [1], [1]]
+    assert lengths(micro_batches(policy(), rows_of(3), 1)) == [[1], [1], [1]]
+    (whole,) = rows_of(7)
+    divided = chain(*micro_batches(policy(), [whole], prompt + 35))
+    assert [leaf.key for part in divided for leaf in part.leaves] == [leaf.key for leaf in whole.leaves]
+
+
+def test_leaves_with_a_common_beginning_stay_in_one_part() -> None:
+    """Of each pair the first 99 of 100 packed tokens are shared: two pairs are 202 of them, in another order 400."""
+    off = Tokens(torch.ones(101, dtype=torch.bool), torch.zeros(101, dtype=torch.bool), None)
+    drawn = [[first] * 99 + [last] * 2 for last in (7, 8) for first in (1, 2, 3, 4)]
+    leaves = [Leaf(rollout(i, tokens, [0.5] * 101), 1.0, off) for i, tokens in enumerate(drawn)]
+    prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
+    parts = micro_batches(policy(), [LeafGroup(QUESTIONS[0], tuple(leaves))], prompt + 210)
+    assert [[leaf.rollout.token_ids[0] for leaf in part.leaves] for (part,) in parts] == [[1, 1, 2, 2], [3, 3, 4, 4]]
 
 
 def test_a_batch_is_within_the_budget() -> None:
     rows = rows_of(5, 1, 2, 4, 3, 1, 1)
     prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
-    for budget in (prompt + 50, 2 * prompt + 70, 3 * prompt + 130, 1000):
+    for budget in (prompt + 10, prompt + 50, 2 * prompt + 70, 3 * prompt + 130, 1000):
         batches = micro_batches(policy(), rows, budget)
-        assert sorted(chain(*lengths(batches))) == [1, 1, 1, 2, 3, 4, 5]
-        packed = [len(sizes) * prompt + 10 * sum(sizes) for sizes in lengths(batches)]
-        assert all(len(batch) == 1 or tokens <= budget for batch, tokens in zip(batches, packed, strict=True))
+        assert sum(chain(*lengths(batches))) == 17
+        assert all(len(sizes) * prompt + 10 * sum(sizes) <= budget for sizes in lengths(batches))
 
 
 def test_collate_puts_everything_in_its_place() -> None:

@@ -22,8 +22,9 @@ from mm_spine import distributed
 from mm_spine.commands.estimate import Sizes, activation_bytes
 from mm_spine.config import ConfigError
 from mm_spine.policy.model import Policy
+from mm_spine.policy.reference import Reference
 from mm_spine.policy.text import TextPolicy
-from mm_spine.training import budget
+from mm_spine.training import budget, update
 from mm_spine.training.budget import MemoryReading, MemoryShortage, TokenBudget, probe, tokens_that_fit
 from mm_spine.training.engine import Engine
 from mm_spine.training.update import Updater
@@ -233,7 +234,91 @@ def test_a_group_that_does_not_fit_alone_ends_the_run_by_its_name(monkeypatch: p
         MemoryShortage, match=r"question 'q\d' with \d+ packed tokens does not fit .*CUDA out of memory"
     ) as e:
         run(MIXED, {"engine": {"token_budget": 1}})
-    assert all(key in str(e.value) for key in ("max_new_tokens", "train_rollouts", "max_pixels", "checkpoint"))
+    assert all(key in str(e.value) for key in ("max_new_tokens", "max_pixels", "checkpoint_activations"))
+
+
+def test_a_group_that_does_not_fit_is_divided(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the bit the step of the budget that it is divided by."""
+    alone = [MIXED, {"optim": {"steps": 1, "questions_per_step": 1}}]
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "mm_spine.training.budget"):
+        failing(patch, 0, 0)
+        policy, _, _, ended = run(*alone, {"engine": {"token_budget": 60}})
+    assert len(caplog.messages) == 1 and ended.token_budget in (30, 15)
+    assert_equal(policy, run(*alone, {"engine": {"token_budget": ended.token_budget}})[0])
+
+
+def test_a_probe_goes_on_with_a_part_of_the_group_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever holds more than one response runs out of memory: the budget is 2.9 times what one response takes."""
+    card, leaves, probed = Card(monkeypatch, available=4000), [], []
+
+    def peak(work: Any, device: torch.device) -> int:
+        leaves.append(sum(len(group.leaves) for group in work.args[0]))
+        if len(work.args[0][0].leaves) > 1:
+            run_out_of_memory()
+        probed.append(work.args[0][0])
+        return card.peak(work, device)
+
+    monkeypatch.setattr(budget, "peak_bytes", peak)
+    policy, _, _, ended = run(MIXED, {"engine": {"token_budget": "auto"}, "optim": {"steps": 1}})
+    assert leaves[0] > 1 and leaves[-2:] == [1, 2] and card.copies == [1, 2]
+    assert ended.token_budget == pytest.approx(2.9 * budget.packed_length(policy, probed[0]), abs=1)
+
+
+def test_an_optimiser_step_without_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "step", run_out_of_memory)
+    with pytest.raises(MemoryShortage, match=r"^step 0: the optimiser's step does not fit .*CUDA out of memory") as e:
+        run(PLAIN)
+    keys = ("offload_while_sampling=true", "memory_share", "model.train=lora", "zero_stage=2", "--resume")
+    assert all(key in str(e.value) for key in keys)
+
+
+# Optimiser state and anchor on the host.
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_states_that_wait_on_the_host_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, stage: int, tmp_path: Path
+) -> None:
+    """To the bit, over two epochs, an anchor, and a checkpoint taken while they are there."""
+    layers = [MIXED, {"engine": {"zero_stage": stage}, "optim": {"epochs": 2, "steps": 2}, "method": {"kl": "exact"}}]
+    expected = run(*layers)[0]
+    moves: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "can_offload", lambda device: True)
+        for owner in (Engine, Reference):
+            for name in ("to_host", "to_card"):
+                record_calls(patch, owner, name, moves)
+        offloading = [*layers, {"engine": {"offload_while_sampling": True}}]
+        assert_equal(run(*offloading)[0], expected)
+        engine, anchor = ["Engine.to_card", "Reference.to_card"], ["Reference.to_host", "Reference.to_card"]
+        host = ["Engine.to_host", "Reference.to_host"]
+        # Of each step: back to the card, away for the first optimiser step, back, away for the second.
+        step = [*engine, *anchor, "Reference.to_host", *host]
+        assert moves == [*host, *step, *step]
+        run(*offloading, checkpoints=tmp_path, should_stop=stopping_after(1))
+        assert_equal(run(*offloading, checkpoints=tmp_path, resume=True)[0], expected)
+
+
+def record_calls(patch: pytest.MonkeyPatch, owner: type, name: str, calls: list[str]) -> None:
+    usual = getattr(owner, name)
+
+    def recorded(self: Any) -> None:
+        calls.append(f"{owner.__name__}.{name}")
+        usual(self)
+
+    patch.setattr(owner, name, recorded)
+
+
+def test_states_wait_on_the_host_where_vllm_samples_beside_them() -> None:
+    vllm = {"sampling": {"backend": "vllm"}}
+    assert not small_config().offloads and small_config(vllm).offloads
+    assert not small_config(vllm, {"engine": {"zero_stage": 3}}).offloads
+    assert not small_config(vllm, {"engine": {"offload_while_sampling": False}}).offloads
+    assert small_config({"engine": {"offload_while_sampling": True}}).offloads
+    with pytest.raises(ConfigError, match=r"offload_while_sampling=true: with zero_stage=3 .*engine\.zero_stage=2"):
+        small_config({"engine": {"offload_while_sampling": True, "zero_stage": 3}})
 
 
 def test_a_probe_that_does_not_fit_ends_the_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +360,7 @@ def test_a_failed_attempt_keeps_nothing_alive() -> None:
 
 
 def test_scoring_halves_until_nothing_is_left_to_halve(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(MemoryShortage, match="a single group does not fit"):
+    with pytest.raises(MemoryShortage, match="a single response does not fit"):
         some_budget(8).within(run_out_of_memory)
     assert [re.findall(r"\d+", message) for message in caplog.messages] == [["4", "8"], ["2", "4"], ["1", "2"]]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exactness import InDouble, assert_exact_gradients
 from plain import (
     OPTIONS,
     TOLERANCE,
@@ -121,7 +122,9 @@ def test_losses_and_gradients_are_those_of_a_plain_loop(ratio_from: str, changes
     expected = plain_losses(plain, tiny_model(6), step, options, ratio_from)
     sum(expected).backward()
     assert all(abs(term.item()) > 1e-3 for term in expected)
-    for budget, batches in ((10_000, 1), (1, 4), (130, 2)):
+    alone = sum(len(row.leaves) for row in trained_groups(step.groups, step.tokens, options))
+    assert alone > 4
+    for budget, batches in ((10_000, 1), (1, alone), (130, 2)):
         found, gradients, count = packed_losses(policy, reference, step, options, ratio_from, budget)
         assert count == batches
         torch.testing.assert_close(torch.stack(found), torch.stack(expected).detach(), rtol=TOLERANCE, atol=1e-6)
@@ -184,13 +187,37 @@ def test_identical_rollouts_are_one_leaf_with_their_weight() -> None:
     )
 
 
-def test_micro_batches_keep_groups_whole_and_within_the_budget() -> None:
+def test_divided_groups_have_the_gradient_of_whole_ones() -> None:
+    """By the rule of exactness, whole groups in fp32 and in double; and directly, to 1e-6 of each tensor's norm."""
+    step, policy, double = make_step(), tiny_policy(6), tiny_policy(6)
+    double.model.double()
+    references = Reference(policy), Reference(double)
+    for each in (policy, double):
+        perturb(each, 0.03, seed=9)
+    with InDouble():
+        exact = packed_losses(double, references[1], step, OPTIONS, "own", 10_000)[1]
+    whole = packed_losses(policy, references[0], step, OPTIONS, "own", 10_000)[1]
+    rows = trained_groups(step.groups, step.tokens, OPTIONS)
+    longest = max(packed_length(policy, row) for row in rows)
+    counts = []
+    for budget in (longest - 1, longest // 2, 1):
+        _, divided, count = packed_losses(policy, references[0], step, OPTIONS, "own", budget)
+        counts.append(count)
+        assert_exact_gradients((name, divided[name], whole[name], exact[name]) for name in exact)
+        for name, gradient in divided.items():
+            assert (gradient - whole[name]).norm() <= 1e-6 * whole[name].norm(), (budget, name)
+    assert counts == sorted(set(counts)) and counts[-1] == sum(len(row.leaves) for row in rows)
+
+
+def test_micro_batches_are_within_the_budget() -> None:
     policy, step = tiny_policy(), make_step()
     rows = trained_groups(step.groups, step.tokens, OPTIONS)
     lengths = {row.question.id: packed_length(policy, row) for row in rows}
     assert lengths == {row.question.id: collate(policy, [row]).packed.plan.length for row in rows}
+    keys = sorted(leaf.key for row in rows for leaf in row.leaves)
     for budget in (1, 70, 130, 10_000):
         batches = micro_batches(policy, rows, budget)
-        assert sorted(row.question.id for batch in batches for row in batch) == sorted(lengths)
+        assert sorted(leaf.key for batch in batches for row in batch for leaf in row.leaves) == keys
         for batch in batches:
-            assert sum(lengths[row.question.id] for row in batch) <= budget or len(batch) == 1
+            tokens = sum(packed_length(policy, row) for row in batch)
+            assert tokens <= budget or sum(len(row.leaves) for row in batch) == 1

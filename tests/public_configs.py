@@ -1,0 +1,83 @@
+"""config.json of models too large for a test, from their public figures: enough for arithmetic, without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mm_spine.commands.estimate import Described, Sizes
+
+_VISION = {
+    "model_type": "qwen2_5_vl",
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "in_chans": 3,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_act": "silu",
+    "tokens_per_second": 2,
+}
+
+_QWEN = {
+    "model_type": "qwen2_5_vl",
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "3B": {
+        **_QWEN,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "vision_config": {**_VISION, "out_hidden_size": 2048},
+    },
+    "7B": {
+        **_QWEN,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+        "vision_config": {**_VISION, "out_hidden_size": 3584},
+    },
+}
+"""Qwen2.5-VL-3B-Instruct and Qwen2.5-VL-7B-Instruct."""
+
+DESCRIBED = {
+    "3B": Described(
+        {"tower": 631_975_680, "merger": 36_708_608, "text": 3_085_938_688},
+        Sizes(layers=36, hidden=2048, queries=2048, keys=256, ffn=11008, vocabulary=151936),
+        side=28,
+        most_pixels=12_845_056,
+    ),
+    "7B": Described(
+        {"tower": 631_975_680, "merger": 44_574_464, "text": 7_615_616_512},
+        Sizes(layers=28, hidden=3584, queries=3584, keys=512, ffn=18944, vocabulary=152064),
+        side=28,
+        most_pixels=12_845_056,
+    ),
+}
+"""What is read of them: together 3,754,622,976 and 8,292,166,656 parameters, as their model cards say."""
+
+
+def write_config(folder: Path, name: str) -> Path:
+    """Write the config.json of one of CONFIGS, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    return folder
