@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mm_spine.policy.distribution import IMPOSSIBLE, Distribution, entropy_of
+from mm_spine.policy.distribution import IMPOSSIBLE, Distribution, entropy_of, logits_of
 
 CHUNK_BYTES = 64 * 2**20
 """Bytes of one chunk of logits in fp32. Three such tensors live at a time, with an exact divergence up to ten."""
@@ -73,10 +73,11 @@ class _Head:
     anchor: Anchor | None
 
     def log_probs(self, chunk: slice) -> _LogProbs:
-        policy_CV = self.distribution.log_probs(self.hidden_SD[chunk] @ self.weight_VD.T)
+        policy_CV = self.distribution.log_probs(logits_of(self.hidden_SD[chunk], self.weight_VD))
         if self.anchor is None:
             return _LogProbs(policy_CV, None)
-        return _LogProbs(policy_CV, self.distribution.log_probs(self.anchor.hidden_SD[chunk] @ self.anchor.weight_VD.T))
+        anchor_CV = logits_of(self.anchor.hidden_SD[chunk], self.anchor.weight_VD)
+        return _LogProbs(policy_CV, self.distribution.log_probs(anchor_CV))
 
     def measure(self, chunk: slice, found: _LogProbs) -> Projected:
         logp_C = found.policy_CV.gather(-1, self.target_S[chunk, None])[:, 0]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mm_spine.config import DecodingConfig
 from mm_spine.draws import uniforms
-from mm_spine.policy.distribution import entropy_of
+from mm_spine.policy.distribution import entropy_of, logits_of
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
@@ -119,7 +119,7 @@ class HFSampler(Backend):
         drawn = []
         for first in range(0, len(uniform_R), size):
             part = slice(first, first + size)
-            log_probs = self.distribution.log_probs(batch.hidden_RD[part] @ weight.T)
+            log_probs = self.distribution.log_probs(logits_of(batch.hidden_RD[part], weight))
             pairs = [(row - first, token) for row, token in barred if first <= row < first + size]
             token = _choose(_without(log_probs, pairs), None if greedy else uniform_R[part], self.decoding)
             drawn.append((token, log_probs.gather(-1, token[:, None])[:, 0], entropy_of(log_probs)))

@@ -22,7 +22,7 @@ from mm_spine.training import step_report
 from mm_spine.training.batch import LeafGroup, collate, micro_batches
 from mm_spine.training.budget import TokenBudget
 from mm_spine.training.engine import Engine
-from mm_spine.training.loss import DIVERGENCES, Denominators, losses
+from mm_spine.training.loss import DIVERGENCES, Denominators, losses, on_the_bound
 from mm_spine.training.parity import Gap, ParityWatch
 from mm_spine.training.step_report import Sums
 from mm_spine.types import StepReport
@@ -61,7 +61,9 @@ class Updater:
         self.reference = Reference(policy) if self.divergence else None
         self.engine = Engine(policy, config.optim, config.engine)
         self.budget = TokenBudget(config.engine.token_budget, policy, self.engine)
-        self.parity = ParityWatch(policy.text.head.weight.dtype, config.engine.parity_limit)
+        dtype = policy.text.head.weight.dtype
+        self.parity = ParityWatch(dtype, config.engine.parity_limit)
+        self.on_bound = on_the_bound(dtype, len(policy.text.language_model.layers))
         self._last: LeafGroup | None = None
         self._not_finite: str | None = None
 
@@ -141,7 +143,7 @@ class Updater:
             anchor = self.reference.anchor(micro.packed, self.divergence)
         trained = self.engine.forward(micro.packed, self.distribution, anchor)
         old_NT = old.of(groups, trained.stats.logp_NT.detach())
-        parts = losses(trained, micro, old_NT, self.config.method, over)
+        parts = losses(trained, micro, old_NT, self.config.method, over, self.on_bound)
         self.engine.backward(scale * (parts.policy + parts.band + parts.kl), last)
         sums = step_report.sums_of(micro, trained, parts, old_NT, self.config.method)
         # All of them are on the host already. An infinite KL estimate without a NaN is a gap, which parity reports.

@@ -140,6 +140,21 @@ def test_bf16_weights_are_reduced_in_fp32() -> None:
         assert_close(found, expected, tolerance=0.02)
 
 
+@pytest.mark.parametrize("kl", DIVERGENCES)
+def test_logits_of_bf16_states_are_never_rounded_to_bf16(kl: str) -> None:
+    """Values from bf16 states and head are those of the same numbers in fp32; so is the gradient, up to its own type."""
+    distribution, half = Distribution(0.8, BANNED), Case(64, kl, torch.bfloat16)
+    whole = Case(64, kl)
+    whole.hidden, whole.weight = half.hidden.float(), half.weight.float()
+    if half.anchor is not None:
+        states, weight, found = half.anchor
+        whole.anchor = Anchor(states.float(), weight.float(), found)
+    for rows in (7, 100):
+        ours, expected = half.ours(rows, distribution), whole.ours(rows, distribution)
+        assert_close(ours[:3], expected[:3], tolerance=1e-6)
+        assert_close([x.float() for x in ours[3:]], expected[3:], tolerance=2**-8)
+
+
 def test_the_heads_gradient_is_summed_in_fp32_over_chunks() -> None:
     """256 chunks that each add 1/256 of one, at either end: bf16 would stop counting."""
     hidden, target = torch.full((258, 1), 1 / 256, dtype=torch.bfloat16), torch.zeros(258, dtype=torch.long)

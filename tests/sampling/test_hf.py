@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,19 @@ def test_a_lora_policy_samples_from_its_adapters() -> None:
     drawn = torch.tensor(rollout.token_ids)[:, None]
     np.testing.assert_allclose(rollout.logp, log_probs.gather(-1, drawn)[:, 0].numpy(), atol=1e-4)
     assert np.abs(rollout.logp - start.gather(-1, drawn)[:, 0].numpy()).max() > 0.01
+
+
+def test_bf16_states_are_drawn_from_with_logits_in_fp32() -> None:
+    """Log-probs and entropies are those of the same states and weights in float64, up to fp32's rounding."""
+    policy = tiny_policy(1)
+    policy.model.bfloat16()
+    sampler, head = HFSampler(policy, DecodingConfig()), policy.text.head.weight.double()
+    hidden = 3 * torch.randn(40, head.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
+    batch = SimpleNamespace(hidden_RD=hidden, uniform_R=np.linspace(0, 1, 40, endpoint=False), barred=())
+    token, logp, spread = sampler._draw(batch, greedy=False)  # type: ignore[arg-type]
+    log_probs = (hidden.double() @ head.T).index_fill(-1, torch.tensor(BANNED), -torch.inf).log_softmax(-1)
+    torch.testing.assert_close(logp.double(), log_probs.gather(-1, token[:, None])[:, 0], rtol=1e-6, atol=2e-5)
+    torch.testing.assert_close(spread.double(), entropy(log_probs), rtol=1e-6, atol=2e-5)
 
 
 def test_the_sampler_reads_the_weights_as_they_are_now() -> None:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
+import families
+import numpy as np
 import pytest
 import torch
 from credited_groups import QUESTIONS, credited, group, mixed, options, rollout
-from small import digit_policy
+from small import digit_policy, small_config
+from tiny import tiny_model, tiny_processor
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
@@ -17,7 +20,9 @@ from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
 from mm_spine.methods.table import find
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
+from mm_spine.policy.scoring import score_responses
 from mm_spine.policy.text import Trained
+from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.batch import (
     Leaf,
     LeafGroup,
@@ -25,7 +30,7 @@ from mm_spine.training.batch import (
     collate,
     trained_groups,
 )
-from mm_spine.training.loss import Denominators, denominators, losses
+from mm_spine.training.loss import ON_THE_BOUND, Denominators, denominators, losses, on_the_bound
 from mm_spine.types import TokenStats
 
 
@@ -110,6 +115,41 @@ def test_a_token_on_its_bound_is_not_pushed_by_rounding(noise: float, slope: flo
     trained = Trained(TokenStats(one * 0, entropy_NT, one > 0), one * 0)
     losses(trained, micro, one * 0, own, Denominators(4, 4, 4)).band.backward()
     assert entropy_NT.grad is not None and float(entropy_NT.grad) == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("noise, slope", [(-0.03, 0.0), (0.03, 0.0), (-0.06, -0.25), (0.06, 1.0)])
+def test_in_bf16_a_token_is_on_its_bound_within_bf16s_noise(noise: float, slope: float) -> None:
+    """Of a model of two layers: 2^-5 sqrt(5/3) = 0.040 nats."""
+    one = torch.ones(1, 1)
+    yes = one > 0
+    micro = MicroBatch(None, one, one[0], one[0], one * 0, yes, yes, yes, one * 1.5, one * 1.5)  # type: ignore[arg-type]
+    entropy_NT = torch.tensor([[1.5 + noise]], requires_grad=True)
+    own = options("spine", band_low_weight=1, band_high_weight=4)
+    trained = Trained(TokenStats(one * 0, entropy_NT, yes), one * 0)
+    zone = on_the_bound(torch.bfloat16, 2)
+    losses(trained, micro, one * 0, own, Denominators(4, 4, 4), zone).band.backward()
+    assert entropy_NT.grad is not None and float(entropy_NT.grad) == pytest.approx(slope)
+
+
+def test_the_zone_of_a_bound_grows_with_the_layers_in_bf16_only() -> None:
+    assert on_the_bound(torch.float32, 2) == on_the_bound(torch.float32, 36) == ON_THE_BOUND
+    assert on_the_bound(torch.bfloat16, 36) == pytest.approx(2**-5 * (73 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", families.KINDS)
+def test_bf16_entropies_of_sampler_and_trainer_differ_within_the_zone(kind: str) -> None:
+    """Of 99 % of the tokens. The zone of fp32 would hold hardly any of them."""
+    with torch.random.fork_rng(devices=[]):
+        half = Policy(tiny_model(kind=kind).bfloat16(), tiny_processor(kind))
+    questions, config = families.mixed(kind), small_config({"sampling": {"max_new_tokens": 16}})
+    groups = HFSampler(half, config.sampling).sample(questions, 16, step=0, purpose="rollout")
+    responses = [[rollout.token_ids for rollout in group] for group in groups]
+    asked = list(zip(questions, responses, strict=True))
+    scores = score_responses(half, asked, Distribution(config.sampling.temperature, half.banned))
+    there = np.concatenate([rollout.entropy for group in groups for rollout in group])  # type: ignore[arg-type]
+    gap = np.abs(there - np.concatenate([score.entropy for group in scores for score in group]))
+    assert float(np.quantile(gap, 0.99)) < on_the_bound(torch.bfloat16, len(half.text.language_model.layers))
+    assert float(np.mean(gap > ON_THE_BOUND)) > 0.5
 
 
 def gradient(batches: Sequence[Sequence[LeafGroup]], own: MethodConfig, over: Denominators) -> Tensor:
