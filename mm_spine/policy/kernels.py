@@ -6,7 +6,9 @@ Everywhere here q is (B, Hq, T, D), and k and v are (B, Hkv, K, D): Hq / Hkv que
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cache
+from importlib import import_module
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -76,11 +78,54 @@ class PlainKernel:
 KERNELS: dict[str, Kernel] = {"flash_cpu": FlashOnCPU(), "plain": PlainKernel()}
 
 
-def backend_name(device: torch.device, dtype: torch.dtype) -> str:
-    """Return what computes attention over trees there: `flash_cpu`, `flex` (FlexAttention, compiled) or `plain`."""
+FLASH_ATTN_TYPES = (torch.bfloat16, torch.float16)
+FLASH_ATTN_WIDTH = 256
+"""The widest head that flash-attn takes; the width must be a multiple of 8."""
+
+
+def flash_attn_interface() -> Any:
+    """Return flash-attn's module of kernels. Raises ImportError or OSError if the package is absent or broken."""
+    return import_module("flash_attn.flash_attn_interface")
+
+
+@cache
+def flash_attn_fault() -> str:
+    """Return why flash-attn cannot be imported; an empty text if it can."""
+    try:
+        flash_attn_interface()
+    except ModuleNotFoundError as error:
+        return "flash-attn is not installed" if error.name == "flash_attn" else f"flash-attn does not load ({error})"
+    except (ImportError, OSError) as error:
+        # A wheel that was built for another torch lacks symbols.
+        return f"flash-attn does not load ({error})"
+    return ""
+
+
+def why_not_flash_attn(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Return why flash-attn cannot attend there with heads of `width`; an empty text if it can."""
+    if fault := flash_attn_fault():
+        return fault
+    on_card = device.type == "cuda" and torch.cuda.is_available()
+    if not on_card or torch.cuda.get_device_capability(device) < (8, 0):
+        return "flash-attn needs an NVIDIA card of compute capability 8.0 or higher"
+    if dtype not in FLASH_ATTN_TYPES:
+        return f"flash-attn does not take {str(dtype).removeprefix('torch.')}"
+    if width > FLASH_ATTN_WIDTH or width % 8:
+        return f"flash-attn does not take heads of width {width}"
+    return ""
+
+
+def backend_name(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Return what computes attention over trees there, with heads of `width`.
+
+    On a CPU it is `flash_cpu`; on a card `flash_attn`, or `flex` (FlexAttention, compiled) where flash-attn cannot;
+    elsewhere `plain`.
+    """
     if device.type == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16):
         return "flash_cpu"
-    return "flex" if device.type == "cuda" else "plain"
+    if device.type != "cuda":
+        return "plain"
+    return "flex" if why_not_flash_attn(device, dtype, width) else "flash_attn"
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from mm_spine.policy.kernels import KERNELS, Kernel, backend_name
 from mm_spine.policy.token_tree import Node
+from mm_spine.policy.varlen_attention import Call, varlen_attention, varlen_calls
 
 OWN_CALL = 256
 """Tokens from which a node gets a kernel call of its own, which needs no copies."""
@@ -78,6 +79,11 @@ class AttentionPlan:
         """Parts in which the descendants of a node read the node."""
         pairs = ((self._queries(node.stop, node.end), node) for node in self.nodes)
         return tuple(Part(at, slice(node.start, node.stop)) for at, node in pairs if at is not None)
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """The same parts as calls of flash-attn, without padding."""
+        return varlen_calls(self.nodes, self.wanted if self.partial else None, self.device)
 
     @cached_property
     def block_mask(self) -> Any:
@@ -156,10 +162,12 @@ def tree_attention(
     `backend` defaults to `backend_name`'s, `scale` to D ** -0.5.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = backend or backend_name(query.device, query.dtype)
+    backend = backend or backend_name(query.device, query.dtype, query.shape[-1])
     if backend == "flex":
         return _flex(query, key, value, plan, scale).transpose(1, 2)
     row = (x[0].transpose(0, 1) for x in (query, key, value))
+    if backend == "flash_attn":
+        return varlen_attention(*row, plan.calls, scale)[None]
     return _Parts.apply(*row, plan, KERNELS[backend], scale)[None]
 
 

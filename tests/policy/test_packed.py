@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flash_stand_in
 import pytest
 import torch
 from exactness import InDouble, assert_exact, assert_exact_gradients, double_of
 from tiny import END, TEMPERATURE, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_questions
 from torch import Tensor
 
+from mm_spine.policy import tree_attention
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
@@ -86,6 +88,21 @@ def packed_gradients(policy: Policy, batch: PackedBatch) -> tuple[TokenStats, di
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen2", "qwen3"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_row_of_trees_is_a_plain_forward_for_every_leaf(name: str, kind: str) -> None:
+    assert_packed_is_plain(name, kind)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["two levels", "questions side by side"])
+def test_so_it_is_through_flash_attns_calls(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package, which takes fp32, as the real one does not."""
+    flash_stand_in.install(monkeypatch)
+    monkeypatch.setattr(tree_attention, "backend_name", lambda *_: "flash_attn")
+    assert_packed_is_plain(name, kind)
+    assert len({causal for *_, causal in flash_stand_in.calls}) == 2
+
+
+def assert_packed_is_plain(name: str, kind: str) -> None:
+    """Log-probs, entropies and gradients of a case, by the rule of `exactness`."""
     case, policy, plain = CASES[name], tiny_policy(3, kind=kind, tied=False), tiny_model(3, False, kind)
     stats, gradients = packed_gradients(policy, batch_of(policy, case, kind))
     flat = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
+import flash_stand_in
 import numpy as np
 import pytest
 import torch
@@ -14,13 +16,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mm_spine.policy import attention
-from mm_spine.policy.kernels import backend_name
+from mm_spine.policy import attention, kernels
+from mm_spine.policy.kernels import backend_name, why_not_flash_attn
 from mm_spine.policy.token_tree import Node, token_tree
 from mm_spine.policy.tree_attention import PADDING, AttentionPlan, Part, tree_attention
 
-BACKENDS = ("flash_cpu", "plain")
+BACKENDS = ("flash_cpu", "plain", "flash_attn")
+"""The last one with a stand-in for the package, which needs a card."""
 CPU = torch.device("cpu")
+FAULT = kernels.flash_attn_fault
+
+
+@pytest.fixture(autouse=True, scope="module")
+def flash_attn() -> Iterator[None]:
+    """A stand-in for flash-attn; the test on a card takes the real one."""
+    if torch.cuda.is_available():
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        flash_stand_in.install(patch)
+        yield
 
 
 class Inputs(NamedTuple):
@@ -111,17 +126,29 @@ def test_flex_attention_reads_the_same_keys(heads: tuple[int, int]) -> None:
     assert_close((out,), dense(made, visible(plan), 0.25)[:1], 1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["flex", "flash_attn"])
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 2e-2)])
-def test_the_card_agrees(dtype: torch.dtype, tolerance: float) -> None:
+def test_the_card_agrees(dtype: torch.dtype, tolerance: float, narrow: bool, backend: str) -> None:
     """fp32 loosely: the compiled kernel may multiply in TF32."""
     plan = replace(deep_plan(), device=torch.device("cuda"))
+    if backend == "flash_attn" and (reason := why_not_flash_attn(plan.device, dtype, 16)):
+        pytest.skip(reason)
     made = random_inputs(plan.length, (4, 2), 16, dtype, 0)
+    kept = torch.ones(plan.length)
+    if narrow:
+        kept[::2] = 0
+        made = made._replace(grad=made.grad * kept.to(dtype)[None, :, None, None])
+        plan = replace(plan, wanted=np.arange(1, plan.length, 2)).narrowed
     moved = Inputs(*(x.detach().cuda() for x in made))
     for x in moved[:3]:
         x.requires_grad_()
-    found = in_parts(moved, plan, backend_name(plan.device, dtype))
-    assert_close(tuple(x.cpu() for x in found), dense(made, visible(plan), 0.25), tolerance)
+    out, *gradients = (x.cpu() for x in in_parts(moved, plan, backend))
+    expected, *others = dense(made, visible(plan), 0.25)
+    mask = kept[None, :, None, None]
+    assert_close((out * mask, *gradients), (expected * mask, *others), tolerance)
 
 
 PROMPTS_AND_LEAVES = st.lists(
@@ -165,6 +192,19 @@ def test_half_precision_is_close(backend: str) -> None:
     found = in_parts(made, plan, backend)
     assert all(x.dtype == torch.bfloat16 for x in found)
     assert_close(found, dense(made, visible(plan), 0.25), 2e-2)
+
+
+def test_flash_attn_is_called_once_for_each_level() -> None:
+    """The nodes by themselves, then those of each level by their descendants: sequences and queries, none padded."""
+    plan = plan_of([5, 3], [[[1, 2, 3], [1, 2, 4, 5], [6]], [[7, 8], [9]]])
+    made = random_inputs(plan.length, (4, 2), 16, torch.float32, 0)
+    flash_stand_in.calls.clear()
+    in_parts(made, plan, "flash_attn")
+    assert flash_stand_in.calls == [(8, 17, True), (2, 9, False), (1, 3, False)]
+    # Of the last layer a node's first wanted query to its last one, and no node without any.
+    flash_stand_in.calls.clear()
+    in_parts(made, replace(plan, wanted=np.array([4, 9, 13, 15])).narrowed, "flash_attn")
+    assert flash_stand_in.calls == [(4, 4, True), (2, 2, False), (1, 1, False)]
 
 
 def test_extreme_scores_neither_overflow_nor_lose_their_gradient() -> None:
@@ -212,11 +252,35 @@ def test_gradients_are_the_same_bits_every_time() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, in_parts(made, plan, "flash_cpu"), strict=True))
 
 
-def test_backends_are_chosen_by_device_and_type() -> None:
+def test_backends_are_chosen_by_device_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    assert backend_name(CPU, torch.float32) == backend_name(CPU, torch.bfloat16) == "flash_cpu"
-    assert backend_name(CPU, torch.float16) == "plain"
-    assert backend_name(cuda, torch.float32) == backend_name(cuda, torch.bfloat16) == "flex"
+    assert backend_name(CPU, torch.float32, 64) == backend_name(CPU, torch.bfloat16, 64) == "flash_cpu"
+    assert backend_name(CPU, torch.float16, 64) == "plain"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert backend_name(cuda, torch.bfloat16, 64) == backend_name(cuda, torch.float16, 256) == "flash_attn"
+    # Where flash-attn cannot, FlexAttention stays.
+    assert backend_name(cuda, torch.float32, 64) == "flex"
+    assert backend_name(cuda, torch.bfloat16, 264) == backend_name(cuda, torch.bfloat16, 20) == "flex"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert backend_name(cuda, torch.bfloat16, 64) == "flex"
+
+
+def test_a_broken_flash_attn_is_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn")
+
+    def broken() -> None:
+        raise ImportError("undefined symbol: _ZN3c105ErrorC2E")
+
+    for importing, reason in (
+        (absent, "flash-attn is not installed"),
+        (broken, "flash-attn does not load (undefined symbol: _ZN3c105ErrorC2E)"),
+    ):
+        monkeypatch.setattr(kernels, "flash_attn_interface", importing)
+        monkeypatch.setattr(kernels, "flash_attn_fault", FAULT.__wrapped__)
+        assert why_not_flash_attn(torch.device("cuda"), torch.bfloat16, 64) == reason
+        assert backend_name(torch.device("cuda"), torch.bfloat16, 64) == "flex"
 
 
 def test_dropout_in_training_is_refused() -> None:

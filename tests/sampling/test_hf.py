@@ -73,7 +73,8 @@ def test_bf16_states_are_drawn_from_with_logits_in_fp32() -> None:
     sampler, head = HFSampler(policy, DecodingConfig()), policy.text.head.weight.double()
     hidden = 3 * torch.randn(40, head.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
     batch = SimpleNamespace(hidden_RD=hidden, uniform_R=np.linspace(0, 1, 40, endpoint=False), barred=())
-    token, logp, spread = sampler._draw(batch, greedy=False)  # type: ignore[arg-type]
+    with torch.no_grad():
+        token, logp, spread = sampler._draw(batch, greedy=False)  # type: ignore[arg-type]
     log_probs = (hidden.double() @ head.T).index_fill(-1, torch.tensor(BANNED), -torch.inf).log_softmax(-1)
     torch.testing.assert_close(logp.double(), log_probs.gather(-1, token[:, None])[:, 0], rtol=1e-6, atol=2e-5)
     torch.testing.assert_close(spread.double(), entropy(log_probs), rtol=1e-6, atol=2e-5)
