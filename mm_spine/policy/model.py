@@ -21,6 +21,7 @@ from mm_spine.policy.families import family_of, lora_targets, rope_positions
 from mm_spine.policy.finite import assert_finite
 from mm_spine.policy.folder import read_family, resolve_model
 from mm_spine.policy.image_cache import ImageCache
+from mm_spine.policy.kernels import backend_name, why_not_flash_attn
 from mm_spine.policy.packed import Prompt
 from mm_spine.policy.parameters import check_loaded
 from mm_spine.policy.processor_files import load_processor
@@ -31,6 +32,12 @@ from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import ImageLike, Question
 
 log = logging.getLogger(__name__)
+
+FLASH = "flash_attention_2"
+"""transformers' name for flash-attn. Its towers then attend over all windows and images of a call at once.
+
+With any other attention they loop over windows and images in Python.
+"""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -65,6 +72,8 @@ class Policy:
         self.model = model
         self._freeze()
         language_model.config._attn_implementation = attention.NAME
+        if self.tower is not None and _flash_attn_fits(self.tower):
+            self.tower.config._attn_implementation = FLASH
         # Mergers that train belong to the text policy; the image cache then holds what enters them.
         train_merger = self.config.train_merger
         mergers = self.family.mergers if train_merger else ()
@@ -107,6 +116,13 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self.text.head.weight.device
+
+    @property
+    def kernels(self) -> dict[str, str | None]:
+        """What computes attention: of the text model over token trees, and of the tower (None without one)."""
+        width = int(self.text.language_model.layers[0].self_attn.head_dim)
+        text = backend_name(self.device, self.text.head.weight.dtype, width)
+        return {"text": text, "tower": None if self.tower is None else self.tower.config._attn_implementation}
 
     @property
     def context(self) -> int:
@@ -278,6 +294,14 @@ def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _flash_attn_fits(tower: Any) -> bool:
+    from transformers.utils import is_flash_attn_2_available
+
+    width = tower.config.hidden_size // tower.config.num_heads
+    # Asked for all the same: where transformers does not find the package it would look for a kernel on the hub.
+    return not why_not_flash_attn(tower.device, tower.dtype, width) and is_flash_attn_2_available()
 
 
 def _check_trainable(kind: str, language_model: Any, tower: Any, config: ModelConfig) -> None:

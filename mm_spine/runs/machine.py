@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,24 @@ import torch
 from mm_spine import distributed
 from mm_spine.compat import version_of
 
-PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "qwen-vl-utils", "peft", "numpy", "mm-spine")
+PACKAGES = (
+    *("torch", "transformers", "deepspeed", "accelerate", "qwen-vl-utils", "peft", "flash-attn", "numpy"),
+    "mm-spine",
+)
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Return the content of environment.json: versions, hardware, seed and commit, to repeat the run with."""
+def environment(seed: int, kernels: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the content of environment.json: versions, hardware, seed and commit, to repeat the run with.
+
+    `kernels` says what computes attention (`Policy.kernels`).
+    """
     return {
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "attention": dict(kernels),
         "processes": distributed.launched_processes(),
         "seed": seed,
         "commit": commit(),

@@ -157,7 +157,7 @@ class Run:
             check_shared_before(source, start)
         if self.resume:
             fingerprint.check_resumed(self.folder.path, found)
-        self.folder.claim(self.config, environment(self.config.seed), found)
+        self.folder.claim(self.config, environment(self.config.seed, policy.kernels), found)
         if self.folder.writes:
             resumed_at = self.folder.steps_done if self.resume else None
             for name, tracker in open_trackers(self.folder.path, self.config, resumed_at).items():

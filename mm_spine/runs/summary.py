@@ -14,7 +14,6 @@ from mm_spine.adapt import Adapted
 from mm_spine.evaluation import Metrics, TagScores
 from mm_spine.methods.table import changed_lines
 from mm_spine.policy.image_cache import over_ranks
-from mm_spine.policy.kernels import backend_name
 from mm_spine.policy.model import Policy
 from mm_spine.runs.machine import peak_memory
 from mm_spine.runs.plan import Plan, Splits
@@ -154,7 +153,7 @@ def summarise(
         # A run whose tower has changed raises FrozenError and has no summary.
         tower_checksum_unchanged=True,
         merger="trained" if config.model.train_merger else "frozen",
-        attention=backend_name(policy.device, policy.text.head.weight.dtype),
+        attention=str(policy.kernels["text"]),
         seconds={name: round(value, 3) for name, value in asdict(totals.seconds).items()},
         tokens=asdict(totals.tokens),
         image_cache=asdict(cache_use),

@@ -5,15 +5,18 @@ from __future__ import annotations
 from importlib import metadata
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from mm_spine import compat
 from mm_spine.commands import doctor
+from mm_spine.policy import kernels
 
 
 def test_doctor_is_complete() -> None:
     rows = {row.name: row for row in doctor.checks()}
-    assert {"python", "torch", "torchvision", "sampler hf", "sampler vllm", "memory", "disk", "telemetry"} <= set(rows)
+    expected = {"python", "torch", "torchvision", "sampler hf", "sampler vllm", "attention", "memory", "disk"}
+    assert expected | {"telemetry"} <= set(rows)
     assert rows["python"].ok
     assert rows["sampler hf"].ok
     assert rows["torch"].detail.startswith(metadata.version("torch"))
@@ -38,6 +41,26 @@ def test_doctor_names_the_extra_of_an_absent_package(monkeypatch: pytest.MonkeyP
     assert not row.ok
     assert not row.required
     assert "mm-spine[demo]" in row.advice
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a card")
+def test_doctor_says_which_kernel_computes_attention() -> None:
+    (row,) = doctor._attention()
+    assert row == doctor.Check("attention", True, "float32: flash_cpu, bfloat16: flash_cpu", required=False)
+
+
+@pytest.mark.parametrize("fault", ["", "flash-attn is not installed", "flash-attn does not load (undefined symbol)"])
+def test_doctor_says_why_a_card_goes_without_flash_attn(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(kernels, "flash_attn_fault", lambda: fault)
+    (row,) = doctor._attention()
+    assert row.ok == (not fault) and not row.required
+    if fault:
+        assert row.detail == f"float32: flex, bfloat16: flex; {fault}"
+        assert "mm-spine[flash]" in row.advice
+    else:
+        assert (row.detail, row.advice) == ("float32: flex, bfloat16: flash_attn", "")
 
 
 def test_doctor_survives_a_broken_inspection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ def test_every_file_and_key_is_there(lab: Lab) -> None:
     assert set(summary["seconds"]) == {"sample", "update", "evaluate", "total"}
     timings = files.read_json_lines(output / "timings.jsonl")
     assert all(row["sample"] > 0 and row["update"] > 0 and row["peak_memory_bytes"] > 0 for row in timings)
-    assert json.loads((output / "environment.json").read_text())["seed"] == 0
+    environment = json.loads((output / "environment.json").read_text())
+    assert environment["seed"] == 0 and environment["attention"] == {"text": "flash_cpu", "tower": "sdpa"}
 
 
 def test_the_figures_agree_with_the_files(lab: Lab) -> None:
