@@ -15,14 +15,7 @@ from mm_spine import distributed
 from mm_spine.compat import version_of
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "deepspeed",
-    "accelerate",
-    "qwen-vl-utils",
-    "peft",
-    "flash-attn",
-    "numpy",
+    *("torch", "transformers", "deepspeed", "accelerate", "qwen-vl-utils", "peft", "flash-attn", "numpy"),
     "mm-spine",
 )
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mm_spine.adapt import adapt
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
-from mm_spine.policy.head import Anchor, Divergence, Projected, SelectedHead, chunk_bytes_on, chunk_bytes_within
+from mm_spine.policy.head import Anchor, Divergence, Projected, SelectedHead
 from mm_spine.policy.text import Trained
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.engine import Engine
@@ -142,7 +142,7 @@ def test_bf16_weights_are_reduced_in_fp32() -> None:
 
 @pytest.mark.parametrize("kl", DIVERGENCES)
 def test_logits_of_bf16_states_are_never_rounded_to_bf16(kl: str) -> None:
-    """Values from bf16 states and head are those of the same numbers in fp32; so is the gradient, up to its own type."""
+    """Values from bf16 states and head are those of the same numbers in fp32; so are the gradients, up to their type."""
     distribution, half = Distribution(0.8, BANNED), Case(64, kl, torch.bfloat16)
     whole = Case(64, kl)
     whole.hidden, whole.weight = half.hidden.float(), half.weight.float()
@@ -307,12 +307,3 @@ def test_zero3_releases_the_head_between_forward_and_backward(tmp_path: Path) ->
         found = ranks.one_step(3, "released", rollouts)["gradients"][0]
     assert held == [0]
     assert_close([found[name] for name in plain], list(plain.values()))
-
-
-def test_a_chunk_grows_with_the_memory_that_is_free() -> None:
-    """Ten tensors of its size within a quarter of what is free: 128 MiB from 5 GiB on, and so on by doubling."""
-    gib = 2**30
-    found = [chunk_bytes_within(free) // 2**20 for free in (0, 5 * gib - 1, 5 * gib, 10 * gib, 40 * gib - 1)]
-    assert found == [64, 64, 128, 256, 512]
-    assert chunk_bytes_within(40 * gib) == chunk_bytes_within(10**15) == gib
-    assert chunk_bytes_on(torch.device("cpu")) == 64 * 2**20

@@ -1,6 +1,7 @@
 """flash-attn for the tower, and which kernels a policy says that it runs; the text model's calls are tested elsewhere.
 
-`test_tree_attention.py` and `test_packed.py` hold the calls over token trees against dense attention and plain forwards.
+`test_tree_attention.py` and `test_packed.py` hold the calls over token trees against dense attention and plain
+forwards.
 """
 
 from __future__ import annotations
