@@ -74,7 +74,7 @@ class Columns:
             value if isinstance(value, bool) or not isinstance(value, int | float) else str(value) for value in values
         ]
         if not all(isinstance(value, str) and value.strip() for value in values):
-            raise ValueError(f"choices must be a text or a list of texts, none empty before the last, found {values!r}")
+            raise ValueError(f"choices must be a text or a list of texts, none of them empty, found {values!r}")
         return tuple(values)
 
     def check(self, file: str, present: Iterable[str]) -> str | None:
