@@ -87,4 +87,3 @@ def check_shared(source: Path, current: Mapping[str, Any]) -> None:
             fingerprint.code_words(started),
             fingerprint.code_words(current),
         )
-

@@ -39,7 +39,7 @@ PROMPTS = (
     "Which digit?", "", "  \n", None, 3, ["a"], "Left <image> right <image> same?", "<image_2> then <image_1>?",
     "<image9>", "Say <|im_end|> now", "a <|image_pad|> b", "x\x1b[31mred\x07", "half \ud800 here", "word " * 3000,
     "\u202eright to left", "Zahl \U0001f9ee?", "{{ 7 * 7 }} {% raw %}", r"\boxed{12} \frac{1}{2}", "Is it even?",
-    "哪个数字？", "\x00", "<img> and <IMAGE>", "a\r\nb", "A" * 1_000_001,
+    "哪个数字？", "\x00", "<img> and <IMAGE>", "a\r\nb", "A" * 1_000_001, "数" * 999_999,
 )  # fmt: skip
 IDS = (
     None, 7, "", "same", "same", "sur\ud800id", "line\nbreak", "esc\x1b[2J", "x" * 5000, "../../up", True, 1.5, [1],
