@@ -30,7 +30,6 @@ from mm_spine.processors.chat import Encoded, EncodedImage, fewest_tokens
 from mm_spine.processors.markers import PROMPT_LIMIT
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import ImageLike, Question
-from mm_spine.words import visible_line
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +161,8 @@ class Policy:
         return None
 
     def _skip(self, question: Question, why: str) -> None:
-        # It goes into summary.json too, and names the question by its id, which may hold anything.
-        why = visible_line(why)
+        # It goes into summary.json too, and names the question by its id, which may hold anything: BadQuestion escapes.
+        why = str(BadQuestion(why))
         if self.skipped.get(question.id) != why:
             log.warning("question skipped: %s", why)
         self.skipped[question.id] = why
