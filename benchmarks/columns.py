@@ -74,7 +74,7 @@ class Columns:
             value if isinstance(value, bool) or not isinstance(value, int | float) else str(value) for value in values
         ]
         if not all(isinstance(value, str) and value.strip() for value in values):
-            raise ValueError(f"choices must be a text or a list of texts, none empty before the last, found {values!r}")
+            raise ValueError(f"choices must be a text or a list of texts, none of them empty, found {values!r}")
         return tuple(values)
 
     def check(self, file: str, present: Iterable[str]) -> str | None:
@@ -137,7 +137,8 @@ def load_columns(folder: Path, image: tuple[str, ...] = COLUMNS["image"]) -> Col
 def _mapping(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # A date that does not exist is a ValueError, and so is a number too long to read.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({error})") from error
     if not isinstance(value, dict | None):
         raise ValueError(f"{path}: expected lines such as 'prompt: Question', found {value!r}")
@@ -186,9 +187,9 @@ def whole_number(name: str, value: Any) -> int | None:
         number = float(value) if not isinstance(value, bool) and value is not None else value
         if number is None or (isinstance(number, float) and number.is_integer()):
             return None if number is None else int(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"{name} must be a whole number, found {value!r}")
+    raise ValueError(f"{name} must be a whole number, found {value!r:.80}")
 
 
 def truth(name: str, value: Any) -> bool:

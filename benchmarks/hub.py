@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,14 @@ def fetch_images(source: Source, hub: str, revision: str) -> Path | None:
 
 
 def _snapshot(hub: str, revision: str, patterns: list[str]) -> Path:
-    return Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    fetch = partial(snapshot_download, hub, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    try:
+        return Path(fetch())
+    except Exception as error:
+        # `snapshot_download` looks into its cache where nothing answers, but not where it is a proxy that does not.
+        if type(error).__name__ != "ProxyError":
+            raise
+        return Path(fetch(local_files_only=True))
 
 
 def load_dataset(source: Source, split: str, hub: str, revision: str, offline: bool = False) -> Any:

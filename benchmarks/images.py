@@ -92,8 +92,9 @@ class Folder:
         try:
             there, target = path.is_file(), path.resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            # The name is too long or holds a null character, or links lead in a circle.
-            raise ValueError(f"image {name[:80]!r}: {error}") from error
+            # The name is too long, holds a null character or half a character, or links lead in a circle.
+            why = error.reason if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+            raise ValueError(f"image {name[:80]!r}: no file can have that name ({why}); correct it") from error
         if not target.is_relative_to(self.root):
             raise ValueError(f"image {name!r} is a link out of the folder {self.root}; copy the image into it")
         return path if there else None

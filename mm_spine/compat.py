@@ -125,5 +125,5 @@ def quiet_logs() -> None:
 
         disable_progress_bar()
         set_verbosity_error()
-    for noisy in ("DeepSpeed", "httpx", "accelerate"):
+    for noisy in ("DeepSpeed", "httpx", "httpx2", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

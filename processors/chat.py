@@ -6,8 +6,10 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -122,6 +124,44 @@ def encode_text(
     )
     ids_L = features["input_ids"][0]
     return Encoded(ids_L, torch.zeros_like(ids_L), ())
+
+
+def fewest_tokens(question: Question, tokenizer: Any) -> int:
+    """Return how many tokens the text of a prompt has at least, without tokenising it; 0 where nothing is known.
+
+    A byte is no part of a longer token than the longest in the vocabulary that holds such a byte, so it stands for at
+    least one part in so many of a token. This bounds the tokens of a byte-level tokenizer, which has all 256 bytes.
+    """
+    longest_256 = _longest_tokens(tokenizer)
+    if longest_256 is None:
+        return 0
+    texts = [part["text"] for part in content(question.prompt, len(question.images)) if part["type"] == "text"]
+    # Chat templates may strip a message.
+    text = "".join(texts).strip().encode("utf-8", "replace").decode("utf-8")
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    normal = text if normalizer is None else normalizer.normalize_str(text)
+    counts_256 = np.bincount(np.frombuffer(normal.encode("utf-8"), np.uint8), minlength=256)
+    # Rounded down, also where the sum of a whole number of tokens is not exact.
+    return int((counts_256 / longest_256).sum() - 1e-6)
+
+
+@cache
+def _longest_tokens(tokenizer: Any) -> np.ndarray | None:
+    """Return for each byte the most bytes of a token that holds it, (256,); None if `tokenizer` is not byte-level."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder.values()
+    # An added token that takes the white space around it may stand for any number of bytes.
+    if not byte_of.keys() <= vocabulary.keys() or any(token.lstrip or token.rstrip for token in added):
+        return None
+    longest_256 = np.ones(256)
+    texts = {str(token).encode("utf-8") for token in added}
+    pieces = (bytes(byte_of[c] for c in piece) for piece in vocabulary if all(c in byte_of for c in piece))
+    for piece in (*texts, *pieces):
+        for byte in {*piece}:
+            longest_256[byte] = max(longest_256[byte], len(piece))
+    return longest_256
 
 
 def _with_image(part: dict[str, Any], images: Sequence[Image.Image], limits: tuple[int, int]) -> dict[str, Any]:

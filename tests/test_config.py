@@ -103,7 +103,13 @@ def test_true_and_false_are_truth_values() -> None:
     assert (config.reporting.images, config.engine.measure_update) == (False, True)
 
 
-@pytest.mark.parametrize("pair", ["optim.lr", "=1", "optim.lr=[1", "seed=!!python/name:os.system", "seed=\x00"])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "optim.lr", "=1", "optim.lr=[1", "seed=!!python/name:os.system", "seed=\x00", "seed=2024-13-45",
+        "seed=" + "[" * 5000,
+    ],
+)  # fmt: skip
 def test_an_override_that_is_none_names_itself(pair: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_overrides([pair])

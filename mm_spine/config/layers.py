@@ -57,7 +57,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file as a mapping, safe-loaded. Raises ConfigError naming the file."""
     try:
         loaded = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    # A date that does not exist is a ValueError, and so is a number too long to read.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if loaded is None:
         return {}
@@ -78,7 +79,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"{pair!r}: overrides are written key=value, as in optim.lr=1e-4")
         try:
             nested: Any = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{pair!r}: the value cannot be read as YAML: {error}") from error
         for part in reversed(key.split(".")):
             nested = {part: nested}

@@ -128,7 +128,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file. Raises ValueError naming the file when it is not valid JSON."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); restore the file or run again") from error
 
 
@@ -223,5 +223,5 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
         raise ValueError(f"{path}, line {number}: found {line[:20]!r}, expected a JSON object")
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error

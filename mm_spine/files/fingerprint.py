@@ -58,6 +58,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], shared_only: boo
             yield f"a gold answer of the split {split!r} changed"
 
 
+def code_words(found: Mapping[str, Any]) -> str:
+    """Return the version and the commit of the code that wrote the fingerprint `found`, in words."""
+    code = found["code"]
+    return f"mm-spine {code.get('version')}, commit {(code.get('commit') or 'unknown')[:12]}"
+
+
 def read(run: Path) -> dict[str, Any] | None:
     """Return the fingerprint in a run's folder, None where an older version wrote none.
 

@@ -45,10 +45,17 @@ def locate_model(name: str, fetch: bool = True) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(name, local_files_only=not fetch))
+            try:
+                folder = Path(snapshot_download(name, local_files_only=not fetch))
+            except Exception as error:
+                # It looks into its cache where nothing answers, but not where it is a proxy that does not.
+                if type(error).__name__ != "ProxyError":
+                    raise
+                folder = Path(snapshot_download(name, local_files_only=True))
         except LocalEntryNotFoundError as error:
+            why = str(error).partition("\n")[0]
             raise ModelAbsent(
-                f"model={name}: not on this machine, and it cannot be fetched; give a folder, or go online ({error})"
+                f"model={name}: not on this machine, and it cannot be fetched; give a folder, or go online ({why})"
             ) from error
         except (HFValidationError, HfHubHTTPError, OSError) as error:
             raise ModelError(f"model={name}: neither a folder nor a hub id that resolves here ({error})") from error

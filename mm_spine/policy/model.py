@@ -27,7 +27,8 @@ from mm_spine.policy.parameters import check_loaded
 from mm_spine.policy.processor_files import load_processor
 from mm_spine.policy.text import TextPolicy
 from mm_spine.policy.turn_end import end_ids
-from mm_spine.processors.chat import Encoded, EncodedImage
+from mm_spine.processors.chat import Encoded, EncodedImage, fewest_tokens
+from mm_spine.processors.markers import PROMPT_LIMIT
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import ImageLike, Question
 
@@ -176,11 +177,22 @@ class Policy:
         return None
 
     def _skip(self, question: Question, why: str) -> None:
+        # It goes into summary.json too, and names the question by its id, which may hold anything: BadQuestion escapes.
+        why = str(BadQuestion(why))
         if self.skipped.get(question.id) != why:
             log.warning("question skipped: %s", why)
         self.skipped[question.id] = why
 
     def _encode(self, question: Question) -> Prompt:
+        characters = len(question.prompt)
+        # Tokenising such a prompt takes seconds for each million characters, and reading its images is in vain too.
+        if self.context < characters <= PROMPT_LIMIT:
+            least = fewest_tokens(question, self.tokenizer)
+            if least > self.context:
+                raise BadQuestion(
+                    f"{question.id}: its prompt of {characters:,} characters has at least {least:,} tokens and does "
+                    f"not fit in the model's context of {self.context}; shorten it"
+                )
         encoded = self._read(question)
         positions = rope_positions(self.model, encoded)
         image_at = encoded.types_L.nonzero()[:, 0]

@@ -23,6 +23,7 @@ from mm_spine.reporting.finished_run import (
     paired_difference,
 )
 from mm_spine.reporting.formats import Pair
+from mm_spine.words import visible_line
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ComparisonRow:
         greedy_gain, pass_at_1_gain: differences paired by question, or the mean difference over seeds. The interval
             is a bootstrap over questions for one run, and Student's t over the seeds for a mean.
         against_first: paired difference in adapted pass@1 to the run of the first method with the same seed.
+        code: version and commit of the code that ran it; "" where an older version wrote none, and for a mean.
         note: what the row lacks.
     """
 
@@ -57,6 +59,7 @@ class ComparisonRow:
     greedy_gain: Interval | None = None
     pass_at_1_gain: Interval | None = None
     against_first: Interval | None = None
+    code: str = ""
     note: str = ""
 
     @property
@@ -85,7 +88,7 @@ def comparison_rows(paths: Sequence[Path]) -> list[ComparisonRow]:
         if with_split:
             rows += _rows_of_split(with_split, split)
     for run in unfinished:
-        rows.append(ComparisonRow(run.path.name, run.path.name, seed=None, split=None, note=run.reason))
+        rows.append(ComparisonRow(run.name, run.name, seed=None, split=None, note=visible_line(run.reason)))
     return rows
 
 
@@ -125,7 +128,7 @@ def majority_header(compared: Sequence[ComparisonRow]) -> str:
 
 
 def comparison_notes(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Say what the intervals mean and what single rows lack."""
+    """Say what the intervals mean, what single rows lack, and whether other code made some of the runs."""
     notes = ["[low, high]: 95 % interval, over questions for one run, over seeds for several"]
     if any(row.split and row.seed is None for row in rows):
         notes.append("over seeds: what another seed would do on these questions, not what other questions would")
@@ -133,14 +136,25 @@ def comparison_notes(rows: Sequence[ComparisonRow]) -> list[str]:
         if row.split and row.note:
             seed = row.seed_text if row.seed is None else f"seed {row.seed}"
             notes.append(f"{row.method}, {seed}, {row.split}: {row.note}")
+    notes += _code_notes(rows)
     notes += [f"not compared: {row.run}: {row.note}" for row in rows if row.split is None]
     return notes
+
+
+def _code_notes(rows: Sequence[ComparisonRow]) -> Iterator[str]:
+    """Warn where the runs were not all made by the same code."""
+    runs_of: dict[str, list[str]] = {}
+    for run, code in {row.run: row.code for row in rows if row.code}.items():
+        runs_of.setdefault(code, []).append(run)
+    if len(runs_of) > 1:
+        found = "; ".join(f"{', '.join(runs)} by {code}" for code, runs in runs_of.items())
+        yield f"different code made these runs, so their results may differ for that reason: {found}"
 
 
 def _refuse_mixed(runs: Sequence[FinishedRun], value: Callable[[FinishedRun], object], what: str) -> None:
     first_with: dict[object, str] = {}
     for run in runs:
-        first_with.setdefault(value(run), run.path.name)
+        first_with.setdefault(value(run), run.name)
     if len(first_with) > 1:
         found = ", ".join(f"{name} has {each!r}" for each, name in first_with.items())
         raise ValueError(f"these runs cannot be compared, their {what} differs: {found}; compare them apart")
@@ -154,7 +168,7 @@ def _refuse_other_data(runs: Sequence[FinishedRun]) -> None:
         first, start = known[0]
         if problem := next(fingerprint.differences(start, found, shared_only=True), None):
             raise ValueError(
-                f"{first.path.name} and {run.path.name} cannot be compared: {problem} between them; compare runs of "
+                f"{first.name} and {run.name} cannot be compared: {problem} between them; compare runs of "
                 "the same data and model"
             )
 
@@ -164,7 +178,7 @@ def _refuse_other_questions(runs: Sequence[FinishedRun], split: str) -> None:
     for run in runs[1:]:
         if in_one_only := first ^ run.after[split][GREEDY].keys():
             raise ValueError(
-                f"{runs[0].path.name} and {run.path.name} cannot be compared: {len(in_one_only)} {split} questions "
+                f"{runs[0].name} and {run.name} cannot be compared: {len(in_one_only)} {split} questions "
                 f"are in one of them only, first {min(in_one_only)!r}; compare runs of the same questions"
             )
 
@@ -187,17 +201,18 @@ def _rows_of_split(runs: Sequence[FinishedRun], split: str) -> list[ComparisonRo
 
 
 def _row(run: FinishedRun, reference: FinishedRun | None, first: str, split: str) -> ComparisonRow:
-    before, after = run.before[split], run.after[split]
+    before, after, start = run.before[split], run.after[split], fingerprint.read(run.path)
     against_first = None
     if reference is not None and reference is not run:
         against_first = paired_difference(reference.after[split][PASS_AT_1], after[PASS_AT_1])
     return ComparisonRow(
-        run=run.path.name,
+        run=run.name,
         method=run.method,
         seed=run.seed,
         split=split,
-        benchmark=str(run.summary["benchmark"]),
-        model=str(run.summary["model"]),
+        benchmark=visible_line(str(run.summary["benchmark"])),
+        model=visible_line(str(run.summary["model"])),
+        code="" if start is None else fingerprint.code_words(start),
         label_free=bool(run.summary["label_free"]),
         questions=len(after[GREEDY]),
         samples=run.samples,
@@ -230,6 +245,7 @@ def _mean_row(group: Sequence[ComparisonRow]) -> ComparisonRow:
     return replace(
         group[0],
         run="",
+        code="",
         seed=None,
         seeds=len(group),
         label_free=all(row.label_free for row in group),

@@ -15,6 +15,7 @@ from mm_spine.files import read_json, read_json_lines
 from mm_spine.intervals import Interval, bootstrap_ci
 from mm_spine.measures import GREEDY, LABELS, MAJ_AT_N, PASS_AT_1
 from mm_spine.reporting.saved_run import Json
+from mm_spine.words import visible_line
 
 SPLITS = {"adapted": "Adapted questions", "held_out": "Held-out questions"}
 """Split -> its title, in the order of every table."""
@@ -44,8 +45,13 @@ class FinishedRun:
     after: Mapping[str, Scores]
 
     @property
+    def name(self) -> str:
+        """The folder's name as tables and pages show it."""
+        return visible_line(self.path.name)
+
+    @property
     def method(self) -> str:
-        return str(self.summary["method"])
+        return visible_line(str(self.summary["method"]))
 
     @property
     def seed(self) -> int:
@@ -58,6 +64,11 @@ class UnfinishedRun:
 
     path: Path
     reason: str
+
+    @property
+    def name(self) -> str:
+        """The folder's name as tables and pages show it."""
+        return visible_line(self.path.name)
 
 
 def load_run(path: Path) -> FinishedRun | UnfinishedRun:

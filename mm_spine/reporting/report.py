@@ -28,6 +28,7 @@ from mm_spine.reporting.result import SplitResult, sentences, split_results
 from mm_spine.reporting.saved_run import SavedRun, attempt, is_inside, read_run, section
 from mm_spine.reporting.token_entropy import EntropyCounts, count_by_entropy
 from mm_spine.reporting.token_text import load_tokenizer, token_texts
+from mm_spine.words import visible_line
 
 
 class PageFigure(NamedTuple):
@@ -255,7 +256,7 @@ def _named_runs(paths: Sequence[Path]) -> Iterator[tuple[str, SavedRun]]:
     if len(set(map(str, seeds))) > 1:
         names = [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
     for name, run in zip(names, runs, strict=True):
-        yield (f"{name} ({run.path.name})" if names.count(name) > 1 else name), run
+        yield (f"{name} ({visible_line(run.path.name)})" if names.count(name) > 1 else name), run
 
 
 def _render_comparison(rows: Sequence[compare.ComparisonRow], charts: Sequence[curves.Chart], runs: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from mm_spine.config.layers import read_yaml
 from mm_spine.files import read_json, read_json_lines
+from mm_spine.words import visible_line
 
 Json = Mapping[str, Any]
 """One object of a JSON file, a line of a JSON Lines file or the content of a YAML file, as it was read."""
@@ -72,7 +73,7 @@ class SavedRun:
     def name(self) -> str:
         """The method's name, or the folder's where no file gives a method."""
         method = self.summary.get("method") or section(self.config, "method").get("name")
-        return str(method) if method else self.path.resolve().name
+        return visible_line(str(method) if method else self.path.resolve().name)
 
 
 def read_run(path: Path) -> SavedRun:

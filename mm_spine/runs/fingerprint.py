@@ -62,8 +62,8 @@ def check_resumed(run: Path, current: Mapping[str, Any]) -> None:
     if started["code"] != current["code"]:
         log.warning(
             "resumed with other code (%s), written with %s: results may differ",
-            _version(current["code"]),
-            _version(started["code"]),
+            fingerprint.code_words(current),
+            fingerprint.code_words(started),
         )
 
 
@@ -84,10 +84,6 @@ def check_shared(source: Path, current: Mapping[str, Any]) -> None:
         log.warning(
             "evaluation.before=%s: evaluated by other code (%s), now %s",
             source,
-            _version(started["code"]),
-            _version(current["code"]),
+            fingerprint.code_words(started),
+            fingerprint.code_words(current),
         )
-
-
-def _version(code: Mapping[str, str | None]) -> str:
-    return f"mm-spine {code.get('version')}, commit {(code.get('commit') or 'unknown')[:12]}"

@@ -12,13 +12,14 @@ import re
 from mm_spine.processors.answers import text as free_text
 from mm_spine.processors.answers.extraction import LOOKED_AT, last_boxed
 from mm_spine.processors.answers.kind import keyed
-from mm_spine.processors.answers.labels import ELIMINATED, by_text, clean, options, valid
+from mm_spine.processors.answers.labels import BRACKETED, ELIMINATED, by_text, clean, options, valid
 from mm_spine.processors.answers.labels import LABELS as LABELS
 from mm_spine.processors.answers.labels import check_count as check_count
 from mm_spine.processors.answers.labels import label_of as label_of
 from mm_spine.processors.answers.labels import option_text as option_text
 from mm_spine.processors.answers.labels import straight as straight
 from mm_spine.processors.answers.labels import without_echo as without_echo
+from mm_spine.processors.answers.labels import without_own_texts as without_own_texts
 from mm_spine.types import AnswerSpec
 
 _BECAUSE = r"(?:because|since|as|given|due)\b"
@@ -84,8 +85,9 @@ _SIGNED = re.compile(
     r"[(\[](?P<letter>(?-i:[A-Z]))[)\]]\s*[.!]?[^\S\n]*$",
     re.I | re.M,
 )
-_IS_LETTER = re.compile(r"\b(?:is|are|be|was|labell?ed|marked)\s+[(\[][A-Z][)\]]")
-_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\]]?[.:]?\s+")
+_IS_LETTER = re.compile(r"(?:\b(?:is|are|be|was|labell?ed|marked)\s+|[是为]\s*)[(\[][A-Z][)\]]")
+# A letter before a text; no space stands between it and Chinese.
+_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\]]?[.:、]?(?:\s+|(?=[^\x00-\x7f]))")
 # A sentence that only supposes: "Otherwise, the answer is B.", "If it were a cyst, the answer would be A."
 _ALTERNATIVE = re.compile(r"\b(?:otherwise|if not)\b", re.I)
 _SUPPOSED = re.compile(r"\W*(?:if|when|unless|suppose|assuming|had|were)\b", re.I)
@@ -103,7 +105,6 @@ _LAST_LETTER = re.compile(r"(?:\A|[.!?。:\n])\s*[(\[]([A-Z])[)\]]\s*[.!]?\s*\Z"
 _POLAR = frozenset(("yes", "no", "true", "false", "是", "否", "对", "错"))
 # "A: No, it is not.": the letter stands for "Answer".
 _REPLY = re.compile(r"^[^\S\n]*A:[^\S\n]+", re.M)
-_BRACKETED = re.compile(r"[(\[][A-Z][)\]]")
 _SETS_ASIDE = re.compile(r"\b(?:rul(?:e|es|ing) out|eliminat|exclud|discard|reject|dismiss|compar)", re.I)
 _DISMISSED_NEXT = re.compile(
     rf"\s*(?:{_BE}|are|were|seems?|can|could|should|may|does)\b[^,;.\n]*{ELIMINATED.pattern}", re.I
@@ -116,7 +117,7 @@ _CONDITION = re.compile(
 _APPROVES = re.compile(
     rf"\W*{_BE}\s+(?:the\s+)?(?:correct|right|(?:most|best) (?:likely|appropriate|next|initial))\b", re.I
 )
-_ARTICLE = re.compile(r"(?:an?|the)\s+")
+_ARTICLE = re.compile(r"\A(?:an?|the)\s+")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n|\Z")
 _SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n+")
 _REACH = 100  # characters of a clause that are looked at, so that a response that repeats itself takes linear time
@@ -173,11 +174,16 @@ def _tail(response: str) -> int:
 def names_several(text: str) -> bool:
     """Return whether the last sentence names several letters in brackets, as in "choose from (A) 2, (B) 20"."""
     sentence = _SENTENCE_START.split(text.rstrip()[-_SENTENCE:])[-1]
-    return len(set(_BRACKETED.findall(sentence))) > 1
+    return len(set(BRACKETED.findall(sentence))) > 1
 
 
 def _labelled(line: str, spec: AnswerSpec) -> str | None:
     """Return the letter of "B. aspirin" or "B because ...", unless the rest rejects it ("A. is wrong")."""
+    letter = _LETTER_AND_TEXT.match(line)
+    label = valid(letter[1], spec) if letter else None
+    # "D item 3 of the list": the text is that of the letter, whatever it says.
+    if letter and label and by_text(line[letter.end() :], spec) == label:
+        return label
     match = _LABELLED.fullmatch(line)
     label = valid(match[1], spec) if match else None
     if match is None or label is None:
@@ -231,7 +237,7 @@ def _supposed(text: str, start: int) -> bool:
 
 def _plain(said: str) -> bool:
     """Return whether a conclusion names no further letter, and neither denies nor contrasts."""
-    return not any(pattern.search(said) for pattern in (_BRACKETED, _SETS_ASIDE, ELIMINATED, _DENIAL, _CONTRAST))
+    return not any(pattern.search(said) for pattern in (BRACKETED, _SETS_ASIDE, ELIMINATED, _DENIAL, _CONTRAST))
 
 
 def _announced(text: str, start: int, spec: AnswerSpec) -> str | None:
@@ -284,10 +290,10 @@ def _announced_text(text: str, start: int, spec: AnswerSpec) -> str | None:
 
 def _opening(statement: str, spec: AnswerSpec) -> str | None:
     """Return the longest option that `statement` opens with, unless the rest joins another to it or dismisses it."""
-    said = _ARTICLE.sub("", free_text.normal(statement) or "", count=1)
+    said = _ARTICLE.sub("", free_text.normal(statement) or "")
     best: tuple[int, str] | None = None
     for label, option in options(spec):
-        option = _ARTICLE.sub("", option, count=1) if _ARTICLE.match(option) else option
+        option = _ARTICLE.sub("", option)
         rest = said[len(option) :]
         whole = said.startswith(option) and re.match(r"$|[\s,;:.!()](?!\d)", rest) and not _IN_FORMULA.match(rest)
         if (
@@ -322,7 +328,8 @@ def _by_last_sentence(text: str, spec: AnswerSpec) -> str | None:
     if comma and (free_text.normal(opening) in _POLAR or len(opening) > 1) and (label := by_text(opening, spec)):
         return label
     sentence = _CONDITION.sub("", _GIVEN.sub("", sentence, count=1) if _GIVEN.match(sentence) else sentence)
-    if any(pattern.search(sentence) for pattern in (ELIMINATED, _DENIAL, _CONTRAST, _ALTERNATIVE, _SUBJUNCTIVE)):
+    bare = without_own_texts(sentence, spec)
+    if any(pattern.search(bare) for pattern in (ELIMINATED, _DENIAL, _CONTRAST, _ALTERNATIVE, _SUBJUNCTIVE)):
         return None
     if letter := _only_letter(sentence, spec):
         return letter
@@ -345,7 +352,7 @@ def _by_last_letter(text: str, spec: AnswerSpec) -> str | None:
     if letter is None:
         return None
     said = _SENTENCE_START.split(text[-_SENTENCE:][: letter.start() + 1])[-1]
-    unsure = any(pattern.search(said) for pattern in (_BRACKETED, _SETS_ASIDE, _CONTRAST, _ALTERNATIVE)) or "?" in said
+    unsure = any(pattern.search(said) for pattern in (BRACKETED, _SETS_ASIDE, _CONTRAST, _ALTERNATIVE)) or "?" in said
     return None if unsure else valid(letter[1], spec)
 
 
@@ -372,7 +379,7 @@ def _replied(said: str, spec: AnswerSpec) -> str | None:
 
 def _only_letter(sentence: str, spec: AnswerSpec) -> str | None:
     """Return the only bracketed letter of a sentence that names it: "the angle is (D) 150°", "labelled (C)"."""
-    letters = _BRACKETED.findall(sentence)
+    letters = BRACKETED.findall(sentence)
     return valid(letters[0][1], spec) if len(letters) == 1 and _IS_LETTER.search(sentence) else None
 
 

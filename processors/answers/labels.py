@@ -18,6 +18,9 @@ ELIMINATED = re.compile(
     r"|contraindicated|inappropriate)\b",
     re.I,
 )
+BRACKETED = re.compile(r"[(\[][A-Z][)\]]")
+"""A letter in brackets."""
+
 # Some releases write the label into the option: "B. aspirin".
 _OWN_LABEL = re.compile(r"[(\[]?([A-Z])(?:[)\]][.:]?|[.:])\s*(?=\S)")
 _ITEM = re.compile(r"\s*(?:[-*•]\s*)?[(\[]?([A-Z])(?:[)\]][.:]?|[.:])\s*(\S.*?)\s*[;,.]?\s*")
@@ -108,6 +111,18 @@ def by_text(text: str, spec: AnswerSpec) -> str | None:
     wanted = free_text.normal(text) if spec.choices else None
     matches = [label for label, option in options(spec) if option == wanted]
     return matches[0] if len(matches) == 1 else None
+
+
+def without_own_texts(sentence: str, spec: AnswerSpec) -> str:
+    """Remove the text of each option behind its own letter: "(C) 不变" and "(B) not visible" deny nothing."""
+    kept, at = "", 0
+    for letter in BRACKETED.finditer(sentence):
+        label = valid(letter[0][1], spec) if letter.start() >= at else None
+        option = option_text(spec, LABELS.index(label)) if label and spec.choices else None
+        text = len(sentence) - len(sentence[letter.end() :].lstrip(" .:、"))
+        if option and sentence[text:].casefold().startswith(option):
+            kept, at = kept + sentence[at : letter.end()], text + len(option)
+    return kept + sentence[at:]
 
 
 def without_echo(text: str, spec: AnswerSpec) -> str:

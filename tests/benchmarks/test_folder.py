@@ -90,6 +90,10 @@ def test_fields_become_questions_and_golds_go_to_the_key_alone(folder: Path) -> 
         ({"prompt": "x", "image": "absent.png"}, "not a file"),
         ({"prompt": "x", "image": "images"}, "not a file"),
         ({"prompt": "x", "image": 5}, "image must be"),
+        ({"prompt": "x", "image": "\ud800.png"}, "no file can have that name (surrogates not allowed)"),
+        ({"prompt": "x", "precision": 10**400}, "precision must be a whole number"),
+        ({"prompt": "x", "precision": 1e999}, "precision must be a whole number"),
+        ({"prompt": "x", "choices": ["a", ""]}, "none of them empty"),
         ({"prompt": "x", "image": "nul\x00.png"}, "null"),
         ({"prompt": "x", "image": "n" * 5000}, "too long"),
         ("[" * 100_000, "skipped"),
@@ -323,6 +327,9 @@ def test_an_image_folder_without_splits(folder: Path) -> None:
         ("defaults: text", "'defaults' holds lines"),
         ("- prompt", "expected lines such as"),
         ("a: [", "not YAML"),
+        ("prompt: 2024-13-45", "not YAML"),
+        ("[" * 5000, "not YAML"),
+        ("defaults: {precision: " + "9" * 5000 + "}", "not YAML"),
     ],
 )
 def test_a_wrong_columns_file_is_named_with_what_to_do(folder: Path, text: str, reason: str) -> None:

@@ -6,27 +6,31 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import httpx2
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
-from huggingface_hub import constants
+from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     IncompleteSnapshotError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._http import default_client_factory
 from releases import ROWS, SOURCE, check_image_rows, image_rows, picture, put, shade, shades
 
 from mm_spine.benchmarks import hub
 from mm_spine.benchmarks.benchmark import Source
 from mm_spine.benchmarks.images import ImageFinder
 from mm_spine.benchmarks.release import open_release
+from mm_spine.policy.folder import ModelAbsent, resolve_model
 
 
 def cached_on_the_hub(home: Path, files: Mapping[str, bytes], hub: str = "owner/name", revision: str = "main") -> Path:
@@ -200,3 +204,42 @@ def test_offline_by_the_environment_alone(tmp_path: Path) -> None:
     }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[True, True]\n"
+
+
+@pytest.fixture(params=[httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError])
+def unreachable(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """No offline mode, but a network on which nothing answers. Returns the addresses that were asked for."""
+    asked: list[str] = []
+
+    def refuse(asking: Any) -> Any:
+        asked.append(str(asking.url))
+        raise request.param("no network", request=asking)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited {seconds} s for a hub that is not there"))
+    set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(refuse)))
+    yield asked
+    set_client_factory(default_client_factory)
+
+
+def test_an_unreachable_hub_is_one_sentence_and_is_not_asked_again(
+    unreachable: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="^owner/name@main, split 'test': the hub cannot be reached and") as refused:
+        open_release(SOURCE, "test")
+    assert "\n" not in str(refused.value) and "source=FOLDER" in str(refused.value)
+    # One request for each pattern of the split at most, and nothing from `datasets`, which would ask six times.
+    assert 1 <= len(unreachable) <= len(SOURCE.patterns("test"))
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
+def test_an_unreachable_hub_still_serves_what_is_cached(home: Path, unreachable: list[str]) -> None:
+    cached_on_the_hub(home, ON_THE_HUB)
+    assert shades(open_release(SOURCE, "test")) == [1, 2]
+
+
+def test_a_model_on_an_unreachable_hub_is_one_sentence(unreachable: list[str]) -> None:
+    with pytest.raises(ModelAbsent, match="^model=owner/model: not on this machine, and it cannot be fetched") as said:
+        resolve_model("owner/model")
+    assert "\n" not in str(said.value) and len(unreachable) <= 2

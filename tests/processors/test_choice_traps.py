@@ -16,6 +16,8 @@ NUMBERS = AnswerSpec("choice", ("2", "12", "2.5", "-2"))
 CHINESE = AnswerSpec("choice", ("增加", "减少", "不变", "不能确定"))
 TEN = AnswerSpec("choice", tuple(f"option {number}" for number in range(10)))
 TEXTS = AnswerSpec("choice", ("B", "C", "A"))
+SIGHT = AnswerSpec("choice", ("visible", "not visible", "incorrect"))
+ITEMS = AnswerSpec("choice", tuple(f"item {number} of the list" for number in range(14)))
 
 # lmms-eval's and MMMU's `parse_multi_choice_response` know "(B)", "B " and "B."; else they draw a letter at random.
 LMMS = "lmms-eval/MMMU: random letter"
@@ -32,6 +34,7 @@ WIDE = "full-width and invisible characters"
 BOX = "boxes"
 SIGNED = "a conclusion signed with a letter"
 ENDED = "marks of the end of text"
+OWN = "a letter and its own option's text"
 
 Row = tuple[str, str, AnswerSpec, str | None]
 
@@ -155,6 +158,23 @@ ROWS: list[Row] = [
     (BOX, r"\boxed{\text{B) ibuprofen}}", DRUGS, "B"),
     (BOX, r"\boxed{\text{Option B}}", DRUGS, "B"),
     (BOX, r"\boxed{\text{The answer is B}}", DRUGS, "B"),
+    *(
+        (OWN, form, CHINESE, "C")
+        for form in ("The value is **(C) 不变**. I hope this helps!", "结果是 (C) 不变。", "是(C)不变")
+    ),
+    *((OWN, form, CHINESE, "C") for form in ("C不变", "C、不变", "**C** 不变", "(C) 不变 I hope this helps!")),
+    (OWN, "Therefore, the fracture is (B) not visible.", SIGHT, "B"),
+    (OWN, "Therefore, the claim is (C) incorrect.", SIGHT, "C"),
+    (OWN, "The fracture is not (A) visible.", SIGHT, None),
+    (OWN, "The value is not (C) 不变.", CHINESE, None),
+    *(
+        (OWN, form + "item 4 of the list", ITEMS, "E")
+        for form in ("E ", "Answer: E ", "Answer: \\( \\text{E} \\) ", "Answer: ")
+    ),
+    (OWN, "Answer: E item 4 of the list Feel free to ask for more help.", ITEMS, "E"),
+    # Letter and text disagree, or the article stands before another option's text.
+    (OWN, "A item 4 of the list", ITEMS, None),
+    (OWN, "The answer is D item 3 of the list and E item 4 of the list", ITEMS, None),
 ]
 
 

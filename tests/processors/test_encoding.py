@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 from pictures import ask, file_of
 from PIL import Image
 from tiny import tiny_image, tiny_policy, tiny_processor, tiny_questions
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from mm_spine.processors.chat import encode
+from mm_spine.processors.chat import encode, fewest_tokens
+from mm_spine.types import AnswerSpec, Question
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
@@ -96,3 +100,50 @@ def test_a_different_image_never_has_the_key_of_another(change: Callable[..., An
     (image,) = encode(ask(Image.effect_noise((84, 28), 50)), tiny_processor()).images
     pixels, grid = change(image.pixel_values, image.grid_thw)
     assert _key(pixels, grid) != image.key == _key(image.pixel_values, image.grid_thw)
+
+
+@cache
+def long_token_tokenizer() -> Any:
+    """A byte-level tokenizer with tokens of up to 32 bytes, which joins letters and their accents as Qwen's does."""
+    words = [" " * 32, "-" * 16, "congratulations", "naïveté", "数字哪个", "e\u0301", "\n\n\n"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, max_token_length=32
+    )
+    tokenizer.train_from_iterator(words * 50, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    made.add_tokens(["<tool_call>"])
+    return made
+
+
+LONG_TEXTS = (
+    "Which digit?", " " * 5000 + "x" + " " * 5000, "congratulations" * 100, "e\u0301" * 999, "naïveté " * 50,
+    "数字哪个" * 99, "-" * 3001, "a\n\n\nb" * 40, "<tool_call>" * 77, "\U0001f9ee" * 30, "half \ud800 here",
+    "Left <image> right <image9>" * 20,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", LONG_TEXTS)
+def test_no_prompt_has_fewer_tokens_than_are_told_without_tokenising_it(prompt: str) -> None:
+    for tokenizer in (tiny_processor().tokenizer, long_token_tokenizer()):
+        text = prompt.strip().encode("utf-8", "replace").decode()
+        # The marks of images that a question does not have stay, or become words.
+        told = fewest_tokens(Question("q", (), prompt, AnswerSpec("text")), tokenizer)
+        assert told <= len(tokenizer(text.replace("<image9>", "image 9"))["input_ids"])
+
+
+def test_how_many_tokens_are_told_without_tokenising() -> None:
+    def told(prompt: str, tokenizer: Any) -> int:
+        return fewest_tokens(Question("q", (), prompt, AnswerSpec("text")), tokenizer)
+
+    tokenizer = long_token_tokenizer()
+    # The longest token of dashes has 16, digits stand alone, and a whole number is rounded down.
+    assert told("-" * 1600, tokenizer) == 100 - 1 == len(tokenizer("-" * 1600)["input_ids"]) - 1
+    assert told("7" * 1600, tokenizer) == 1599
+    # Nothing is known of a tokenizer that lacks bytes, or whose tokens take the white space beside them.
+    assert told("7" * 1600, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"7": 0}, "7")))) == 0
+    greedy = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+    greedy.add_tokens([AddedToken("<hungry>", lstrip=True)])
+    assert told("7" * 1600, greedy) == 0

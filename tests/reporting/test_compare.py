@@ -15,7 +15,8 @@ from mm_spine import evaluation
 from mm_spine.evaluation import Item
 from mm_spine.files import write_json, write_json_lines
 from mm_spine.intervals import bootstrap_ci
-from mm_spine.reporting.compare import comparison_rows, comparison_table
+from mm_spine.reporting.compare import comparison_notes, comparison_rows, comparison_table
+from mm_spine.reporting.report import write_comparison
 from mm_spine.types import Verdict
 
 QUESTIONS = 40
@@ -229,3 +230,49 @@ def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     run = save(tmp_path / "run", "spine[b]", known, known, model="[red]m")
     assert "spine[b]" in text([run]) and "[red]m" in text([run])
     assert "not compared: [x]" in text([run, tmp_path / "[x]"])
+
+
+ODD, SEEN = "a\x1b[2J\nb\u202e", r"a\x1b[2J\nb\u202e"
+
+
+def test_no_name_of_a_run_reaches_a_terminal_or_a_page_raw(tmp_path: Path) -> None:
+    known = items(0.4, 0)
+    # Two runs of one method and seed are told apart by their folders.
+    odd = save(tmp_path / ODD, ODD, known, known, benchmark=ODD, model=ODD)
+    save(tmp_path / "b", ODD, known, known, benchmark=ODD, model=ODD)
+    runs = [odd, tmp_path / "b", tmp_path / "\x07none"]
+    (odd / "steps.jsonl").write_text(json.dumps({"step": 0, "length_mean": 3.0}) + "\n")
+    shown = text(runs, width=400)
+    page = write_comparison(runs, tmp_path / "page.html").read_text()
+    for made in (shown, page):
+        assert f"{SEEN} ({SEEN})" in made
+        assert r"\x07none" in made
+        assert not {*"\x1b\x07\u202e"} & {*made}
+    assert f"{SEEN}, {SEEN}: before" in shown
+    save(tmp_path / "b", ODD, known, known, benchmark="other", model=ODD)
+    with pytest.raises(ValueError) as refused:
+        comparison_rows(runs[:2])
+    assert not {*"\x1b\n\u202e"} & {*str(refused.value)}
+
+
+def fingerprinted(run: Path, commit: str) -> Path:
+    code = {"version": "0.1.0", "commit": commit}
+    write_json(run / "fingerprint.json", {"model": "m", "questions": {}, "answers": {}, "config": {}, "code": code})
+    return run
+
+
+def test_runs_of_other_code_are_compared_with_a_warning_that_names_both_versions(tmp_path: Path) -> None:
+    known = items(0.4, 0)
+    runs = [save(tmp_path / name, name, known, known) for name in ("first", "second", "third", "old")]
+    for run, commit in zip(runs, ("a" * 40, "b" * 40, "a" * 40), strict=False):
+        fingerprinted(run, commit)
+    warning = (
+        "different code made these runs, so their results may differ for that reason: "
+        f"first, third by mm-spine 0.1.0, commit {'a' * 12}; second by mm-spine 0.1.0, commit {'b' * 12}"
+    )
+    assert comparison_notes(comparison_rows(runs)).count(warning) == 1
+    assert "different code" in text(runs)
+    assert warning in write_comparison(runs, tmp_path / "page.html").read_text()
+    # An older version wrote no code version, and one version is no difference.
+    for same in ([runs[0], runs[2], runs[3]], runs[3:]):
+        assert not any("different code" in note for note in comparison_notes(comparison_rows(same)))
