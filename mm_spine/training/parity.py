@@ -115,6 +115,16 @@ def slope_with_error(gap: Gap) -> tuple[float, float]:
     return slope, math.sqrt(rest / (n - 2) / spread)
 
 
+def missing_with_error(gap: Gap) -> tuple[float, float]:
+    """Return the probability that the sampler never draws from, by the trainer's policy, and its standard error.
+
+    It is 1 - E[trainer's / sampler's probability] over the sampler's draws: 0 for any two policies that can draw the
+    same tokens, whatever their weights and temperatures; above 0 where the sampler cuts its distribution.
+    """
+    n = max(gap.tokens, 1)
+    return (gap.gap - gap.kl) / n, math.sqrt(max(gap.gap2 / n - (gap.gap / n) ** 2, 0.0) / n)
+
+
 class ParityWatch:
     """Checks the gap of each step of a run; remembers the first step's KL estimate for each statistic.
 
