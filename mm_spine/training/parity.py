@@ -126,14 +126,15 @@ def missing_with_error(gap: Gap) -> tuple[float, float]:
 
 
 class ParityWatch:
-    """Checks the gap of each step of a run; remembers the first step's KL estimate for each statistic.
+    """Checks the gap of each step of a run against `first`, that of the first step for each statistic.
 
-    Gaps over all sampled tokens and over selected tokens are two statistics, which are never compared.
+    Gaps over all sampled tokens and over selected tokens are two statistics, which are never compared. Checkpoints hold
+    `first`, so that a resumed run is held against the first step of all and not against its own.
     """
 
     def __init__(self, dtype: torch.dtype, limit: float | None) -> None:
         self.dtype, self.limit = dtype, limit
-        self._first: dict[str, float] = {}
+        self.first: dict[str, float] = {}
 
     def check(self, report: StepReport, gap: Gap, statistic: str) -> None:
         """Write `gap` into `report`. Raises ParityError where sampler and trainer cannot be the same policy.
@@ -170,10 +171,10 @@ class ParityWatch:
 
     def _check_drift(self, report: StepReport, gap: Gap, statistic: str) -> None:
         mean, error = kl_with_error(gap)
-        allowed = max(KL_FLOORS[self.dtype], KL_FACTOR * self._first.setdefault(statistic, mean))
+        allowed = max(KL_FLOORS[self.dtype], KL_FACTOR * self.first.setdefault(statistic, mean))
         if mean - ERRORS * error > allowed:
             raise ParityError(
                 f"step {report.step}: sampler and trainer are {mean:.3g} nats apart (KL estimate over {statistic} "
-                f"tokens), {self._first[statistic]:.3g} in the first step: the sampler has not taken over the last "
+                f"tokens), {self.first[statistic]:.3g} in the first step: the sampler has not taken over the last "
                 "weights; check sampler.sync, or set engine.parity_limit to check the mean gap only"
             )

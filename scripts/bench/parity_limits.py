@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from drawn import markdown_table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -38,11 +37,10 @@ from mm_spine.benchmarks import digits
 from mm_spine.config import RunConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
-from mm_spine.policy.errors import ParityError
 from mm_spine.policy.model import DTYPES, Policy
 from mm_spine.runs.plan import load_config
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.parity import Gap, ParityWatch, kl_with_error, missing_with_error, slope_with_error
+from mm_spine.training.parity import Gap, ParityWatch
 from mm_spine.training.schedule import batch_of
 from mm_spine.types import Question, Rollout, StepReport
 
