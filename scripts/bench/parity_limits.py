@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from drawn import markdown_table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -37,10 +38,11 @@ from mm_spine.benchmarks import digits
 from mm_spine.config import RunConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.errors import ParityError
 from mm_spine.policy.model import DTYPES, Policy
 from mm_spine.runs.plan import load_config
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.parity import Gap, ParityWatch
+from mm_spine.training.parity import ERRORS, Gap, ParityWatch, mean_with_error, missing_with_error, slope_with_error
 from mm_spine.training.schedule import batch_of
 from mm_spine.types import Question, Rollout, StepReport
 
@@ -52,7 +54,17 @@ TEMPERATURES = (0.7, 1.05, 1.1)
 TOP_P, BIAS = 0.95, 0.1
 TINY_RATES = {"full": 1e-4, "lora": 2e-3}
 """Learning rates of the tiny models: weights move, and no step changes the policy beyond recognition."""
-HEALTHY = "none"
+HEALTHY, STALE = "none", "stale by"
+SHOWN = ("digits", "tiny")
+COLUMNS = (
+    *("dtype", "fault", "mean gap (nats)", "mean gap / first step's", "slope of the gap", "missing probability"),
+    *(f"{model}: stopped" for model in SHOWN),
+)
+LEGEND = (
+    f"Median and range. A ratio is of the mean gap less {ERRORS:g} standard errors to the first step's and {ERRORS:g} "
+    f"standard errors more; slope (absolute) and missing probability are less {ERRORS:g} standard errors too, which is "
+    "how the limits test them."
+)
 
 Drawn = Mapping[str, Sequence[Rollout]]
 """Question id -> its rollouts."""
@@ -195,7 +207,7 @@ def faults(
     drawn = draw(policy, config, batch, Distribution(*names))
     for behind in (1, STEPS - 1):
         policy.restore(weights[behind])
-        yield from one_step(run, f"stale by {behind}", policy, config, batch, drawn)
+        yield from one_step(run, f"{STALE} {behind}", policy, config, batch, drawn)
 
 
 def draw(policy: Policy, config: RunConfig, questions: Sequence[Question], distribution: Distribution) -> Drawn:
@@ -239,6 +251,82 @@ def measure_all(runs: Iterable[Run], path: Path) -> None:
             print(*run, file=sys.stderr)
 
 
+def first_gaps(found: Iterable[Found]) -> dict[tuple[Run, str], Gap]:
+    """Return the gap of the first step of each run, for each statistic."""
+    firsts: dict[tuple[Run, str], Gap] = {}
+    for each in found:
+        if each.fault == HEALTHY:
+            firsts.setdefault((each.run, each.statistic), each.gap)
+    return firsts
+
+
+def earlier(found: Found, firsts: Mapping[tuple[Run, str], Gap]) -> Gap | None:
+    """Return the gap of the run's first step, None if this is the first.
+
+    Weights can be stale only in later steps. The other faults are there from the first step on, and are then no
+    different from it.
+    """
+    later = found.step > 0 if found.fault == HEALTHY else found.fault.startswith(STALE)
+    return firsts.get((found.run, found.statistic)) if later else None
+
+
+def caught(found: Found, first: Gap | None) -> bool:
+    """Whether the limits that are shipped end the run."""
+    watch = ParityWatch(DTYPES[found.run.dtype], None)
+    try:
+        for step, gap in enumerate([found.gap] if first is None else [first, found.gap]):
+            watch.check(StepReport(step), gap, found.statistic)
+    except ParityError:
+        return True
+    return False
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write the median and the range of the values."""
+    if not values:
+        return ""
+    ordered = sorted(values)
+    return f"{ordered[len(ordered) // 2]:.2g} ({ordered[0]:.2g} to {ordered[-1]:.2g})"
+
+
+def table(found: Sequence[Found]) -> str:
+    """Write a row for each fault and dtype: its statistics, and in how many steps the limits catch it."""
+    firsts = first_gaps(found)
+    rows: dict[tuple[str, str], list[Found]] = {}
+    for each in found:
+        # At the starting weights, an adapter changes nothing: only stale weights differ by what is trained.
+        name = f"{each.fault}, {each.run.train}" if each.fault.startswith(STALE) else each.fault
+        rows.setdefault((each.run.dtype, name), []).append(each)
+    cells = []
+    for (dtype, name), members in sorted(rows.items(), key=lambda row: (row[0][0], order(row[0][1]))):
+        pairs = [(each.gap, earlier(each, firsts)) for each in members]
+        means = [(mean_with_error(gap), mean_with_error(first)) for gap, first in pairs if first is not None]
+        tests = [(slope_with_error(gap), missing_with_error(gap)) for gap, _ in pairs]
+        stopped = {model: [caught(e, earlier(e, firsts)) for e in members if model_of(e) == model] for model in SHOWN}
+        cells.append(
+            (
+                dtype,
+                name,
+                spread([mean_with_error(gap)[0] for gap, _ in pairs]),
+                spread([(mean - ERRORS * error) / (first + ERRORS * own) for (mean, error), (first, own) in means]),
+                spread([abs(slope) - ERRORS * error for (slope, error), _ in tests]),
+                spread([missing - ERRORS * error for _, (missing, error) in tests]),
+                *(f"{sum(stops)} of {len(stops)}" for stops in stopped.values()),
+            )
+        )
+    return markdown_table(COLUMNS, cells)
+
+
+def model_of(found: Found) -> str:
+    """Return the column of a run."""
+    return "digits" if found.run.model == "digits" else "tiny"
+
+
+def order(name: str) -> tuple[int, str]:
+    """Sort the healthy runs before the faults."""
+    return int(name != HEALTHY), name
+
+
 def main() -> None:
     """Measure what is asked for and not in the file, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -254,6 +342,9 @@ def main() -> None:
     names = (asked.models, asked.dtypes, asked.trains, asked.methods)
     chosen = product(range(asked.seeds), *(each.split(",") for each in names))
     measure_all((Run(*run, seed) for seed, *run in chosen), asked.gaps)
+    found = load(asked.gaps)
+    print(table(found))
+    print(f"\n{len({each.run for each in found})} runs of {STEPS} steps, {len(found)} gaps. {LEGEND}")
 
 
 if __name__ == "__main__":
