@@ -19,6 +19,7 @@ from small import small_config, write_data, write_model
 from mm_spine import distributed, files
 from mm_spine.config import ConfigError
 from mm_spine.files import rollout_table
+from mm_spine.policy.errors import NotFinite
 from mm_spine.runs.plan import check
 from mm_spine.runs.run import run
 
@@ -235,6 +236,16 @@ def test_a_run_that_one_rank_stops_ends_with_one_sentence_and_code_2_on_all(brok
     log = (broken / "log").read_text()
     assert re.search(r"step 1: questions-\d: the log-probs of its", log)
     assert "Traceback" not in log.partition("ChildFailedError")[0].rpartition("step 1: questions")[0]
+
+
+def test_what_stops_one_rank_stops_this_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.on_all_or_none(lambda: 5, NotFinite) == 5
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda share: [*share, NotFinite("q1")])
+    with pytest.raises(NotFinite, match="q1"):
+        distributed.on_all_or_none(lambda: 5, NotFinite)
+    monkeypatch.setattr(distributed, "gather", lambda share: [*share, None])
+    assert distributed.on_all_or_none(lambda: 5, NotFinite) == 5
 
 
 def test_shares_are_put_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from adapting import MIXED, PLAIN, QUESTIONS, Altered, moved, run
+from adapting import MIXED, PLAIN, QUESTIONS, Altered, moved, run, stopping_after
 from small import Silent, digit_model, digit_policy, small_config
 from tiny import tiny_processor
 from torch import Tensor
@@ -20,6 +21,7 @@ from mm_spine.config import RunConfig
 from mm_spine.policy.errors import ParityError
 from mm_spine.policy.model import Policy
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.training.checkpoint import SavedState
 from mm_spine.training.parity import (
     Gap,
     ParityWatch,
@@ -108,6 +110,23 @@ def test_stale_weights_without_a_version_are_found_in_bfloat16() -> None:
         adapt(QUESTIONS, bf16_policy(config), Apart(bf16_policy(config), config, 1.0), config=config)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_stale_weights_that_begin_at_a_resume_are_found_by_the_first_step_of_all(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the first step's gap in the checkpoint, the first resumed step would be held against itself."""
+    config = small_config(MIXED, {"optim": {"lr": 1e-6}, "checkpoint": {"every": 1}})
+    adapt(QUESTIONS, digit_policy(), config=config, hooks=Hooks(checkpoints=tmp_path, should_stop=stopping_after(2)))
+    if not known:
+        monkeypatch.setattr(SavedState, "first_gaps", property(lambda self: {}, lambda self, value: None), False)
+    records: list[StepRecord] = []
+    going_on = Hooks(records.append, checkpoints=tmp_path, resume=True)
+    stale = Apart(digit_policy(), config, config.sampling.temperature)
+    with pytest.raises(ParityError, match=r"step 2: .* at most \d\S+ in the first step") if known else nullcontext():
+        adapt(QUESTIONS, digit_policy(), stale, config=config, hooks=going_on)
+    assert len(records) == (0 if known else 1)
+
+
 def test_a_sampler_that_was_not_synced_is_stopped_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     config, policy = small_config(MIXED), digit_policy()
     monkeypatch.setattr(HFSampler, "sync", lambda self, weights: None)
@@ -161,13 +180,12 @@ def test_what_a_sampler_leaves_out_is_measured() -> None:
         assert abs(missing) < 4 * error
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_top_p_and_a_temperature_of_5_percent_are_found_in_the_first_step(dtype: torch.dtype) -> None:
+def test_a_top_p_and_a_temperature_of_5_percent_are_found_in_the_first_step() -> None:
     nucleus = torch.where(LOGITS.softmax(-1).cumsum(-1) < 0.95, LOGITS, -torch.inf)
     with pytest.raises(ParityError, match=r"step 0: the sampler leaves out .* turn off its top-p, .*parity_limit"):
-        ParityWatch(dtype, None).check(StepReport(0), drawn(LOGITS, nucleus), "selected")
+        ParityWatch(torch.bfloat16, None).check(StepReport(0), drawn(LOGITS, nucleus), "selected")
     with pytest.raises(ParityError, match=r"step 0: the gap .* \(slope 0\.0\d+, allowed are 0\.02\): .*parity_limit"):
-        ParityWatch(dtype, None).check(StepReport(0), drawn(LOGITS / 1.05, LOGITS), "selected")
+        ParityWatch(torch.bfloat16, None).check(StepReport(0), drawn(LOGITS / 1.05, LOGITS), "selected")
 
 
 def test_one_token_that_carries_the_gap_needs_a_steeper_slope() -> None:
