@@ -42,7 +42,16 @@ from mm_spine.policy.errors import ParityError
 from mm_spine.policy.model import DTYPES, Policy
 from mm_spine.runs.plan import load_config
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.parity import ERRORS, Gap, ParityWatch, mean_with_error, missing_with_error, slope_with_error
+from mm_spine.training.parity import (
+    DRIFT_FACTOR,
+    DRIFT_FLOORS,
+    ERRORS,
+    Gap,
+    ParityWatch,
+    mean_with_error,
+    missing_with_error,
+    slope_with_error,
+)
 from mm_spine.training.schedule import batch_of
 from mm_spine.types import Question, Rollout, StepReport
 
@@ -62,8 +71,8 @@ COLUMNS = (
 )
 LEGEND = (
     f"Median and range. A ratio is of the mean gap less {ERRORS:g} standard errors to the first step's and {ERRORS:g} "
-    f"standard errors more; slope (absolute) and missing probability are less {ERRORS:g} standard errors too, which is "
-    "how the limits test them."
+    "standard errors more (at least a third of the floor); slope (absolute) and missing probability are less "
+    f"{ERRORS:g} standard errors too, which is how the limits test them."
 )
 
 Drawn = Mapping[str, Sequence[Rollout]]
@@ -301,6 +310,8 @@ def table(found: Sequence[Found]) -> str:
     for (dtype, name), members in sorted(rows.items(), key=lambda row: (row[0][0], order(row[0][1]))):
         pairs = [(each.gap, earlier(each, firsts)) for each in members]
         means = [(mean_with_error(gap), mean_with_error(first)) for gap, first in pairs if first is not None]
+        # The first step's gap may be 0. Up to this one the floor is the limit.
+        least = DRIFT_FLOORS[DTYPES[dtype]] / DRIFT_FACTOR
         tests = [(slope_with_error(gap), missing_with_error(gap)) for gap, _ in pairs]
         stopped = {model: [caught(e, earlier(e, firsts)) for e in members if model_of(e) == model] for model in SHOWN}
         cells.append(
@@ -308,7 +319,12 @@ def table(found: Sequence[Found]) -> str:
                 dtype,
                 name,
                 spread([mean_with_error(gap)[0] for gap, _ in pairs]),
-                spread([(mean - ERRORS * error) / (first + ERRORS * own) for (mean, error), (first, own) in means]),
+                spread(
+                    [
+                        (mean - ERRORS * error) / max(first + ERRORS * own, least)
+                        for (mean, error), (first, own) in means
+                    ]
+                ),
                 spread([abs(slope) - ERRORS * error for (slope, error), _ in tests]),
                 spread([missing - ERRORS * error for _, (missing, error) in tests]),
                 *(f"{sum(stops)} of {len(stops)}" for stops in stopped.values()),
