@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm_spine import distributed
-from mm_spine.config import RunConfig
+from mm_spine.config import RunConfig, RunStopped
 from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
 from mm_spine.methods.band import Bounds
 from mm_spine.methods.table import Method, for_method
+from mm_spine.policy.finite import naming_step
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import assert_same_version, warn_of_cut_responses
@@ -127,7 +128,9 @@ class _Loop:
         """Take steps until all are done or a signal asks to stop. Checkpoints fall on step boundaries."""
         result = Adapted(steps=self._start())
         for step in range(result.steps, self.config.optim.steps):
-            self.hooks.on_step(self.step(step))
+            with naming_step(step):
+                record = self.step(step)
+            self.hooks.on_step(record)
             result.steps = step + 1
             stop = distributed.same_on_all(self.hooks.should_stop())
             # The last step's is what an evaluation that follows is resumed from.
@@ -149,11 +152,9 @@ class _Loop:
 
         # Vote with many, train with few. Each rank samples its share of the questions.
         with self._timed("sample"):
-            mine, least = distributed.mine(batch), sampling.train_rollouts
-            share = vote_in_rounds(self.sampler, mine, sampling.votes, least, step=step, purpose="train")
+            share = distributed.on_all_or_none(lambda: self._sample(distributed.mine(batch), step), RunStopped)
             voted = gather_groups(share, batch)
-            assert_same_version(self.sampler, self.policy, step)
-        kept = [share_identical(subsample(group, least)) for group in voted]
+        kept = [share_identical(subsample(group, sampling.train_rollouts)) for group in voted]
         groups, gap = self._with_entropies(kept)
 
         # What the method says: a credit for each response, and the tokens that train.
@@ -176,6 +177,13 @@ class _Loop:
         step_report.describe(report, voted, groups, tokens, sampling.votes.max)
         report.cache_hits = step_report.encodes_saved(self.policy, groups)
         return StepRecord(report, groups, tokens, self.seconds, self.updater.budget.at_once)
+
+    def _sample(self, questions: Sequence[Question], step: int) -> list[Group]:
+        """Sample and vote on this rank's questions."""
+        votes, least = self.config.sampling.votes, self.config.sampling.train_rollouts
+        groups = vote_in_rounds(self.sampler, questions, votes, least, step=step, purpose="train")
+        assert_same_version(self.sampler, self.policy, step)
+        return groups
 
     def _with_entropies(self, groups: Sequence[Group]) -> tuple[list[Group], Gap | None]:
         """Score `groups` only where the method needs entropies that the sampler did not give.

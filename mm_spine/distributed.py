@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -57,6 +57,25 @@ def gather(share: Sequence[Item]) -> list[Item]:
     dist.all_gather_object(shares, list(share))
     longest = max(len(s) for s in shares)
     return [s[i] for i in range(longest) for s in shares if i < len(s)]
+
+
+def on_all_or_none(work: Callable[[], Item], stops: type[Exception]) -> Item:
+    """Return the result of `work`, which calls no collective. If it raises `stops` on one rank, raise it on all ranks.
+
+    A rank that stopped alone would leave the others waiting for it in their next collective. Where several ranks
+    raise, all raise the error of the first.
+    """
+    if world_size() == 1:
+        return work()
+    result, raised = None, None
+    try:
+        result = work()
+    except stops as error:
+        raised = error
+    found = [error for error in gather([raised]) if error is not None]
+    if found:
+        raise found[0] from raised
+    return cast(Item, result)
 
 
 def same_on_all(value: Item) -> Item:

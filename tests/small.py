@@ -28,9 +28,9 @@ BASE = {
 }
 
 
-def digit_model(seed: int = 0) -> Any:
+def digit_model(seed: int = 0, kind: str = "qwen2_5_vl") -> Any:
     """`tiny_model` whose first embedding column makes 1, 2, a space and the end of the turn likely."""
-    model = tiny_model(seed)
+    model = tiny_model(seed, kind=kind)
     ids = tiny_processor().tokenizer.convert_tokens_to_ids(list(FAVOURED))
     with torch.no_grad():
         weight = model.get_input_embeddings().weight

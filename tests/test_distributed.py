@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from ranks import CASES, STAGES, main, save_rollouts
 from small import small_config, write_data, write_model
 
 from mm_spine import distributed, files
 from mm_spine.config import ConfigError
 from mm_spine.files import rollout_table
+from mm_spine.policy.errors import NotFinite
 from mm_spine.runs.plan import check
 from mm_spine.runs.run import run
 
@@ -31,11 +34,11 @@ ROUNDED = {
 }  # fmt: skip
 
 
-def launch(folder: Path, processes: int) -> None:
-    """The worker under torchrun; a hang is a failure that says how far it came."""
+def launch(folder: Path, processes: int, script: str = "ranks.py") -> int:
+    """The exit code of the worker under torchrun; a hang is a failure that says how far it came."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     usual = {k: v for k, v in os.environ.items() if k not in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"}}
-    worker = Path(__file__).with_name("ranks.py")
+    worker = Path(__file__).with_name(script)
     with (folder / "log").open("w") as log:
         try:
             done = subprocess.run(
@@ -46,8 +49,8 @@ def launch(folder: Path, processes: int) -> None:
                 timeout=TIMEOUT,
             )
         except subprocess.TimeoutExpired:
-            pytest.fail(f"{processes} processes hang after {sorted(path.name for path in folder.glob('*.pt'))}")
-    assert done.returncode == 0, (folder / "log").read_text()[-3000:]
+            pytest.fail(f"{processes} processes hang after {sorted(path.name for path in folder.iterdir())}")
+    return done.returncode
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     (folders[2] / "run.json").write_text(json.dumps(layers))
     main(folders[1])
     run(small_config(layers), folders[1] / "run")
-    launch(folders[2], 2)
+    assert launch(folders[2], 2) == 0, (folders[2] / "log").read_text()[-3000:]
     return folders
 
 
@@ -189,6 +192,60 @@ def test_a_whole_run_of_two_processes_saves_whole_weights(outcomes: dict[int, Pa
     for name, weight in one.items():
         assert two[name].shape == weight.shape
         assert float((two[name] - weight).norm()) <= 1e-2 * float(weight.norm()), name
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two processes of which the second one met numbers that are not finite in step 1."""
+    folder, shared = tmp_path_factory.mktemp("broken"), tmp_path_factory.mktemp("inputs")
+    layers = {
+        "benchmark": str(write_data(shared / "data")),
+        "model": {"path": str(write_model(shared / "model"))},
+        "engine": {"zero_stage": 3},
+        "checkpoint": {"every": 1},
+    }
+    config = small_config({"method": {"unanimous": "regularise", "kl": "none"}}, layers)
+    (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    code = launch(folder, 2, "broken_ranks.py")
+    assert code != 0 and (folder / "code_1.json").exists(), (folder / "log").read_text()[-3000:]
+    return folder
+
+
+SAID = {
+    "log_probs": r"step 1: q\d: the log-probs of its responses are not finite: no weight was moved by this step; ",
+    "gradients": r"step 1: the gradient is not finite: no weight was moved by this step; ",
+    "draws": r"step 1: q\d: the policy's log-probs are not finite while it samples rollout \d: ",
+    "scores": r"step 1: q\d: the log-probs of its responses are not finite: the weights are broken; ",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("fault", SAID)
+def test_numbers_of_one_rank_that_are_not_finite_stop_all_ranks(broken: Path, fault: str, stage: int) -> None:
+    first, second = (json.loads((broken / f"{fault}_{stage}_{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert re.match(SAID[fault], first["said"])
+    assert first["moves"] == first["steps"] == 1 and first["unmoved"]
+    assert first["checkpoints"] == ["step_000001"] and first["resumed"]
+
+
+def test_a_run_that_one_rank_stops_ends_with_one_sentence_and_code_2_on_all(broken: Path) -> None:
+    assert [json.loads((broken / f"code_{rank}.json").read_text()) for rank in (0, 1)] == [2, 2]
+    assert [path.name for path in (broken / "run" / "checkpoints").iterdir()] == ["step_000001"]
+    assert not (broken / "run" / "adapted").exists() and not (broken / "run" / "summary.json").exists()
+    log = (broken / "log").read_text()
+    assert re.search(r"step 1: questions-\d: the log-probs of its", log)
+    assert "Traceback" not in log.partition("ChildFailedError")[0].rpartition("step 1: questions")[0]
+
+
+def test_what_stops_one_rank_stops_this_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.on_all_or_none(lambda: 5, NotFinite) == 5
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda share: [*share, NotFinite("q1")])
+    with pytest.raises(NotFinite, match="q1"):
+        distributed.on_all_or_none(lambda: 5, NotFinite)
+    monkeypatch.setattr(distributed, "gather", lambda share: [*share, None])
+    assert distributed.on_all_or_none(lambda: 5, NotFinite) == 5
 
 
 def test_shares_are_put_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

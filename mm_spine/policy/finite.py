@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,3 +32,12 @@ def assert_finite(named: Iterable[tuple[str, Tensor]], what: str) -> None:
     name = first_not_finite(named)
     if name is not None:
         raise NotFinite(f"{name} is not finite: {what}")
+
+
+@contextmanager
+def naming_step(step: int) -> Iterator[None]:
+    """Put the step's number before the message of a NotFinite that the block raises."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"step {step}: {error}") from error

@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mm_spine import distributed, evaluation, files
-from mm_spine.config import ConfigError, RunConfig
+from mm_spine.config import ConfigError, RunConfig, RunStopped
 from mm_spine.evaluation import answer_table
 from mm_spine.evaluation.vote_accuracy import step_accuracy
 from mm_spine.integrations import lmms_hook
@@ -126,7 +127,9 @@ def evaluate_splits(
     items: list[evaluation.Item] = []
     for split, share in shares.items():
         key, rules = splits[split].key, config.sampling.votes
-        part = evaluation.evaluate(share, key, sampler, samples=samples, split=split, rules=rules)
+        part = distributed.on_all_or_none(
+            partial(evaluation.evaluate, share, key, sampler, samples=samples, split=split, rules=rules), RunStopped
+        )
         items += distributed.gather(part)
     return items
 

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,7 @@ class SavedState:
     """`state.json` of a checkpoint.
 
     `token_budget` is the budget in use, `token_budget_set` the one of the configuration, `anchored` the fixed bounds
-    of the band in nats (None without), `step` the steps done.
+    of the band in nats (None without), `step` the steps done. `first_gaps` is what `ParityWatch.first` holds.
     """
 
     world_size: int
@@ -51,6 +51,8 @@ class SavedState:
     token_budget_set: int | Literal["auto"]
     anchored: list[float] | None
     step: int
+    # Checkpoints of older versions have none; the first resumed step is then the one to hold others against.
+    first_gaps: dict[str, float] = field(default_factory=dict)
 
     @property
     def bounds(self) -> Bounds | None:
@@ -71,6 +73,7 @@ def save(updater: Updater, folder: Path, step: int, bounds: Bounds | None) -> No
         token_budget_set=config.engine.token_budget,
         anchored=None if bounds is None else [float(bound) for bound in bounds],
         step=step,
+        first_gaps=updater.parity.first,
     )
     finished, aside = folder / f"step_{step:06d}", folder / UNFINISHED
     with files.atomic_folder(finished, aside) if first else nullcontext():
@@ -112,6 +115,7 @@ def resume(updater: Updater, folder: Path) -> SavedState:
     # A budget that was probed or halved stays. One that the configuration now sets otherwise does not.
     if state.token_budget_set == updater.config.engine.token_budget:
         updater.budget.tokens = state.token_budget
+    updater.parity.first = dict(state.first_gaps)
     _warn_of_changes("threads", state.threads, torch.get_num_threads())
     _warn_of_changes("token_budget", state.token_budget, updater.budget.tokens)
     return state

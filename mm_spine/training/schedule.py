@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mm_spine import distributed
-from mm_spine.config import ConfigError, RunConfig
+from mm_spine.config import ConfigError, RunConfig, RunStopped
 from mm_spine.draws import generator
 from mm_spine.types import Question
 
@@ -40,7 +40,8 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 def check_askable(questions: Sequence[Question], policy: Policy, new_tokens: int) -> None:
     """Raise ConfigError if none of the questions can be asked. Each rank tries its share until one can."""
-    askable = any(policy.can_ask(question, new_tokens) for question in distributed.mine(questions))
+    share = distributed.mine(questions)
+    askable = distributed.on_all_or_none(lambda: any(policy.can_ask(q, new_tokens) for q in share), RunStopped)
     reasons = distributed.gather(list(policy.skipped.values())[:1])
     if not any(distributed.gather([askable])):
         raise ConfigError(f"none of the {len(questions):,} questions can be asked; the first, {reasons[0]}")

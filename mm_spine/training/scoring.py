@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mm_spine import distributed
+from mm_spine.config import RunStopped
 from mm_spine.methods.apply import Tokens
 from mm_spine.methods.table import Method
 from mm_spine.policy.distribution import Distribution
@@ -31,7 +32,9 @@ def score_on_all_ranks(
 ) -> tuple[list[Group], Gap]:
     """Score each rank's share of `groups` and gather them: the groups with entropies, and the gap over all ranks."""
     share = distributed.mine(groups)
-    scored, gap = budget.within(lambda: score(policy, share, distribution, budget.at_once))
+    scored, gap = distributed.on_all_or_none(
+        lambda: budget.within(lambda: score(policy, share, distribution, budget.at_once)), stops=RunStopped
+    )
     questions = [group.question for group in groups]
     return gather_groups(scored, questions), joined(distributed.gather([gap]))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mm_spine import distributed
-from mm_spine.config import RunConfig
+from mm_spine.config import RunConfig, RunStopped
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import NotFinite
 from mm_spine.policy.finite import assert_finite
@@ -91,7 +91,7 @@ class Updater:
             self._not_finite = None
             sums = self.budget.within(lambda: self._accumulate(groups, over, old))
             trained = step_report.add_up(report, distributed.gather(sums))
-            self._assert_finite(report.step)
+            self._assert_finite()
             if epoch == 0 and gap is None:
                 self.parity.check(report, trained, "selected")
             with _named_shortage(f"step {report.step}: the optimiser's step does not fit into memory"):
@@ -137,7 +137,7 @@ class Updater:
             if self.reference is not None:
                 self.reference.to_card()
 
-    def _assert_finite(self, step: int) -> None:
+    def _assert_finite(self) -> None:
         """Raise NotFinite on all ranks if a loss, log-prob or gradient of the step is not finite on one of them."""
         found = [reason for reason in distributed.gather([self._not_finite]) if reason]
         if not found and not all(distributed.gather([self.engine.gradients_are_finite()])):
@@ -145,8 +145,8 @@ class Updater:
         if found:
             self.engine.discard()
             raise NotFinite(
-                f"step {step}: {found[0]}: no weight was moved by this step; go on from the last checkpoint with a "
-                "lower optim.lr, or look at that question's images and prompt"
+                f"{found[0]}: no weight was moved by this step; go on from the last checkpoint with a lower optim.lr, "
+                "or look at that question's images and prompt"
             )
 
     def _first_within_budget(self, group: LeafGroup) -> list[LeafGroup]:
@@ -155,7 +155,11 @@ class Updater:
 
     def _accumulate(self, groups: Sequence[LeafGroup], over: Denominators, old: OldLogProbs) -> list[Sums]:
         """Accumulate the gradient over all groups. Returns the sums of this rank's micro-batches."""
-        micros = micro_batches(self.policy, distributed.mine(groups), self.budget.at_once)
+        # Here a rank encodes prompts that another one sampled from.
+        mine = distributed.mine(groups)
+        micros = distributed.on_all_or_none(
+            lambda: micro_batches(self.policy, mine, self.budget.at_once), stops=RunStopped
+        )
         rounds = max(distributed.gather([len(micros)]))
         sums = []
         for i in range(rounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import sys
@@ -14,6 +15,14 @@ from adapting import PLAIN, run, stopping_after
 
 from mm_spine.config import ConfigError
 from mm_spine.training.checkpoint import newest_checkpoint
+
+
+def rewrite(saved: Path, state: str) -> None:
+    """Replace a checkpoint's `state.json`, its checksum too."""
+    (saved / "state.json").write_text(state)
+    sums = (saved / "SHA256SUMS").read_text()
+    other = hashlib.sha256(state.encode()).hexdigest()
+    (saved / "SHA256SUMS").write_text(re.sub(r"\w{64}(?=  state.json)", other, sums))
 
 
 def test_another_thread_count_or_token_budget_is_said_on_resuming(
@@ -47,11 +56,7 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
 def test_a_checkpoint_of_more_processes_is_refused(tmp_path: Path) -> None:
     run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
     saved = tmp_path / "step_000001"
-    state = (saved / "state.json").read_text().replace('"world_size": 1', '"world_size": 2')
-    (saved / "state.json").write_text(state)
-    sums = (saved / "SHA256SUMS").read_text()
-    other = hashlib.sha256(state.encode()).hexdigest()
-    (saved / "SHA256SUMS").write_text(re.sub(r"\w{64}(?=  state.json)", other, sums))
+    rewrite(saved, (saved / "state.json").read_text().replace('"world_size": 1', '"world_size": 2'))
     with pytest.raises(ConfigError, match="written by 2 processes, resumed with 1"):
         run(PLAIN, checkpoints=tmp_path, resume=True)
 
@@ -69,3 +74,25 @@ def test_a_checkpoint_of_another_stage_is_refused(tmp_path: Path) -> None:
     run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
     with pytest.raises(ConfigError, match="another model, model.train or ZeRO stage"):
         run(PLAIN, {"engine": {"zero_stage": 3}}, checkpoints=tmp_path, resume=True)
+
+
+def test_a_resumed_run_writes_the_checkpoint_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """To the byte, the gap of the first step included."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(PLAIN, {"checkpoint": {"every": 1}}, checkpoints=whole)
+    run(PLAIN, {"checkpoint": {"every": 1}}, checkpoints=parts, should_stop=stopping_after(1))
+    run(PLAIN, {"checkpoint": {"every": 1}}, checkpoints=parts, resume=True)
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*.*") if path.is_file())
+    assert Path("step_000003", "state.json") in names and Path("step_000003", "weights.safetensors") in names
+    assert all((whole / name).read_bytes() == (parts / name).read_bytes() for name in names)
+    state = json.loads((parts / "step_000003" / "state.json").read_text())
+    assert 0 < state["first_gaps"]["selected"] < 1e-4
+
+
+def test_a_checkpoint_without_the_gap_of_the_first_step_is_read(tmp_path: Path) -> None:
+    run(PLAIN, checkpoints=tmp_path, should_stop=stopping_after(1))
+    saved = tmp_path / "step_000001"
+    state = json.loads((saved / "state.json").read_text())
+    del state["first_gaps"]
+    rewrite(saved, json.dumps(state))
+    assert run(PLAIN, checkpoints=tmp_path, resume=True)[3].steps == 3
