@@ -10,7 +10,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class VLLMEngine:
                 self._call_workers("ignore_interrupts")
         self._workers = multiprocessing.active_children() if self.own_process else []
         self._asleep = False
+        self._given: set[int] = set()
         where = ", in its own process" if self.own_process else ""
         log.info("vLLM: room for %d tokens a request%s", self.max_tokens, where)
 
@@ -79,14 +80,36 @@ class VLLMEngine:
         with _failing("taking over the weights", self._workers):
             self._wake()
             self._take_over(policy)
-        yield
+        try:
+            yield
+        except BaseException:
+            # Requests left behind would be drawn in the next phase.
+            with suppress(Exception):
+                self._llm.llm_engine.abort_request([str(number) for number in self._given])
+            self._given.clear()
+            raise
         with _failing("falling asleep", self._workers):
             self._sleep()
 
-    def generate(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
-        """Return vLLM's outputs in order; call it within `ready`. Raises SamplerDied."""
+    def enqueue(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[int]:
+        """Give vLLM requests; return their numbers, which rise. Call it within `ready`. Raises SamplerDied."""
         with _failing("sampling", self._workers):
-            found: list[Any] = self._llm.generate(prompts, params, use_tqdm=False)
+            # vLLM appends random letters to the number that it counts.
+            names = self._llm.enqueue(prompts, params, use_tqdm=False)
+            numbers = [int(name.partition("-")[0]) for name in names]
+        self._given.update(numbers)
+        return numbers
+
+    def finished(self) -> list[tuple[int, Any]]:
+        """Let vLLM go on until requests are finished; return their numbers and outputs, by number. Raises SamplerDied."""
+        with _failing("sampling", self._workers):
+            outputs: list[Any] = []
+            while not outputs:
+                if not self._llm.llm_engine.has_unfinished_requests():
+                    raise RuntimeError(f"{len(self._given)} requests were lost")
+                outputs = [output for output in self._llm.llm_engine.step() if output.finished]
+            found = sorted((int(output.request_id), output) for output in outputs)
+        self._given.difference_update(number for number, _ in found)
         return found
 
     def _take_over(self, policy: Policy) -> None:

@@ -71,9 +71,9 @@ def test_on_a_card_an_engine_is_awake_inside_alone(policy: Policy, monkeypatch: 
     engine._llm, engine.cuda, engine._asleep, engine._workers = Card(heard), True, False, []
     for _ in range(2):
         with engine.ready(policy):
-            engine.generate([], [])
-            engine.generate([], [])
-    first = ["take_over", "generate", "generate", "sleep"]
+            engine.enqueue([], [])
+            engine.enqueue([], [])
+    first = ["take_over", "enqueue", "enqueue", "sleep"]
     assert heard == [*first, "empty_cache", "wake_up", *first]
 
 
@@ -190,6 +190,6 @@ def test_any_failure_of_the_engine_ends_the_run_with_one_error(policy: Policy, m
     def broken(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("no room\nand more")
 
-    monkeypatch.setattr(vllm_sampler._engines[policy]._llm, "generate", broken)
+    monkeypatch.setattr(vllm_sampler._engines[policy]._llm, "enqueue", broken)
     with pytest.raises(SamplerDied, match=r"vLLM failed while sampling \(MemoryError: no room\).*--resume"):
         sample(sampler, mixed(1))
