@@ -149,7 +149,7 @@ class _Loop:
 
         # Vote with many, train with few. Each rank samples its share of the questions.
         with self._timed("sample"):
-            mine, least = distributed.mine(batch), sampling.train_rollouts
+            mine, least = distributed.mine(batch, sampling.ranks_together), sampling.train_rollouts
             share = vote_in_rounds(self.sampler, mine, sampling.votes, least, step=step, purpose="train")
             voted = gather_groups(share, batch)
             assert_same_version(self.sampler, self.policy, step)

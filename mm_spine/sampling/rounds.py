@@ -103,7 +103,7 @@ class _Ask(NamedTuple):
 
 
 class _Calls:
-    """A sampler that has nothing but `sample`, as a phased one: what all questions wait for is asked for in one call."""
+    """A sampler that has nothing but `sample`, as a phased one: all questions that wait are asked in one call."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm_spine import distributed
 from mm_spine.config import ConfigError, DecodingConfig, RunStopped, VLLMConfig
 from mm_spine.draws import generator
 from mm_spine.policy.model import Policy
@@ -22,9 +23,7 @@ from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.phase import Phase, Script
 from mm_spine.sampling.vllm.engine import VLLMEngine
 from mm_spine.sampling.vllm.installed import why_not
-
-MAX_TEMPERATURE = 2.0
-"""The highest temperature that vLLM takes."""
+from mm_spine.sampling.vllm.layout import check_temperature
 
 LEAST_PROBABILITY = 2.0**-24
 """Half a unit in the last place of a float32 1: the least that may be left beside barred tokens."""
@@ -44,22 +43,26 @@ class VLLMSampler(Backend):
     def __init__(self, policy: Policy, decoding: DecodingConfig, config: VLLMConfig, seed: int = 0) -> None:
         """Start nothing yet. Raises ConfigError for a temperature that vLLM does not take."""
         super().__init__(policy, decoding, seed)
-        if decoding.temperature > MAX_TEMPERATURE:
-            raise ConfigError(
-                f"temperature={decoding.temperature:g}: vLLM takes {MAX_TEMPERATURE:g} at most; lower it, or use "
-                "sampling.backend=hf"
-            )
+        check_temperature(decoding.temperature)
         self.config = config
         self._banned = dict.fromkeys(policy.banned, -math.inf)
         if policy in _engines:
             _engines[policy].stale = True
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Have the engine take over the policy's trainable weights before it samples again."""
+        """Have the engine take over the policy's trainable weights before it samples again.
+
+        Ranks that share an engine wait for one another.
+        """
         # `weights` are the policy's own parameters; the engine reads them from the policy.
         super().sync(weights)
         if self.policy in _engines:
             _engines[self.policy].stale = True
+        if self._together > 1:
+            # The engine of a group's first rank takes memory of the other ranks' cards, too.
+            if self.policy.device.type == "cuda":
+                torch.cuda.empty_cache()
+            distributed.barrier()
 
     @contextmanager
     def phase(self, *, step: int, purpose: str, greedy: bool = False) -> Iterator[Phase[Request, Completion]]:
@@ -82,6 +85,11 @@ class VLLMSampler(Backend):
         found: list[Completion] = self.run([at_once()], step=step, purpose=purpose, greedy=greedy)[0]
         return found
 
+    @property
+    def _together(self) -> int:
+        """How many ranks share the engine."""
+        return self.config.tensor_parallel if distributed.world_size() > 1 else 1
+
     @contextmanager
     def awake(self) -> Iterator[VLLMEngine]:
         """Within the context, give the engine, awake and with the policy's weights."""
@@ -92,6 +100,8 @@ class VLLMSampler(Backend):
             yield engine
 
     def _engine(self) -> VLLMEngine:
+        if distributed.rank() % self._together:
+            raise RuntimeError(f"rank {distributed.rank()} does not sample: the first of its group does")
         if self.policy not in _engines:
             if reason := why_not(load=True):
                 raise ConfigError(f"sampling.backend=vllm: {reason}")
