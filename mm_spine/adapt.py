@@ -152,7 +152,8 @@ class _Loop:
 
         # Vote with many, train with few. Each rank samples its share of the questions.
         with self._timed("sample"):
-            share = distributed.on_all_or_none(lambda: self._sample(distributed.mine(batch), step), RunStopped)
+            mine = distributed.mine(batch, sampling.ranks_together)
+            share = distributed.on_all_or_none(lambda: self._sample(mine, step), RunStopped)
             voted = gather_groups(share, batch)
         kept = [share_identical(subsample(group, sampling.train_rollouts)) for group in voted]
         groups, gap = self._with_entropies(kept)

@@ -44,9 +44,13 @@ def launch_variables() -> Iterator[None]:
         yield
 
 
-def mine(items: Sequence[Item]) -> list[Item]:
-    """Return the share of this rank: every `world_size`-th item, from its own rank on."""
-    return list(items[rank() :: world_size()])
+def mine(items: Sequence[Item], together: int = 1) -> list[Item]:
+    """Return the share of this rank: every `world_size`-th item, from its own rank on.
+
+    Of every `together` ranks the first has a share, and the others have none.
+    """
+    place, behind = divmod(rank(), together)
+    return [] if behind else list(items[place :: max(world_size() // together, 1)])
 
 
 def gather(share: Sequence[Item]) -> list[Item]:
@@ -95,6 +99,11 @@ def barrier() -> None:
 def launched_processes() -> int:
     """Return how many processes the launcher (torchrun or deepspeed) has started, initialised or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_processes() -> int:
+    """Return how many of the launched processes run on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched_processes()))
 
 
 def initialise() -> None:

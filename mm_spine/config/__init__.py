@@ -92,15 +92,15 @@ class ModelConfig(_Section):
 
 
 class DecodingConfig(_Section):
-    """How tokens are drawn. `batch_rows` limits the rollouts decoded together, `kv_cache_gb` (10^9 bytes) the keys and
-    values kept for them."""
+    """How tokens are drawn. With transformers, `batch_rows` limits the rollouts decoded together, `kv_cache_gb`
+    (10^9 bytes) the keys and values kept for them."""
 
     temperature: Positive = Field(
         default=1.0, description="temperature of the policy; log-probs and entropies are taken at it too"
     )
     top_p: Share = Field(default=1.0, description="nucleus sampling; below 1 only in evaluation")
     max_new_tokens: Count = Field(default=64, description="longest response, in tokens")
-    batch_rows: Count = Field(default=512, description="most responses decoded together")
+    batch_rows: Count = Field(default=512, description="most responses decoded together; transformers only")
     kv_cache_gb: Positive = Field(
         default=4.0, description="memory for keys and values, in 10^9 bytes; transformers only"
     )
@@ -151,10 +151,12 @@ class TreeConfig(_Section):
 
 
 class VLLMConfig(_Section):
-    """The vLLM engine. With `own_process` its model runs in a process beside the trainer's, as it always does on
-    several GPUs or ranks."""
+    """The vLLM engine. It takes all requests of a step as they come and decodes `max_rows` of them together. With
+    `own_process` its model runs in a process beside the trainer's, as it always does on several GPUs or ranks."""
 
-    tensor_parallel: Count = Field(default=1, description="GPUs that share one engine")
+    tensor_parallel: Count = Field(
+        default=1, description="GPUs that share one engine; with several ranks, so many of one host share an engine"
+    )
     memory_share: Share = Field(default=0.45, description="share of a card's memory, weights included")
     kv_cache_gb: Count = Field(default=1, description="memory for keys and values on a CPU, in 2^30 bytes")
     max_rows: Count = Field(default=256, description="most responses decoded together")
@@ -175,6 +177,11 @@ class SamplingConfig(DecodingConfig):
     @classmethod
     def _short(cls, section: Any) -> Any:
         return expand_votes(section)
+
+    @property
+    def ranks_together(self) -> int:
+        """How many ranks share an engine; the first of them samples for all."""
+        return self.vllm.tensor_parallel if self.backend == "vllm" else 1
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:

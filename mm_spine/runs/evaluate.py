@@ -119,7 +119,8 @@ def evaluate_splits(
     """
     samples = config.evaluation.samples
     sampler = make_sampler(policy, config, config.evaluation)
-    shares = {split: distributed.mine(labelled.questions) for split, labelled in splits.items()}
+    together = config.sampling.ranks_together
+    shares = {split: distributed.mine(labelled.questions, together) for split, labelled in splits.items()}
     if phase is not None:
         listeners.phase(phase, sum(map(len, shares.values())))
         # A question has one greedy response and `samples` sampled ones.

@@ -16,7 +16,7 @@ from mm_spine.methods.table import Method, configure, find
 from mm_spine.policy.folder import check_model_folder
 from mm_spine.runs.folder import check_writable
 from mm_spine.runs.listeners.trackers import registry as trackers
-from mm_spine.sampling.registry import check_sampler
+from mm_spine.sampling.registry import check_sampler, check_sampling
 from mm_spine.types import LabelledSet, Question
 from mm_spine.words import nearest
 
@@ -126,6 +126,7 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
         raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
     if whole_model and Path(model).exists():
         check_model_folder(Path(model))
+    check_sampling(config, Path(model) if Path(model).exists() else None)
     return Plan(config, benchmark, method, str(model))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
+from mm_spine.sampling.phase import Script
 from mm_spine.types import Question, Rollout
 
 
@@ -25,6 +26,27 @@ class Sampler(Protocol):
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the trainable weights, named as `Policy.trainable` names them, after an update."""
+
+
+class Draw(Protocol):
+    """Draw the rollouts `first` to `first + n - 1` of `question`, in order, as a script; none if it cannot be asked."""
+
+    def __call__(self, question: Question, n: int, first: int = 0) -> Script[list[Rollout]]: ...
+
+
+@runtime_checkable
+class PhasedSampler(Protocol):
+    """A sampler that takes further requests while others are drawn: `run` drives scripts made of `draw` in one phase.
+
+    What is drawn for an index is what `Sampler.sample` draws for it.
+    """
+
+    @property
+    def draw(self) -> Draw:
+        """See `Draw`."""
+
+    def run(self, scripts: Sequence[Script[Any]], *, step: int, purpose: str) -> list[Any]:
+        """Run `scripts` to their ends; return their results, in order."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +17,7 @@ from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import NotFinite, ParityError
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Completion, Request
+from mm_spine.sampling.phase import Phase, Script, Waves, drive
 from mm_spine.types import Question, Rollout
 
 log = logging.getLogger(__name__)
@@ -57,9 +61,13 @@ def warn_of_cut_responses(rollouts: Sequence[Rollout], step: int) -> bool:
 class Backend(ABC):
     """Draw responses from `policy`'s distribution at `decoding.temperature`.
 
-    While `complete` runs, it calls `on_finished` with how many more requests are finished. No draw depends on it.
-    `version` is the policy's version (`Policy.version`) whose weights it samples with.
+    A backend completes requests; one whose engine takes further requests while others are drawn has a `phase` of its
+    own. While either runs, it calls `on_finished` with how many more requests are finished. No draw depends on it.
+    `version` is the policy's version (`Policy.version`) whose weights it samples with; `gives_entropies` says whether
+    completions have entropies.
     """
+
+    gives_entropies = True
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         self.policy, self.decoding, self.seed = policy, decoding, seed
@@ -103,16 +111,30 @@ class Backend(ABC):
         """Return whether `question` can be encoded and leaves room for an answer; `policy.skipped` says why not."""
         return self.policy.can_ask(question, self.decoding.max_new_tokens)
 
+    @contextmanager
+    def phase(self, *, step: int, purpose: str, greedy: bool = False) -> Iterator[Phase[Request, Completion]]:
+        """Open a phase of sampling. Here its requests are drawn in waves, each in one call of `complete`."""
+        yield Waves(partial(self.complete, step=step, purpose=purpose, greedy=greedy))
+
+    def run(self, scripts: Sequence[Script[Any]], *, step: int, purpose: str, greedy: bool = False) -> list[Any]:
+        """Run scripts of requests to their ends in one phase; return their results, in order."""
+        with self.phase(step=step, purpose=purpose, greedy=greedy) as phase:
+            return drive(scripts, phase)
+
+    def draw(self, question: Question, n: int, first: int = 0) -> Script[list[Rollout]]:
+        """Draw the rollouts `first` to `first + n - 1` of `question`, as a script; none if it cannot be asked."""
+        if not self.can_ask(question):
+            return []
+        requests = [Request(question, first + i) for i in range(n)]
+        completions = yield requests
+        return [self.rollout(*pair) for pair in zip(requests, completions, strict=True)]
+
     def sample(
         self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
     ) -> list[list[Rollout]]:
         """See `Sampler.sample`."""
-        can_ask = [self.can_ask(question) for question in questions]
-        asked = [question for question, can in zip(questions, can_ask, strict=True) if can]
-        requests = [Request(question, first + i) for question in asked for i in range(n)]
-        completions = self.complete(requests, step=step, purpose=purpose, greedy=greedy)
-        drawn = (self.rollout(*pair) for pair in zip(requests, completions, strict=True))
-        return [[next(drawn) for _ in range(n)] if can else [] for can in can_ask]
+        scripts = [self.draw(question, n, first) for question in questions]
+        return self.run(scripts, step=step, purpose=purpose, greedy=greedy)
 
     def rollout(self, request: Request, completion: Completion) -> Rollout:
         """Return the rollout of a request; `completion` holds all its tokens, those of the prefix too.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from mm_spine.config import ConfigError, DecodingConfig, RunConfig
@@ -12,17 +13,20 @@ from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.sampling.vllm.installed import why_not as why_not_vllm
+from mm_spine.sampling.vllm.layout import check_config as check_vllm
 from mm_spine.sampling.vllm.sampler import VLLMSampler
 
 
 class BackendEntry(NamedTuple):
     """How a backend is made, and `why_not` it can run on this machine: one sentence, or "" if it can.
 
-    `why_not(load)` looks at versions only, unless `load` allows it to import the backend's package.
+    `why_not(load)` looks at versions only, unless `load` allows it to import the backend's package. `check` raises
+    ConfigError for settings that cannot work with the model in a folder, None where it is not on this machine yet.
     """
 
     make: Callable[[Policy, DecodingConfig, RunConfig], Backend]
     why_not: Callable[[bool], str] = lambda load: ""
+    check: Callable[[RunConfig, Path | None], None] = lambda config, folder: None
 
 
 def _hf(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backend:
@@ -33,7 +37,7 @@ def _vllm(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backen
     return VLLMSampler(policy, decoding, config.sampling.vllm, config.seed)
 
 
-SAMPLERS: Mapping[str, BackendEntry] = {"hf": BackendEntry(_hf), "vllm": BackendEntry(_vllm, why_not_vllm)}
+SAMPLERS: Mapping[str, BackendEntry] = {"hf": BackendEntry(_hf), "vllm": BackendEntry(_vllm, why_not_vllm, check_vllm)}
 
 
 def check_sampler(name: str, load: bool = False) -> None:
@@ -44,6 +48,14 @@ def check_sampler(name: str, load: bool = False) -> None:
     why_not = SAMPLERS[name].why_not(load)
     if why_not:
         raise ConfigError(f"sampling.backend={name}: {why_not}")
+
+
+def check_sampling(config: RunConfig, folder: Path | None) -> None:
+    """Raise ConfigError for settings of the backend that cannot work here; no model is loaded.
+
+    `folder` is the model's, None where it is not on this machine yet.
+    """
+    SAMPLERS[config.sampling.backend].check(config, folder)
 
 
 def make_sampler(policy: Policy, config: RunConfig, decoding: DecodingConfig | None = None) -> Sampler:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mm_spine.config import VotesConfig
 from mm_spine.processors.answers import kind_of, parse_all
-from mm_spine.sampling import Sampler
+from mm_spine.sampling import Draw, PhasedSampler, Sampler
+from mm_spine.sampling.phase import Script, Waves, drive
 from mm_spine.types import Answer, Group, Question, Rollout
 from mm_spine.voting import confident, decided, group_of
 
@@ -27,19 +29,14 @@ def vote_in_rounds(
 ) -> list[Group]:
     """Return the voted groups of the questions that could be asked, each with `least` to `votes.max` rollouts.
 
-    The rollouts of a question are the first ones of its full vote, in the same order. A further round asks only the
-    questions whose vote is open, and prefills their prompts again. Ranks do not wait for one another.
+    The rollouts of a question are the first ones of its full vote, in the same order. A question whose vote is open is
+    asked again in the same phase, as soon as its own round is drawn; a sampler that has nothing but `sample` is called
+    once a round, with all open questions. Ranks do not wait for one another.
     """
     ballots = [_Ballot(question, votes) for question in questions]
-    opened, taken, stop = ballots, 0, STOPS[votes.stop]
-    for end in round_ends(votes, least, getattr(sampler, "whole", 1)):
-        asked = [ballot.question for ballot in opened]
-        drawn = sampler.sample(asked, end - taken, step=step, purpose=purpose, first=taken)
-        counted = [ballot.add(rollouts) for ballot, rollouts in zip(opened, drawn, strict=True) if rollouts]
-        taken = end
-        opened = [ballot for ballot in counted if not ballot.may_stop(stop, votes.max - end)]
-        if not opened:
-            break
+    ends = round_ends(votes, least, getattr(sampler, "whole", 1))
+    phased = sampler if isinstance(sampler, PhasedSampler) else _Calls(sampler)
+    phased.run([ballot.cast(phased.draw, ends) for ballot in ballots], step=step, purpose=purpose)
     return [ballot.group for ballot in ballots if ballot.rollouts]
 
 
@@ -73,6 +70,15 @@ class _Ballot:
         self.rollouts: list[Rollout] = []
         self._parsed: dict[str, Answer | None] = {}
 
+    def cast(self, draw: Draw, ends: Sequence[int]) -> Script[None]:
+        """Draw rollouts up to each of `ends` in turn until the vote may stop, as a script."""
+        taken = 0
+        for end in ends:
+            rollouts = yield from draw(self.question, end - taken, taken)
+            taken = end
+            if not rollouts or self.add(rollouts).may_stop():
+                break
+
     def add(self, rollouts: Sequence[Rollout]) -> _Ballot:
         """Add `rollouts` and vote again."""
         self.rollouts += rollouts
@@ -82,6 +88,38 @@ class _Ballot:
         self.group = group_of(self.question, self.rollouts, answers, self.votes)
         return self
 
-    def may_stop(self, stop: Stop, remaining: int) -> bool:
-        """Whether the vote may end by the rule `stop`, with `remaining` rollouts not yet drawn."""
-        return stop(self.group.vote.counts, remaining, self.keyed, self.votes.level, self.question.id)
+    def may_stop(self) -> bool:
+        """Whether the vote may end by the rule."""
+        votes, remaining = self.votes, self.votes.max - len(self.rollouts)
+        return STOPS[votes.stop](self.group.vote.counts, remaining, self.keyed, votes.level, self.question.id)
+
+
+class _Ask(NamedTuple):
+    """The rollouts `first` to `first + n - 1` of a question, to be asked for."""
+
+    question: Question
+    n: int
+    first: int
+
+
+class _Calls:
+    """A sampler that has nothing but `sample`, as a phased one: all questions that wait are asked in one call."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def draw(self, question: Question, n: int, first: int = 0) -> Script[list[Rollout]]:
+        """See `PhasedSampler.draw`."""
+        (rollouts,) = yield [_Ask(question, n, first)]
+        found: list[Rollout] = rollouts
+        return found
+
+    def run(self, scripts: Sequence[Script[Any]], *, step: int, purpose: str) -> list[Any]:
+        """See `PhasedSampler.run`."""
+
+        def answer(asks: Sequence[_Ask]) -> list[list[Rollout]]:
+            # Rounds end alike for all questions.
+            ((n, first),) = {(ask.n, ask.first) for ask in asks}
+            return self.sampler.sample([ask.question for ask in asks], n, step=step, purpose=purpose, first=first)
+
+        return drive(scripts, Waves(answer))

@@ -6,9 +6,10 @@ tokens before its fork and draws the rest anew, so that what it shares with its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +19,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.phase import Script
 from mm_spine.types import Question, Rollout
 
 DECIMALS = 4
@@ -27,29 +29,11 @@ NOTHING_LEFT = 1e-6
 """If all tokens that are not barred have less probability than this together, the leaf is sampled flat."""
 
 
-@dataclass(frozen=True)
-class _Leaves:
-    """The rollouts of one question that were drawn in a call, by index."""
-
-    question: Question
-    drawn: dict[int, Rollout] = field(default_factory=dict)
-
-
 class _Fork(NamedTuple):
-    """A fork at token `at` of a root. Its branches have the indices from `eldest` on."""
+    """A fork at token `at` of a root."""
 
     root: Rollout
     at: int
-    eldest: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Leaf:
-    """A response to draw: a branch of `fork`, or a flat response if there is none."""
-
-    leaves: _Leaves
-    index: int
-    fork: _Fork | None = None
 
 
 class TreeSampler:
@@ -88,73 +72,95 @@ class TreeSampler:
         """Take over the trainable weights after an update."""
         self.backend.sync(weights)
 
+    def run(self, scripts: Sequence[Script[Any]], *, step: int, purpose: str) -> list[Any]:
+        """Run scripts of requests to their ends in one phase of the backend; return their results, in order."""
+        return self.backend.run(scripts, step=step, purpose=purpose)
+
     def sample(
         self, questions: Sequence[Question], n: int, *, step: int, purpose: str, greedy: bool = False, first: int = 0
     ) -> list[list[Rollout]]:
-        """See `Sampler.sample`. The backend is called once for roots and once for branches, with `distinct` B times."""
+        """See `Sampler.sample`."""
         if greedy:
             return self.backend.sample(questions, n, step=step, purpose=purpose, greedy=True, first=first)
-        asked = [_Leaves(question) if self.backend.can_ask(question) else None for question in questions]
-        every = [leaves for leaves in asked if leaves is not None]
+        return self.run([self.draw(question, n, first) for question in questions], step=step, purpose=purpose)
 
-        # First the roots of whole trees and the flat responses, for all questions at once.
+    def draw(self, question: Question, n: int, first: int = 0) -> Script[list[Rollout]]:
+        """Draw the trees and flat rollouts `first` to `first + n - 1` of `question`, as a script.
+
+        Branches follow as soon as their root is drawn, distinct ones as soon as their elder siblings are.
+        """
+        if not self.backend.can_ask(question):
+            return []
         indices = range(first, first + n)
         roots = [i for i in indices if i % self.whole == 0 and i + self.whole <= first + n]
         branches = {root + i for root in roots for i in range(1, self.whole)}
-        self._draw([_Leaf(leaves, i) for leaves in every for i in indices if i not in branches], step, purpose)
-
-        # Then the branches, which need their roots; distinct ones need their elder siblings, too.
-        pending = [leaf for leaves in every for leaf in self._grow(leaves, roots)]
-        if not self.tree.distinct:
-            self._draw(pending, step, purpose)
+        alone = [i for i in indices if i not in branches]
+        if self.tree.rank_by == "entropy" and not self.backend.gives_entropies:
+            # Branches wait for all roots of the question, so that one forward computes the prompt once for all.
+            leaves = yield [self._flat(question, i) for i in alone]
+            drawn = [leaf for leaf in leaves if leaf.index in roots]
+            signals = entropies(self.backend, question, drawn)
+            grown = yield [self._grow(question, *pair) for pair in zip(drawn, signals, strict=True)]
         else:
-            for b in range(self.tree.branches):
-                due = [leaf for leaf in pending if (leaf.index % self.whole - 1) % self.tree.branches == b]
-                self._draw(due, step, purpose)
-        return [[] if leaves is None else [leaves.drawn[i] for i in indices] for leaves in asked]
+            leaves = []
+            grown = yield [self._tree(question, i) if i in roots else self._alone(question, i) for i in alone]
+        return sorted(chain(leaves, *grown), key=lambda rollout: rollout.index)
 
-    def _grow(self, leaves: _Leaves, roots: Sequence[int]) -> Iterator[_Leaf]:
-        """Yield all leaves of one question's trees except their roots, in order of index."""
-        drawn = [leaves.drawn[index] for index in roots]
-        signals = RANKS[self.tree.rank_by](self.backend, leaves.question, drawn)
-        for root, signal_T in zip(drawn, signals, strict=True):
-            places = fork_places(root.token_ids, signal_T, self.tree.forks, self._special)
-            for k in range(self.tree.forks):
-                eldest = root.index + 1 + k * self.tree.branches
-                fork = _Fork(root, places[k], eldest) if k < len(places) else None
-                yield from (_Leaf(leaves, eldest + b, fork) for b in range(self.tree.branches))
+    def _alone(self, question: Question, index: int) -> Script[list[Rollout]]:
+        return [(yield from self._flat(question, index))]
 
-    def _draw(self, pending: Sequence[_Leaf], step: int, purpose: str) -> None:
-        """Draw all of `pending` in one call of the backend."""
-        if not pending:
-            return
-        pairs = [self._request(leaf) for leaf in pending]
-        completions = self.backend.complete([request for _, request in pairs], step=step, purpose=purpose)
-        for (leaf, request), completion in zip(pairs, completions, strict=True):
-            leaf.leaves.drawn[leaf.index] = self._rollout(leaf.fork, request, completion)
+    def _tree(self, question: Question, index: int) -> Script[list[Rollout]]:
+        """Draw a root and then its branches."""
+        root = yield from self._flat(question, index)
+        (signal_T,) = RANKS[self.tree.rank_by](self.backend, question, [root])
+        return [root, *(yield from self._grow(question, root, signal_T))]
 
-    def _request(self, leaf: _Leaf) -> tuple[_Leaf, Request]:
-        """Return the request for `leaf`, and the leaf itself, flat if its fork leaves no token to draw."""
-        barred = self._barred(leaf)
-        if leaf.fork is None or sum(np.exp(logp) for logp in barred.values()) >= 1 - NOTHING_LEFT:
-            return replace(leaf, fork=None), Request(leaf.leaves.question, leaf.index)
-        return leaf, Request(leaf.leaves.question, leaf.index, leaf.fork.root.token_ids[: leaf.fork.at], barred)
+    def _grow(self, question: Question, root: Rollout, signal_T: np.ndarray) -> Script[list[Rollout]]:
+        """Draw the leaves of a tree except its root, in order of index."""
+        places = fork_places(root.token_ids, signal_T, self.tree.forks, self._special)
+        forks = [_Fork(root, at) for at in places]
+        missing = [None] * (self.tree.forks - len(places))
+        eldest = range(root.index + 1, root.index + self.whole, self.tree.branches)
+        drawn = yield [self._branches(question, *pair) for pair in zip([*forks, *missing], eldest, strict=True)]
+        return list(chain(*drawn))
 
-    def _barred(self, leaf: _Leaf) -> dict[int, float]:
-        """Return the tokens that stand at the leaf's fork already, with log-probs, if branches must be distinct."""
-        if leaf.fork is None or not self.tree.distinct:
+    def _branches(self, question: Question, fork: _Fork | None, eldest: int) -> Script[list[Rollout]]:
+        """Draw the branches of a fork, which have the indices from `eldest` on; without a fork, flat leaves."""
+        indices = range(eldest, eldest + self.tree.branches)
+        if not self.tree.distinct:
+            return (yield [self._branch(question, index, fork) for index in indices])
+        elder: list[Rollout] = []
+        for index in indices:
+            elder.append((yield from self._branch(question, index, fork, elder)))
+        return elder
+
+    def _branch(
+        self, question: Question, index: int, fork: _Fork | None, elder: Sequence[Rollout] = ()
+    ) -> Script[Rollout]:
+        """Draw a branch of `fork` beside its `elder` siblings, a flat leaf if the fork leaves no token to draw."""
+        barred = self._barred(fork, elder)
+        if fork is None or sum(np.exp(logp) for logp in barred.values()) >= 1 - NOTHING_LEFT:
+            return (yield from self._flat(question, index))
+        request = Request(question, index, fork.root.token_ids[: fork.at], barred)
+        (completion,) = yield [request]
+        return self._joined(fork, request, completion)
+
+    def _flat(self, question: Question, index: int) -> Script[Rollout]:
+        request = Request(question, index)
+        (completion,) = yield [request]
+        return self.backend.rollout(request, completion)
+
+    def _barred(self, fork: _Fork | None, elder: Sequence[Rollout]) -> dict[int, float]:
+        """Return the tokens that stand at the fork already, with log-probs, if branches must be distinct."""
+        if fork is None or not self.tree.distinct:
             return {}
-        root, at, eldest = leaf.fork
-        siblings = [leaf.leaves.drawn[index] for index in range(eldest, leaf.index)]
         # A sibling that was sampled flat does not stand at this fork.
-        there = [root, *(sibling for sibling in siblings if sibling.fork_at == at)]
-        return {rollout.token_ids[at]: float(rollout.logp[at]) for rollout in there}
+        there = [fork.root, *(sibling for sibling in elder if sibling.fork_at == fork.at)]
+        return {rollout.token_ids[fork.at]: float(rollout.logp[fork.at]) for rollout in there}
 
-    def _rollout(self, fork: _Fork | None, request: Request, drawn: Completion) -> Rollout:
+    def _joined(self, fork: _Fork, request: Request, drawn: Completion) -> Rollout:
         """Return the rollout of `drawn`, with the root's tokens, log-probs and entropies before the fork."""
-        if fork is None:
-            return self.backend.rollout(request, drawn)
-        root, at = fork.root, fork.at
+        root, at = fork
         entropy = None
         if root.entropy is not None and drawn.entropy is not None:
             entropy = np.concatenate([root.entropy[:at], drawn.entropy])

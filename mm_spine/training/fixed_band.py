@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from mm_spine import distributed
 from mm_spine.config import RunConfig
 from mm_spine.methods.band import Bounds, band_bounds
 from mm_spine.methods.table import Method
@@ -33,7 +34,9 @@ def measure_fixed_band(
         return None
     for step in range(config.optim.steps):
         batch = batch_of(questions, config, step)
-        rollouts = sampler.sample(batch, config.sampling.train_rollouts, step=step, purpose="anchor")
+        mine = distributed.mine(batch, config.sampling.ranks_together)
+        share = sampler.sample(mine, config.sampling.train_rollouts, step=step, purpose="anchor")
+        rollouts = distributed.gather(share)
         drawn = [make_group(question, own) for question, own in zip(batch, rollouts, strict=True) if own]
         if drawn:
             scored = with_entropies(drawn)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
-import shutil
 import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ from mm_spine.config import ConfigError, RunStopped, VLLMConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling.vllm.environment import starting_environment
 from mm_spine.sampling.vllm.installed import import_vllm
-from mm_spine.sampling.vllm.weights import HEAD, served_weights
+from mm_spine.sampling.vllm.transfer import send
+from mm_spine.sampling.vllm.weights import most_bytes, replaces_all, served_weights
 
 log = logging.getLogger(__name__)
 
 BLOCK = 32
 """Tokens of a cache block. Requests share a prompt's keys and values in whole blocks."""
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class SamplerDied(RunStopped):
@@ -52,11 +50,10 @@ class VLLMEngine:
         self.version = 0
         self.policy_version = policy.version
         self.stale = True
-        _check_cards(config.tensor_parallel, distributed.world_size(), torch.cuda.device_count() if self.cuda else None)
         self._folder = tempfile.TemporaryDirectory(prefix="mm-spine-vllm-")
         weakref.finalize(policy, self._folder.cleanup)
         folder = Path(self._folder.name)
-        with _failing("starting"), starting_environment(folder, policy.device, self.own_process):
+        with _failing("starting"), starting_environment(folder, policy.device, self.own_process, config.tensor_parallel):
             import_vllm()
             _check_head_width(policy)
             _write_model(policy, folder)
@@ -65,6 +62,7 @@ class VLLMEngine:
                 self._call_workers("ignore_interrupts")
         self._workers = multiprocessing.active_children() if self.own_process else []
         self._asleep = False
+        self._given: set[int] = set()
         where = ", in its own process" if self.own_process else ""
         log.info("vLLM: room for %d tokens a request%s", self.max_tokens, where)
 
@@ -77,16 +75,40 @@ class VLLMEngine:
     def ready(self, policy: Policy) -> Iterator[None]:
         """Within the context, hold the policy's current weights. On a card, the engine is awake only within it."""
         with _failing("taking over the weights", self._workers):
-            self._wake()
-            self._take_over(policy)
-        yield
+            self._wake(policy)
+        try:
+            yield
+        except BaseException:
+            # Requests left behind would be drawn in the next phase.
+            with suppress(Exception):
+                self._llm.llm_engine.abort_request([str(number) for number in self._given])
+            self._given.clear()
+            raise
         with _failing("falling asleep", self._workers):
-            self._sleep()
+            self._sleep(policy)
 
-    def generate(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
-        """Return vLLM's outputs in order; call it within `ready`. Raises SamplerDied."""
+    def enqueue(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[int]:
+        """Give vLLM requests; return their numbers, which rise. Call it within `ready`. Raises SamplerDied."""
         with _failing("sampling", self._workers):
-            found: list[Any] = self._llm.generate(prompts, params, use_tqdm=False)
+            # vLLM appends random letters to the number that it counts.
+            names = self._llm.enqueue(prompts, params, use_tqdm=False)
+            numbers = [int(name.partition("-")[0]) for name in names]
+        self._given.update(numbers)
+        return numbers
+
+    def finished(self) -> list[tuple[int, Any]]:
+        """Let vLLM go on until requests are finished; return their numbers and outputs, by number.
+
+        Raises SamplerDied.
+        """
+        with _failing("sampling", self._workers):
+            outputs: list[Any] = []
+            while not outputs:
+                if not self._llm.llm_engine.has_unfinished_requests():
+                    raise RuntimeError(f"{len(self._given)} requests were lost")
+                outputs = [output for output in self._llm.llm_engine.step() if output.finished]
+            found = sorted((int(output.request_id), output) for output in outputs)
+        self._given.difference_update(number for number, _ in found)
         return found
 
     def _take_over(self, policy: Policy) -> None:
@@ -95,7 +117,9 @@ class VLLMEngine:
             return
         weights = served_weights(policy, trained_only=self.version > 0)
         if self.own_process:
-            self._send_file(weights)
+            # Beside other ranks, an engine's cards begin with the one that its rank trains on.
+            card = 0 if distributed.world_size() > 1 else policy.device.index or 0
+            send(weights, most_bytes(policy), policy.device, self._call_workers, card)
         else:
             self._call_workers("load_weights", weights)
         # All three caches: without the first, old keys are used in silence; without the others the engine never
@@ -107,19 +131,6 @@ class VLLMEngine:
         self.policy_version = policy.version
         self.stale = False
 
-    def _send_file(self, weights: Iterator[tuple[str, Any]]) -> None:
-        """Hand the weights to vLLM's processes in a file, in shared memory if it fits."""
-        from safetensors.torch import save_file
-
-        tensors = {name: tensor.cpu() for name, tensor in weights}
-        # A tied head shares its memory with the embedding, which safetensors refuses to write.
-        if HEAD in tensors:
-            tensors[HEAD] = tensors[HEAD].clone()
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=_folder_for(size)) as file:
-            save_file(tensors, file.name)
-            self._call_workers("load_file", file.name)
-
     def _call_workers(self, name: str, *arguments: Any) -> None:
         """Run the function `name` of the module `worker` in each of vLLM's workers."""
         # Not at the top: the module imports vLLM. Other processes find its functions by their import path.
@@ -127,17 +138,27 @@ class VLLMEngine:
 
         self._llm.collective_rpc(getattr(worker, name), args=arguments)
 
-    def _wake(self) -> None:
+    def _wake(self, policy: Policy) -> None:
+        """Take the card's memory back if the engine sleeps, and the policy's weights if they may have changed."""
         if self._asleep:
             # vLLM cannot take the memory that the trainer's allocator keeps after a step.
             torch.cuda.empty_cache()
-            self._llm.wake_up()
+            self._llm.wake_up(tags=["weights"])
+        self._take_over(policy)
+        if self._asleep:
+            # Last, so that what the transfer needs for a moment lies where keys and values will.
+            self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
 
-    def _sleep(self) -> None:
-        """Leave the card to the trainer: move the weights to the host, drop keys and values."""
+    def _sleep(self, policy: Policy) -> None:
+        """Leave the card to the trainer: drop keys and values, and move the weights to the host.
+
+        Where training replaces all weights they are dropped, too, and the policy's are taken over again.
+        """
         if self.cuda:
-            self._llm.sleep(level=1)
+            dropped = replaces_all(policy)
+            self._llm.sleep(level=2 if dropped else 1)
+            self.stale = self.stale or dropped
             self._asleep = True
 
     def _settings(self, policy: Policy) -> dict[str, Any]:
@@ -171,12 +192,6 @@ class VLLMEngine:
             limits = {"image": 1000 if deepstack else 0, "video": 0}
             settings |= {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
         return settings
-
-
-def _folder_for(size: int) -> Path | None:
-    """Return shared memory if twice `size` bytes are free there, else None for the usual temporary folder."""
-    # A container has 64 MB of shared memory unless it asks for more.
-    return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None
 
 
 def _start(policy: Policy, settings: Mapping[str, Any]) -> Any:
@@ -226,19 +241,6 @@ def _check_head_width(policy: Policy) -> None:
             f"sampling.backend=vllm: this model's attention heads are {found} wide, and vLLM on a CPU computes "
             f"{', '.join(map(str, known))} only; use sampling.backend=hf"
         )
-
-
-def _check_cards(wanted: int, ranks: int, cards: int | None) -> None:
-    """Raise ConfigError if there are not `wanted` cards for an engine; `cards` is None on a CPU."""
-    if cards is None or wanted == 1:
-        return
-    if ranks > 1:
-        raise ConfigError(
-            f"sampling.vllm.tensor_parallel={wanted}: each of {ranks} ranks has an engine on its own card; set it to "
-            "1, or start one process for all cards of the engine"
-        )
-    if wanted > cards:
-        raise ConfigError(f"sampling.vllm.tensor_parallel={wanted}: this process sees {cards} cards; set it to {cards}")
 
 
 @contextmanager

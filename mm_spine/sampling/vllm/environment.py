@@ -10,14 +10,17 @@ from pathlib import Path
 import torch
 
 from mm_spine import compat, distributed
+from mm_spine.sampling.vllm.layout import own_cards
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets for the trainer's processes. vLLM's own processes must not take themselves for one of them."""
 
 
 @contextmanager
-def starting_environment(folder: Path, device: torch.device, own_process: bool) -> Iterator[None]:
+def starting_environment(folder: Path, device: torch.device, own_process: bool, cards: int = 1) -> Iterator[None]:
     """Set the variables that vLLM starts with; `folder` takes a startup script for its processes.
+
+    Beside other ranks, an engine on cards sees its own `cards` only.
 
     Afterwards everything is as before, except variables named VLLM_*, which vLLM reads later.
     """
@@ -34,20 +37,13 @@ def starting_environment(folder: Path, device: torch.device, own_process: bool) 
         for name in LAUNCHED:
             os.environ.pop(name, None)
         if device.type == "cuda" and distributed.world_size() > 1:
-            os.environ["CUDA_VISIBLE_DEVICES"] = _own_card()
+            os.environ["CUDA_VISIBLE_DEVICES"] = own_cards(cards)
     try:
         yield
     finally:
         kept = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
         os.environ.clear()
         os.environ.update({**before, **kept})
-
-
-def _own_card() -> str:
-    """Return the card that this rank trains on, as CUDA_VISIBLE_DEVICES names it."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    number = torch.cuda.current_device()
-    return visible.split(",")[number].strip() if visible else str(number)
 
 
 def _write_startup_script(folder: Path) -> Path:

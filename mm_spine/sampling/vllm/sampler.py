@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm_spine import distributed
 from mm_spine.config import ConfigError, DecodingConfig, RunStopped, VLLMConfig
 from mm_spine.draws import generator
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.phase import Phase, Script
 from mm_spine.sampling.vllm.engine import VLLMEngine
 from mm_spine.sampling.vllm.installed import why_not
-
-MAX_TEMPERATURE = 2.0
-"""The highest temperature that vLLM takes."""
+from mm_spine.sampling.vllm.layout import check_temperature
 
 LEAST_PROBABILITY = 2.0**-24
 """Half a unit in the last place of a float32 1: the least that may be left beside barred tokens."""
@@ -34,68 +35,80 @@ class VLLMSampler(Backend):
     """Sample with vLLM. All samplers of a policy share one engine, which takes over the weights before it samples.
 
     Log-probs are the policy's, also of greedy responses; only with `top_p` below 1 they are those of the nucleus.
-    Entropies are None. A draw depends on the length of the request's prefix too, because vLLM draws in order.
+    Entropies are None; `batch_rows` and `kv_cache_gb` have no effect. A draw depends on the length of the request's prefix too, because vLLM draws in order.
     """
+
+    gives_entropies = False
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, config: VLLMConfig, seed: int = 0) -> None:
         """Start nothing yet. Raises ConfigError for a temperature that vLLM does not take."""
         super().__init__(policy, decoding, seed)
-        if decoding.temperature > MAX_TEMPERATURE:
-            raise ConfigError(
-                f"temperature={decoding.temperature:g}: vLLM takes {MAX_TEMPERATURE:g} at most; lower it, or use "
-                "sampling.backend=hf"
-            )
+        check_temperature(decoding.temperature)
         self.config = config
         self._banned = dict.fromkeys(policy.banned, -math.inf)
         if policy in _engines:
             _engines[policy].stale = True
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Have the engine take over the policy's trainable weights before it samples again."""
+        """Have the engine take over the policy's trainable weights before it samples again.
+
+        Ranks that share an engine wait for one another.
+        """
         # `weights` are the policy's own parameters; the engine reads them from the policy.
         super().sync(weights)
         if self.policy in _engines:
             _engines[self.policy].stale = True
+        if self._together > 1:
+            # The engine of a group's first rank takes memory of the other ranks' cards, too.
+            if self.policy.device.type == "cuda":
+                torch.cuda.empty_cache()
+            distributed.barrier()
 
-    @torch.no_grad()
+    @contextmanager
+    def phase(self, *, step: int, purpose: str, greedy: bool = False) -> Iterator[Phase[Request, Completion]]:
+        """Open a phase: vLLM takes requests whenever they come, and decodes up to `vllm.max_rows` of them together.
+
+        The engine is awake, with one version of the weights and its cache, from the first request to the end. Raises
+        SamplerDied if it fails, RunStopped for a request without room.
+        """
+        with ExitStack() as stack:
+            yield _Queue(self, stack, partial(self._params, step=step, purpose=purpose, greedy=greedy))
+
     def complete(
         self, requests: Sequence[Request], *, step: int, purpose: str, greedy: bool = False
     ) -> list[Completion]:
-        """See `Backend.complete`. Raises SamplerDied if the engine fails, RunStopped for a request without room."""
-        done = self.ended(requests, entropies=False)
-        going = [i for i in range(len(requests)) if i not in done]
-        with self._engine().ready(self.policy) if going else nullcontext():
-            for at in range(0, len(going), self.decoding.batch_rows):
-                chosen = going[at : at + self.decoding.batch_rows]
-                completions = self._complete([requests[i] for i in chosen], step, purpose, greedy)
-                done |= zip(chosen, completions, strict=True)
-                self.on_finished(len(chosen))
-        if going:
-            # The engine's own number: it has loaded the weights of that version.
-            self.version = self._engine().policy_version
-        return [done[i] for i in range(len(requests))]
+        """See `Backend.complete`, and `phase` for what is raised."""
 
-    def _complete(self, requests: Sequence[Request], step: int, purpose: str, greedy: bool) -> list[Completion]:
+        def at_once() -> Script[list[Completion]]:
+            return (yield requests)
+
+        found: list[Completion] = self.run([at_once()], step=step, purpose=purpose, greedy=greedy)[0]
+        return found
+
+    @property
+    def _together(self) -> int:
+        """How many ranks share the engine."""
+        return self.config.tensor_parallel if distributed.world_size() > 1 else 1
+
+    @contextmanager
+    def awake(self) -> Iterator[VLLMEngine]:
+        """Within the context, give the engine, awake and with the policy's weights."""
         engine = self._engine()
-        self._check_room(engine, requests)
-        prompts = [self.policy.prompt(request.question) for request in requests]
-        inputs = {prompt: self._inputs(engine, prompt) for prompt in dict.fromkeys(prompts)}
-        begun = []
-        for request, prompt in zip(requests, prompts, strict=True):
-            ids = inputs[prompt]["prompt_token_ids"]
-            begun.append({**inputs[prompt], "prompt_token_ids": [*ids, *request.prefix]})
-        params = [self._params(request, step, purpose, greedy) for request in requests]
-        outputs = engine.generate(begun, params)
-        return [_completion(*pair) for pair in zip(requests, outputs, strict=True)]
+        with engine.ready(self.policy):
+            # The engine's own number: it has loaded the weights of that version.
+            self.version = engine.policy_version
+            yield engine
 
     def _engine(self) -> VLLMEngine:
+        if distributed.rank() % self._together:
+            raise RuntimeError(f"rank {distributed.rank()} does not sample: the first of its group does")
         if self.policy not in _engines:
             if reason := why_not(load=True):
                 raise ConfigError(f"sampling.backend=vllm: {reason}")
             _engines[self.policy] = VLLMEngine(self.policy, self.config)
         return _engines[self.policy]
 
-    def _check_room(self, engine: VLLMEngine, requests: Sequence[Request]) -> None:
+    def check_room(self, engine: VLLMEngine, requests: Sequence[Request]) -> None:
         """Raise RunStopped naming the first question whose prompt and response do not fit in vLLM's cache."""
         for request in requests:
             needed = len(self.policy.prompt(request.question).ids_L) + self.decoding.max_new_tokens
@@ -106,7 +119,7 @@ class VLLMSampler(Backend):
                     "sampling.vllm.memory_share on a card"
                 )
 
-    def _inputs(self, engine: VLLMEngine, prompt: Prompt) -> dict[str, Any]:
+    def inputs(self, engine: VLLMEngine, prompt: Prompt) -> dict[str, Any]:
         """Return the prompt as vLLM takes it: one token for each image, and the images' features."""
         images = prompt.image_at_I.tolist()
         rest = set(images) & {at + 1 for at in images}
@@ -128,7 +141,7 @@ class VLLMSampler(Backend):
         parts = self.policy.text.image_inputs(prompt.features_ID, width)
         return torch.cat(tuple(parts), dim=-1).cpu()
 
-    def _params(self, request: Request, step: int, purpose: str, greedy: bool) -> Any:
+    def _params(self, request: Request, *, step: int, purpose: str, greedy: bool) -> Any:
         from vllm import SamplingParams
 
         temperature = self.decoding.temperature
@@ -148,6 +161,52 @@ class VLLMSampler(Backend):
             logit_bias=self._banned,
             extra_args={"barred": list(request.barred), "divide_by": temperature if greedy else 1.0},
         )
+
+
+class _Queue:
+    """A phase in vLLM. The engine wakes for the first request that needs it; `stack` ends that with the phase."""
+
+    def __init__(self, sampler: VLLMSampler, stack: ExitStack, params: Callable[[Request], Any]) -> None:
+        self.sampler, self.stack, self.params = sampler, stack, params
+        self.engine: VLLMEngine | None = None
+        self._inputs: dict[Prompt, dict[str, Any]] = {}
+        self._asked: dict[int, Request] = {}
+        self._ended: list[tuple[Request, Completion]] = []
+
+    @torch.no_grad()
+    def submit(self, requests: Sequence[Request]) -> None:
+        """See `Phase.submit`."""
+        ended = self.sampler.ended(requests, entropies=False)
+        self._ended += [(requests[i], completion) for i, completion in ended.items()]
+        going = [request for i, request in enumerate(requests) if i not in ended]
+        if not going:
+            return
+        if self.engine is None:
+            self.engine = self.stack.enter_context(self.sampler.awake())
+        self.sampler.check_room(self.engine, going)
+        prompts = [self._begun(self.engine, request) for request in going]
+        numbers = self.engine.enqueue(prompts, [self.params(request) for request in going])
+        self._asked.update(zip(numbers, going, strict=True))
+
+    def drain(self) -> list[tuple[Request, Completion]]:
+        """See `Phase.drain`."""
+        if self._ended or self.engine is None:
+            ended, self._ended = self._ended, []
+            return ended
+        found = []
+        for number, output in self.engine.finished():
+            request = self._asked.pop(number)
+            found.append((request, _completion(request, output)))
+        self.sampler.on_finished(len(found))
+        return found
+
+    def _begun(self, engine: VLLMEngine, request: Request) -> dict[str, Any]:
+        """Return the prompt of `request`, prefix included, as vLLM takes it."""
+        prompt = self.sampler.policy.prompt(request.question)
+        if prompt not in self._inputs:
+            self._inputs[prompt] = self.sampler.inputs(engine, prompt)
+        inputs = self._inputs[prompt]
+        return {**inputs, "prompt_token_ids": [*inputs["prompt_token_ids"], *request.prefix]}
 
 
 def _completion(request: Request, output: Any) -> Completion:

@@ -29,6 +29,17 @@ def served_weights(policy: Policy, trained_only: bool = False) -> Iterator[tuple
             yield HEAD, head.detach()
 
 
+def replaces_all(policy: Policy) -> bool:
+    """Return whether training changes every weight that vLLM is given."""
+    return all(weight.requires_grad for weight in (*policy.text.language_model.parameters(), policy.text.head.weight))
+
+
+def most_bytes(policy: Policy) -> int:
+    """Return the bytes of all that `served_weights` yields, or more."""
+    weights = (*policy.text.language_model.parameters(), policy.text.head.weight)
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
 def _weights_of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
     if hasattr(module, "base_layer"):
         yield from _merged(module, name)

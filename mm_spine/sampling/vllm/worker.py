@@ -7,16 +7,19 @@ imports vLLM; import it only after `installed.import_vllm`.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from vllm import SamplingParams
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+from mm_spine.sampling.vllm.transfer import Address, Incoming, Piece, open_bucket
 
 Change = Callable[[list[int], Tensor], Tensor]
 """(tokens drawn so far, logits (V,)) -> the logits to draw from."""
@@ -58,10 +61,32 @@ def load_weights(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
     worker.reload_weights(weights_iterator=iter(weights))
 
 
-def load_file(worker: Any, path: str) -> None:
-    """Load the weights of a safetensors file, one tensor at a time."""
-    with safe_open(path, framework="pt") as file:
-        load_weights(worker, ((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
+def begin_weights(worker: Any, address: Address) -> None:
+    """Begin to load weights, from the bucket at `address`."""
+    initialize_layerwise_reload(worker.get_model())
+    worker.mm_spine_incoming = Incoming(open_bucket(address), worker.device)
+
+
+def load_bucket(worker: Any, pieces: Sequence[Piece]) -> None:
+    """Load what the bucket holds."""
+    with set_current_vllm_config(worker.vllm_config):
+        worker.get_model().load_weights(worker.mm_spine_incoming.weights(pieces))
+    # The bucket is filled again once this returns.
+    if worker.device.type == "cuda":
+        torch.cuda.synchronize(worker.device)
+
+
+def finish_weights(worker: Any) -> None:
+    """Finish loading, and drop what was computed with the old weights, as `GPUModelRunner.reload_weights` does."""
+    incoming, worker.mm_spine_incoming = worker.mm_spine_incoming, None
+    if incoming.begun:
+        raise RuntimeError(f"parts of {', '.join(incoming.begun)} did not arrive")
+    with set_current_vllm_config(worker.vllm_config):
+        finalize_layerwise_reload(worker.get_model(), worker.model_config)
+    runner = worker.model_runner
+    runner.reset_lora_state()
+    runner.reset_encoder_cache()
+    runner.reset_mm_cache()
 
 
 def rewinding(usual: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from small import small_config, write_data, write_model
 from tiny import tiny_policy
 from vllm_policies import EXACT, disturb, gap, ids, mixed, needs_vllm, sample, sampler_of, sync
 
-from mm_spine.config import ConfigError, VLLMConfig
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "bench"))
+from vllm_standin import Response, StandIn
+
+from mm_spine.config import ModelConfig, VLLMConfig
 from mm_spine.policy.model import Policy
 from mm_spine.runs.listeners.listener import Listener, Step
 from mm_spine.runs.run import run
@@ -51,49 +55,58 @@ def test_an_engine_goes_with_its_policy_and_leaves_the_others(policy: Policy) ->
     assert gap(sampler, questions, sample(sampler, questions)) < EXACT
 
 
-class Card:
-    """What the engine asks of a vLLM on a card."""
-
-    def __init__(self, heard: list[str]) -> None:
-        self.heard = heard
-        self.llm_engine = self
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **named: self.heard.append(name)
-
-
-def test_on_a_card_an_engine_is_awake_inside_alone(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what the trainer's allocator keeps is given back before vLLM asks for its memory."""
-    heard: list[str] = []
+def engine_on_a_card(monkeypatch: pytest.MonkeyPatch) -> tuple[vllm_engine.VLLMEngine, list[str]]:
+    """An engine on the stand-in of vLLM that takes itself to be on a card; and what it hears, in order."""
+    standin = StandIn()
+    heard = standin.heard
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: heard.append("empty_cache"))
-    monkeypatch.setattr(vllm_engine.VLLMEngine, "_take_over", lambda engine, policy: heard.append("take_over"))
     engine = vllm_engine.VLLMEngine.__new__(vllm_engine.VLLMEngine)
-    engine._llm, engine.cuda, engine._asleep, engine._workers = Card(heard), True, False, []
+    engine._llm, engine.cuda, engine._asleep, engine._workers = standin, True, False, []
+    engine.own_process, engine.stale, engine.version, engine._given = False, True, 0, set()
+    return engine, heard
+
+
+TAKEN = ["load_weights", "reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache"]
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_on_a_card_an_engine_is_awake_only_inside(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the trainer's allocator keeps is given back before vLLM asks for its memory; keys and values come last.
+
+    Where training replaces all weights the engine drops them and takes them over again each time, else it keeps them on
+    the host.
+    """
+    pytest.importorskip("vllm")
+    policy = tiny_policy(1, config=ModelConfig(train=train))
+    engine, heard = engine_on_a_card(monkeypatch)
     for _ in range(2):
         with engine.ready(policy):
-            engine.generate([], [])
-            engine.generate([], [])
-    first = ["take_over", "generate", "generate", "sleep"]
-    assert heard == [*first, "empty_cache", "wake_up", *first]
+            engine.enqueue([], [])
+    again, level = (TAKEN, 2) if train == "full" else ([], 1)
+    assert heard[: len(TAKEN) + 1] == [*TAKEN, f"sleep {level}"]
+    assert heard[len(TAKEN) + 1 :] == ["empty_cache", "wake_up weights", *again, "wake_up kv_cache", f"sleep {level}"]
+    heard.clear()
+    engine.stale = True
+    with engine.ready(policy):
+        pass
+    assert heard == ["empty_cache", "wake_up weights", *TAKEN, "wake_up kv_cache", f"sleep {level}"]
 
 
-def test_an_engine_of_several_cards_is_refused_where_ranks_have_one_each() -> None:
-    vllm_engine._check_cards(1, 8, 1)
-    vllm_engine._check_cards(2, 2, None)
-    vllm_engine._check_cards(4, 1, 4)
-    with pytest.raises(ConfigError, match="tensor_parallel=2: each of 4 ranks has an engine on its own card"):
-        vllm_engine._check_cards(2, 4, 8)
-    with pytest.raises(ConfigError, match="tensor_parallel=4: this process sees 2 cards; set it to 2"):
-        vllm_engine._check_cards(4, 1, 2)
-
-
-def test_weights_travel_where_they_have_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A container's shared memory is 64 MB unless it asks for more."""
-    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path)
-    assert vllm_engine._folder_for(1000) == tmp_path
-    assert vllm_engine._folder_for(10**18) is None
-    monkeypatch.setattr(vllm_engine, "SHARED_MEMORY", tmp_path / "absent")
-    assert vllm_engine._folder_for(1000) is None
+def test_requests_that_an_error_leaves_behind_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = engine_on_a_card(monkeypatch)
+    engine.stale = False
+    policy = tiny_policy(1)
+    long, short = Response((1,) * 50, False), Response((2,), True)
+    with pytest.raises(KeyError), engine.ready(policy):
+        engine.enqueue([{"prompt_token_ids": [1, 2]}] * 2, [long, short])
+        assert [number for number, _ in engine.finished()] == [1]
+        raise KeyError
+    assert not engine._llm.has_unfinished_requests()
+    with engine.ready(policy):
+        engine.enqueue([{"prompt_token_ids": [1, 2]}], [short])
+        assert [number for number, _ in engine.finished()] == [2]
+        with pytest.raises(SamplerDied, match="requests were lost"):
+            engine.finished()
 
 
 def test_engines_beside_ranks_know_nothing_of_their_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +203,6 @@ def test_any_failure_of_the_engine_ends_the_run_with_one_error(policy: Policy, m
     def broken(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("no room\nand more")
 
-    monkeypatch.setattr(vllm_sampler._engines[policy]._llm, "generate", broken)
+    monkeypatch.setattr(vllm_sampler._engines[policy]._llm, "enqueue", broken)
     with pytest.raises(SamplerDied, match=r"vLLM failed while sampling \(MemoryError: no room\).*--resume"):
         sample(sampler, mixed(1))
