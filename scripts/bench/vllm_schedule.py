@@ -46,14 +46,13 @@ class Nothing:
     device = SimpleNamespace(type="cuda")
     # Nothing is replaced, so that the engine sleeps at level 1.
     text = SimpleNamespace(
-        language_model=SimpleNamespace(parameters=list), head=SimpleNamespace(weight=SimpleNamespace(requires_grad=False))
+        language_model=SimpleNamespace(parameters=list),
+        head=SimpleNamespace(weight=SimpleNamespace(requires_grad=False)),
     )
 
     def __init__(self) -> None:
         special = SimpleNamespace(special=False)
-        self.tokenizer = SimpleNamespace(
-            decode=_text, added_tokens_decoder={END: special}, all_special_ids=[END]
-        )
+        self.tokenizer = SimpleNamespace(decode=_text, added_tokens_decoder={END: special}, all_special_ids=[END])
         self._prompts: dict[str, Any] = {}
 
     def can_ask(self, question: Question, new_tokens: int) -> bool:
