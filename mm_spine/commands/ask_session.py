@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from mm_spine.benchmarks.prompts import asks_yes_no, render
 from mm_spine.benchmarks.prompts import options as lettered
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config.layers import parse_overrides
+from mm_spine.files import fingerprint
 from mm_spine.methods.table import configure, find
 from mm_spine.methods.weights import select
 from mm_spine.policy.distribution import Distribution
@@ -40,9 +42,6 @@ from mm_spine.types import AnswerSpec, Group, ImageLike, Question, Rollout, Step
 from mm_spine.voting import make_group
 
 log = logging.getLogger(__name__)
-
-QUESTION_ID = "question"
-"""The id of every question asked: draws depend on the seed, not on the words or the image."""
 
 KINDS_REPLACED_BY_YES_NO = ("text", "integer")
 """Benchmark kinds that `yes_no` replaces where a question's own words ask for yes or no."""
@@ -181,8 +180,20 @@ def question_of(
     elif benchmark is not None and benchmark.source is None:
         prompt = "\n".join([words, *lettered(spec.choices).splitlines()])
     else:
-        prompt = render(Entry(QUESTION_ID, words, spec, ()), settings.config.prompt)
-    return Question(QUESTION_ID, tuple(images), prompt, about(spec, words), benchmark.name if benchmark else "own")
+        prompt = render(Entry("question", words, spec, ()), settings.config.prompt)
+    name = _id_of(prompt, images)
+    return Question(name, tuple(images), prompt, about(spec, words), benchmark.name if benchmark else "own")
+
+
+def _id_of(prompt: str, images: Sequence[ImageLike]) -> str:
+    """Return an id that depends on the prompt and the content of the images: it orders ties and seeds the draws.
+
+    With one id for all questions, every tie between "yes" and "no" would fall the same way.
+    """
+    # A pipe could block for ever when it is read, and is refused when the images are opened.
+    files = [image for image in images if not isinstance(image, str | Path) or Path(image).is_file()]
+    content = fingerprint.of_questions([Question("", tuple(files), prompt, AnswerSpec("text"))])[""]
+    return f"question-{fingerprint.digest(content['prompt'] + content['images'])}"
 
 
 def _options(choices: Sequence[str]) -> tuple[str, ...]:

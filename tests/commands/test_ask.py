@@ -460,3 +460,31 @@ def test_a_response_cannot_act_on_the_terminal(policy: Policy) -> None:
     assert "\x1b" not in shown.get() and "\x07" not in shown.get()
     assert "[bold]7" in shown.get().replace("«", "").replace("»", "")
     assert "\x1b" not in str(ask_output.no_answer(found.outcome))
+
+
+def test_the_id_of_a_question_depends_on_its_words_and_the_content_of_its_images(picture: Path, tmp_path: Path) -> None:
+    settings = ask_settings(AskOptions())
+    copy = tmp_path / "copy.png"
+    shutil.copy(picture, copy)
+    asked = question_of(WORDS, [picture], settings).id
+    for same in ([copy], [str(picture)], [picture.read_bytes()]):
+        assert question_of(WORDS, same, settings).id == asked
+    copy.write_bytes(b"another")
+    others = {question_of(words, images, settings).id for words, images in (
+        (WORDS + "?", [picture]), (WORDS, []), (WORDS, [copy]), (WORDS, [picture, picture]),
+    )}  # fmt: skip
+    assert len({*others, asked}) == 5
+
+
+def test_ties_of_different_questions_fall_both_ways() -> None:
+    settings = ask_settings(AskOptions(kind="yes_no"))
+    winners = []
+    for number in range(64):
+        question = question_of(f"Is it {number}?", [], settings)
+        rollouts = [
+            Rollout(question.id, i, (1,), text, np.zeros(1, np.float32), np.zeros(1, np.float16), "stop")
+            for i, text in enumerate(("yes", "no"))
+        ]
+        winners.append(make_group(question, rollouts).vote.answer)
+    # By chance, 64 fair ties give fewer than 16 of a kind once in 30,000 times.
+    assert 16 <= winners.count("yes") <= 48 and {*winners} == {"yes", "no"}
