@@ -53,7 +53,10 @@ class VLLMEngine:
         self._folder = tempfile.TemporaryDirectory(prefix="mm-spine-vllm-")
         weakref.finalize(policy, self._folder.cleanup)
         folder = Path(self._folder.name)
-        with _failing("starting"), starting_environment(folder, policy.device, self.own_process, config.tensor_parallel):
+        with (
+            _failing("starting"),
+            starting_environment(folder, policy.device, self.own_process, config.tensor_parallel),
+        ):
             import_vllm()
             _check_head_width(policy)
             _write_model(policy, folder)

@@ -23,7 +23,10 @@ def test_layouts_that_work() -> None:
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        ((2, 3, 3), "tensor_parallel=2: an engine takes the cards of 2 ranks of one host, and 3 ranks run on this one; set"),
+        (
+            (2, 3, 3),
+            "tensor_parallel=2: an engine takes the cards of 2 ranks of one host, and 3 ranks run on this one; set",
+        ),
         ((4, 2, 8), "tensor_parallel=4: an engine takes the cards of 4 ranks of one host, and 2 ranks run on this one"),
         ((4, 1, 2), "tensor_parallel=4: this process sees 2 cards; set it to 2"),
         ((3, 1, None, 16), "tensor_parallel=3: the model has 16 attention heads; set it to a divisor of 16"),
