@@ -225,7 +225,7 @@ def gradient_sum_bytes(config: RunConfig, load: Load) -> int:
     """Return what adding up micro-batches takes beside the gradient's T x size.
 
     A flat optimiser holds the sum so far beside the gradient of the micro-batch in progress: T x size. Else DeepSpeed
-    copies a bucket of gradients to reduce them: min(T, BUCKET) x size.
+    copies a bucket of gradients to reduce them: min(T, BUCKET) x size. A flat optimiser's bucket is not counted.
     """
     return (load.trained if is_flat(config, load) else min(load.trained, BUCKET)) * load.size
 
