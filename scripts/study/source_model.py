@@ -11,6 +11,10 @@ from source_recipe import Config, reasoned
 from torch import Tensor, nn
 
 from mm_spine.benchmarks import digits
+from mm_spine.compat import heal_torchvision
+
+# Before transformers imports it.
+heal_torchvision()
 
 SPECIALS = (
     "<|endoftext|>",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import torch
 from mm_spine.benchmarks import digits
 from mm_spine.processors.answers import parse
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "study"))
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "study"
+sys.path.insert(0, str(SCRIPTS))
 
 import source_card
 import source_recipe
@@ -98,3 +101,11 @@ def test_batched_attention_of_the_tower_equals_its_loop(shipped: tuple[Any, Any]
         batched = model.model.visual(**inputs).pooler_output
         model.set_attn_implementation(before)
     assert torch.allclose(looped, batched, atol=1e-5) and not torch.equal(batched[:3], batched[3:])
+
+
+@pytest.mark.slow
+def test_the_processor_is_built_in_a_process_of_its_own() -> None:
+    """As the script does, which imports nothing that has mended torchvision before."""
+    code = "import source_model, source_recipe; source_model.build_processor(source_recipe.RECIPES['direct-heavy'])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(SCRIPTS), str(SCRIPTS.parents[1])))}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
