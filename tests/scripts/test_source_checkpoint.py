@@ -15,8 +15,7 @@ import torch
 from mm_spine.benchmarks import digits
 from mm_spine.processors.answers import parse
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "study"
-sys.path.insert(0, str(SCRIPTS))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "study"))
 
 import source_card
 import source_recipe
@@ -24,6 +23,8 @@ from habits import habit
 from printed_digits import Printed, scan
 from source_model import use_fast_attention
 from train_source_checkpoint import Teacher
+
+SCRIPTS = Path(source_recipe.__file__).parent
 
 
 @pytest.fixture(scope="module")
