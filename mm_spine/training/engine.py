@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
@@ -77,9 +76,6 @@ class Engine:
             group["lr"] = lr
         before = self.policy.weights() if self._measure else None
         whole = self._whole_norm()
-        if self._fused:
-            # Reference cycles may hold gradients of a micro-batch, as large as the weights, until they are collected.
-            gc.collect()
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if whole is None else whole
         self.publish()
