@@ -1,11 +1,11 @@
 """Count the forwards that sampling takes in vLLM, whole phases against blocking calls, on an engine without a model.
 
 Nothing is timed. The product's sampler runs unchanged on a stand-in (`vllm_standin.py`) that schedules as vLLM does.
-Response lengths are lognormal, with a median of 200 tokens and 3 % at the limit of 2,048. "Before" is how the sampler
+Response lengths are lognormal, with 3 % at the limit of 2,048 tokens; their median says how far they spread. "Before" is how the sampler
 called vLLM up to commit 496dce75: each call takes 64 requests (`sampling.batch_rows` of the shipped configurations) and
 waits for the longest; every round of votes, and roots and branches, are calls of their own, with an empty cache.
 
-    python scripts/bench/vllm_schedule.py [--seeds 5]
+    python scripts/bench/vllm_schedule.py [--seeds 5] [--median 150]
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ from mm_spine.sampling.vllm.engine import VLLMEngine
 from mm_spine.sampling.vllm.sampler import VLLMSampler
 from mm_spine.types import AnswerSpec, Group, Question
 
-LIMIT, AT_LIMIT, MEDIAN = 2048, 0.03, 200
-SPREAD = math.log(LIMIT / MEDIAN) / NormalDist().inv_cdf(1 - AT_LIMIT)
-"""Standard deviation of the logarithm of a length."""
-
+LIMIT, AT_LIMIT, MEDIAN = 2048, 0.03, 150
 PROMPT, CALL, END, ANSWERS = 1100, 64, 0, 4
 
 
@@ -83,8 +80,12 @@ def _text(token_ids: Sequence[int], **how: Any) -> str:
 class Counting(VLLMSampler):
     """The product's sampler on the stand-in; a response's length and tokens depend on its request, as draws do."""
 
-    def __init__(self, seed: int, rows: int) -> None:
-        super().__init__(Nothing(), DecodingConfig(max_new_tokens=LIMIT, batch_rows=CALL), VLLMConfig(), seed)
+    def __init__(self, seed: int, rows: int, median: int) -> None:
+        policy: Any = Nothing()
+        super().__init__(policy, DecodingConfig(max_new_tokens=LIMIT, batch_rows=CALL), VLLMConfig(), seed)
+        self.middle = math.log(median)
+        # The standard deviation of a length's logarithm at which `AT_LIMIT` of the responses reach the limit.
+        self.spread = (math.log(LIMIT) - self.middle) / NormalDist().inv_cdf(1 - AT_LIMIT)
         self.standin = StandIn(rows)
         engine = VLLMEngine.__new__(VLLMEngine)
         engine.__dict__ |= {"_llm": self.standin, "cuda": True, "_asleep": False, "_workers": [], "stale": False}
@@ -96,7 +97,7 @@ class Counting(VLLMSampler):
 
     def _params(self, request: Request, *, step: int, purpose: str, greedy: bool) -> Any:
         rng = generator(self.seed, purpose, step, request.question.id, request.index, len(request.prefix))
-        length = min(math.ceil(math.exp(rng.normal(math.log(MEDIAN), SPREAD))), LIMIT)
+        length = min(math.ceil(math.exp(rng.normal(self.middle, self.spread))), LIMIT)
         left = max(length - len(request.prefix), 1)
         token_ids = rng.integers(1, 10**6, left)
         ends = left + len(request.prefix) < LIMIT
@@ -152,9 +153,11 @@ PLANS = {
 }
 
 
-def count(kind: type[Counting], plan: Plan, seed: int, rows: int = 256) -> tuple[Count, list[Group]]:
+def count(
+    kind: type[Counting], plan: Plan, seed: int, rows: int = 256, median: int = MEDIAN
+) -> tuple[Count, list[Group]]:
     """Sample as `plan` says, and return the counts and the voted groups."""
-    backend = kind(seed, rows)
+    backend = kind(seed, rows, median)
     sampler: Any = TreeSampler(backend, plan.tree) if plan.tree else backend
     questions = [Question(f"q{i}", (), "?", AnswerSpec("integer")) for i in range(plan.questions)]
     votes = VotesConfig(max=plan.votes, stop=plan.stop, round=2, cut_off="count")
@@ -164,26 +167,37 @@ def count(kind: type[Counting], plan: Plan, seed: int, rows: int = 256) -> tuple
     return Count(standin.steps, standin.prompt_tokens, sleeps, drawn_tokens([g.rollouts for g in groups])), groups
 
 
+def row(name: str, options: argparse.Namespace) -> str:
+    """Return a row of the table: means over seeds, and the most forwards of any seed."""
+    before, after = (
+        [count(kind, PLANS[name], seed, options.rows, options.median)[0] for seed in range(options.seeds)]
+        for kind in (Blocking, Counting)
+    )
+    steps, prompts = (
+        [mean(getattr(each, what) for each in side) for side in (before, after)] for what in ("steps", "prompt_tokens")
+    )
+    sleeps = [round(mean(each.sleeps for each in side)) for side in (before, after)]
+    least = mean(each.drawn for each in after) / options.rows
+    return (
+        f"| {name} | {steps[0]:,.0f} | {steps[1]:,.0f} ({max(each.steps for each in after):,}) | {least:,.0f} "
+        f"| {prompts[0]:,.0f} | {prompts[1]:,.0f} | {sleeps[0]} | {sleeps[1]} |"
+    )
+
+
 def main() -> None:
-    """Print a row for each plan, means over seeds."""
+    """Print a row for each plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=256, help="max_num_seqs, sampling.vllm.max_rows")
+    parser.add_argument("--median", type=int, default=MEDIAN, help="median length of a response, in tokens")
+    parser.add_argument("--flat", action="store_true", help="only phases without rounds and trees")
     options = parser.parse_args()
-    print("| phase | steps before | after | after, at most | tokens / rows | prompt tokens before | after | sleeps |")
+    print(
+        "| phase | steps before | after (most) | tokens drawn / rows | prompt tokens before | after | sleeps before | after |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, plan in PLANS.items():
-        before, after = (
-            [count(kind, plan, seed, options.rows)[0] for seed in range(options.seeds)] for kind in (Blocking, Counting)
-        )
-        steps = [mean(each.steps for each in side) for side in (before, after)]
-        prompts = [mean(each.prompt_tokens for each in side) for side in (before, after)]
-        most, least = max(each.steps for each in after), mean(each.drawn for each in after) / options.rows
-        sleeps = f"{mean(each.sleeps for each in before):.0f} → {mean(each.sleeps for each in after):.0f}"
-        print(
-            f"| {name} | {steps[0]:,.0f} | {steps[1]:,.0f} | {most:,} | {least:,.0f} "
-            f"| {prompts[0]:,.0f} | {prompts[1]:,.0f} | {sleeps} |"
-        )
+    for name in list(PLANS)[: 2 if options.flat else None]:
+        print(row(name, options), flush=True)
 
 
 if __name__ == "__main__":

@@ -113,9 +113,12 @@ class StandIn:
 
     def _compute(self, request: _Request, room: int) -> int:
         """Compute up to `room` tokens of the request, draw one if all are computed; return how many."""
-        new = min(len(request.tokens) - request.computed, room)
+        new = len(request.tokens) - request.computed
+        if new > room:
+            new = room
         request.computed += new
-        self.prompt_tokens += new if not request.drawn else new - 1
+        if new != 1 or not request.drawn:
+            self.prompt_tokens += new if not request.drawn else new - 1
         whole = request.computed // self.block
         if whole > request.kept:
             self._name_blocks(request, whole)
@@ -142,8 +145,19 @@ class StandIn:
             request.blocks.append(hash((before, *request.tokens[first : first + self.block])))
 
 
+class _Same:
+    """The log-probs of a token: those of all tokens are the same."""
+
+    logprob = -1.0
+
+    def __getitem__(self, token: int) -> _Same:
+        return self
+
+
+_SAME = _Same()
+
+
 def _output(request: _Request) -> Any:
     ids, ends = request.response
-    logprobs = [{token: SimpleNamespace(logprob=-1.0)} for token in ids]
-    drawn = SimpleNamespace(token_ids=ids, logprobs=logprobs, finish_reason="stop" if ends else "length")
+    drawn = SimpleNamespace(token_ids=ids, logprobs=[_SAME] * len(ids), finish_reason="stop" if ends else "length")
     return SimpleNamespace(request_id=str(request.number), finished=True, outputs=[drawn])
