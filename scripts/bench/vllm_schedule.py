@@ -1,9 +1,10 @@
 """Count the forwards that sampling takes in vLLM, whole phases against blocking calls, on an engine without a model.
 
 Nothing is timed. The product's sampler runs unchanged on a stand-in (`vllm_standin.py`) that schedules as vLLM does.
-Response lengths are lognormal, with 3 % at the limit of 2,048 tokens; their median says how far they spread. "Before" is how the sampler
-called vLLM up to commit 496dce75: each call takes 64 requests (`sampling.batch_rows` of the shipped configurations) and
-waits for the longest; every round of votes, and roots and branches, are calls of their own, with an empty cache.
+Response lengths are lognormal, with 3 % at the limit of 2,048 tokens; their median says how far they spread. "Before"
+is how the sampler called vLLM up to commit 496dce75: each call takes 64 requests (`sampling.batch_rows` of the shipped
+configurations) and waits for the longest; every round of votes, and roots and branches, are calls of their own, with an
+empty cache.
 
     python scripts/bench/vllm_schedule.py [--seeds 5] [--median 150]
 """
@@ -192,9 +193,8 @@ def main() -> None:
     parser.add_argument("--median", type=int, default=MEDIAN, help="median length of a response, in tokens")
     parser.add_argument("--flat", action="store_true", help="only phases without rounds and trees")
     options = parser.parse_args()
-    print(
-        "| phase | steps before | after (most) | tokens drawn / rows | prompt tokens before | after | sleeps before | after |"
-    )
+    columns = "steps before | after (most) | tokens drawn / rows | prompt tokens before | after | sleeps before | after"
+    print(f"| phase | {columns} |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in list(PLANS)[: 2 if options.flat else None]:
         print(row(name, options), flush=True)

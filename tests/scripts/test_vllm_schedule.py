@@ -85,8 +85,8 @@ def test_the_stand_in_counts_forwards_by_hand() -> None:
     forwards = []
     while standin.has_unfinished_requests():
         forwards.append([output.request_id for output in standin.step()])
-    # 1: all of the first and what the second lacks. 2: a token each; the first is done. 3: the third joins and the second
-    # ends. 4: the third ends.
+    # 1: all of the first and what the second lacks. 2: a token each; the first is done. 3: the third joins and the
+    # second ends. 4: the third ends.
     assert forwards == [[], ["0"], ["1"], ["2"]]
     assert standin.prompt_tokens == 3 + 1 + 2
 

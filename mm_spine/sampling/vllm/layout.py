@@ -50,8 +50,8 @@ def check_layout(wanted: int, ranks: int, cards: int | None, heads: int | None =
     name = f"sampling.vllm.tensor_parallel={wanted}"
     if ranks > 1 and ranks % wanted:
         raise ConfigError(
-            f"{name}: an engine takes the cards of {wanted} ranks of one host, and {ranks} ranks run on this one; set it "
-            f"to a divisor of {ranks}"
+            f"{name}: an engine takes the cards of {wanted} ranks of one host, and {ranks} ranks run on this one; "
+            f"set it to a divisor of {ranks}"
         )
     if cards is not None and ranks == 1 and wanted > max(cards, 1):
         raise ConfigError(f"{name}: this process sees {cards} cards; set it to {cards}")

@@ -35,7 +35,8 @@ class VLLMSampler(Backend):
     """Sample with vLLM. All samplers of a policy share one engine, which takes over the weights before it samples.
 
     Log-probs are the policy's, also of greedy responses; only with `top_p` below 1 they are those of the nucleus.
-    Entropies are None; `batch_rows` and `kv_cache_gb` have no effect. A draw depends on the length of the request's prefix too, because vLLM draws in order.
+    Entropies are None; `batch_rows` and `kv_cache_gb` have no effect. A draw depends on the length of the request's
+    prefix too, because vLLM draws in order.
     """
 
     gives_entropies = False

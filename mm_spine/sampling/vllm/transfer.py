@@ -119,8 +119,8 @@ def room(size: int, engines: int) -> tuple[Path, int]:
             return folder, min(size, share)
     raise RunStopped(
         f"the weights have no room on their way to vLLM: {' and '.join(map(str, folders))} have less than "
-        f"{2 * engines * min(size, LEAST):,} bytes free, for {engines} engines on this host; free some, or name another "
-        "folder in TMPDIR"
+        f"{2 * engines * min(size, LEAST):,} bytes free, for {engines} engines on this host; free some, or name "
+        "another folder in TMPDIR"
     )
 
 
