@@ -29,6 +29,7 @@ from mm_spine.runs.run import run
 from mm_spine.sampling.vllm import engine as vllm_engine
 from mm_spine.sampling.vllm import environment
 from mm_spine.sampling.vllm import sampler as vllm_sampler
+from mm_spine.sampling.vllm import transfer
 from mm_spine.sampling.vllm.engine import SamplerDied
 from mm_spine.sampling.vllm.sampler import VLLMSampler
 from mm_spine.training.checkpoint import newest_checkpoint
@@ -184,7 +185,9 @@ def test_a_run_whose_engine_was_killed_stops_with_an_error_and_resumes(
 
 @needs_vllm
 @pytest.mark.slow
-def test_an_engine_in_its_own_process_draws_the_same(policy: Policy) -> None:
+def test_an_engine_in_its_own_process_draws_the_same(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights arrive in buckets that cut tensors, and parts of what vLLM joins, anywhere."""
+    monkeypatch.setattr(transfer, "BUCKET", 50_001)
     questions, sampler = mixed(), sampler_of(policy)
     here = sample(sampler, questions)
     other = tiny_policy(1)
