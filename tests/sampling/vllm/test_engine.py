@@ -27,9 +27,8 @@ from mm_spine.policy.model import Policy
 from mm_spine.runs.listeners.listener import Listener, Step
 from mm_spine.runs.run import run
 from mm_spine.sampling.vllm import engine as vllm_engine
-from mm_spine.sampling.vllm import environment
+from mm_spine.sampling.vllm import environment, transfer
 from mm_spine.sampling.vllm import sampler as vllm_sampler
-from mm_spine.sampling.vllm import transfer
 from mm_spine.sampling.vllm.engine import SamplerDied
 from mm_spine.sampling.vllm.sampler import VLLMSampler
 from mm_spine.training.checkpoint import newest_checkpoint
