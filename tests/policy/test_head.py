@@ -142,7 +142,7 @@ def test_bf16_weights_are_reduced_in_fp32() -> None:
 
 @pytest.mark.parametrize("kl", DIVERGENCES)
 def test_logits_of_bf16_states_are_never_rounded_to_bf16(kl: str) -> None:
-    """Values from bf16 states and head are those of the same numbers in fp32; so are the gradients, up to their type."""
+    """Values from bf16 states and head are those of the same numbers in fp32; so are gradients, up to their type."""
     distribution, half = Distribution(0.8, BANNED), Case(64, kl, torch.bfloat16)
     whole = Case(64, kl)
     whole.hidden, whole.weight = half.hidden.float(), half.weight.float()
