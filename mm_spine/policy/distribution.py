@@ -66,25 +66,6 @@ def logits_of(hidden_SD: Tensor, weight_VD: Tensor) -> Tensor:
     return found
 
 
-def logits_of(hidden_SD: Tensor, weight_VD: Tensor) -> Tensor:
-    """Return the logits (S, V) of hidden states under the head's weight, without gradient for half floats.
-
-    Half floats are multiplied and summed in fp32, and the sum stays in fp32.
-    """
-    # A product in bfloat16 keeps 8 bits of each logit: at a logit of 20 that is a step of 1/8 nat.
-    if weight_VD.dtype not in HALVES:
-        return hidden_SD @ weight_VD.T
-    if weight_VD.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
-        return torch.mm(hidden_SD, weight_VD.T, out_dtype=torch.float32)
-    hidden = hidden_SD.float()
-    found = hidden.new_empty(len(hidden_SD), len(weight_VD))
-    rows = max(1, PIECE // weight_VD.shape[1])
-    for first in range(0, len(weight_VD), rows):
-        part = slice(first, first + rows)
-        torch.mm(hidden, weight_VD[part].float().T, out=found[:, part])
-    return found
-
-
 @cache
 def _places(ids: tuple[int, ...], device: torch.device) -> Tensor:
     # Cached, because a copy to a card for every token would wait for the card.
