@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 from collections.abc import Hashable, Iterable
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_spine.config import CacheConfig, LoraConfig, ModelConfig
-from mm_spine.policy import attention
+from mm_spine.policy import attention, merged
 from mm_spine.policy.distribution import banned_ids
 from mm_spine.policy.errors import FrozenError, ModelError
 from mm_spine.policy.families import family_of, lora_targets, rope_positions
@@ -240,14 +239,14 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write a folder that loads with from_pretrained, processor included.
 
-        LoRA is merged into the weights; the adapter is written beside them, in `adapter/`. Raises NotFinite, and writes
-        nothing, if a weight is NaN or infinite.
+        LoRA is merged into the weights of a file at a time; the adapter is written beside them, in `adapter/`. Raises
+        NotFinite, and writes nothing, if a weight is NaN or infinite.
         """
-        model = self.model if self.peft is None else copy.deepcopy(self.peft).merge_and_unload()
-        assert_finite(model.named_parameters(), f"{folder} is not written; go on from a checkpoint, or lower optim.lr")
+        state = merged.merged_state(self.model)
+        assert_finite(merged.whole(state), f"{folder} is not written; go on from a checkpoint, or lower optim.lr")
         if self.peft is not None:
             self.peft.save_pretrained(folder / "adapter")
-        model.save_pretrained(folder)
+        merged.save(self.model, folder, state)
         self.processor.save_pretrained(folder)
 
 
@@ -276,7 +275,8 @@ def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        # The memory itself, not a copy of it as bytes.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
