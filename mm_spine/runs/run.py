@@ -24,6 +24,7 @@ from mm_spine.reporting.responses import first_responses
 from mm_spine.runs import fingerprint
 from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
+from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together
 from mm_spine.runs.listeners.files import StepFiles
 from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming, listen_to_sampler
 from mm_spine.runs.listeners.live import add_live
@@ -98,14 +99,17 @@ class Run:
         Raises FrozenError if the vision tower has changed.
         """
         # Load the questions and the model, and claim the folder once nothing can be refused any more.
+        check_shared_folders(self.folder.path, self.plan.model)
         self.folder.check(self.config)
         self.listeners.phase("loading")
         for change in changed_lines(self.config, self.plan.method) if self.folder.writes else ():
             log.info("method %s runs with %s", self.config.method.name, change)
-        splits = self.plan.load_splits()
+        with failing_together():
+            splits = self.plan.load_splits()
         if self.resume and self.folder.finished:
             return self._finish_report(splits)
-        policy = self._load_policy()
+        with failing_together():
+            policy = self._load_policy()
         check_askable(splits.adapted.questions, policy, self.config.sampling.max_new_tokens)
         tower = policy.tower_checksum()
         start = self._check_start(policy, splits)
@@ -151,6 +155,7 @@ class Run:
         Returns the fingerprint of summary.json.
         """
         found, source = fingerprint.of_run(self.plan, policy, splits), self.config.evaluation.before
+        check_same_start(found)
         start = shared_start(self.plan, policy, found["model"], splits)
         if source is not None:
             fingerprint.check_shared(source, found)
