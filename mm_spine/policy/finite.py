@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mm_spine.policy.errors import NotFinite
+from mm_spine.policy.partitioned import gathered
 
 PART = 2**24
 """Numbers that are looked at together: torch copies those in bfloat16 to fp32."""
@@ -23,10 +24,11 @@ def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     for name, tensor in named:
         if not tensor.is_floating_point():
             continue
-        for part in tensor.detach().reshape(-1).split(PART):
-            # One pass and one number, without a mask as large as the tensor.
-            if part.numel() and not torch.isfinite(torch.linalg.vector_norm(part, dtype=torch.float32)):
-                return name
+        with gathered(tensor):
+            for part in tensor.detach().reshape(-1).split(PART):
+                # One pass and one number, without a mask as large as the tensor.
+                if part.numel() and not torch.isfinite(torch.linalg.vector_norm(part, dtype=torch.float32)):
+                    return name
     return None
 
 

@@ -30,10 +30,11 @@ from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTimi
 from mm_spine.runs.listeners.live import add_live
 from mm_spine.runs.listeners.trackers.registry import open_trackers
 from mm_spine.runs.machine import environment, peak_memory
-from mm_spine.runs.plan import Plan, Splits, check
+from mm_spine.runs.plan import Plan, Splits, check, partitions
 from mm_spine.runs.signals import noted_signals
 from mm_spine.runs.summary import Findings, Summary, Totals, metrics_by_split, summarise
 from mm_spine.sampling.registry import check_sampler, make_sampler
+from mm_spine.training.engine import zero_settings
 from mm_spine.training.schedule import check_askable
 from mm_spine.types import AnswerKey, LabelledSet
 
@@ -188,7 +189,10 @@ class Run:
         if cache.folder is None and distributed.world_size() > 1:
             # One rank encodes an image for all of them.
             cache = cache.model_copy(update={"folder": self.folder.shared_cache})
-        policy = Policy.load(resolve_model(self.plan.model), self.config.model, self.config.seed, cache)
+        config, partition = self.config, None
+        if partitions(config):
+            partition = zero_settings(config.model.dtype == "bfloat16", 0, config.optim, config.engine)
+        policy = Policy.load(resolve_model(self.plan.model), config.model, config.seed, cache, partition)
         trainable, frozen = policy.count_parameters()
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         return policy

@@ -7,7 +7,7 @@ Writes random bfloat16 weights with exactly the shapes of Qwen/Qwen2.5-VL-3B-Ins
 most 1 GB, and removes what it wrote at the end (7.5 GB, and as much again for the merged model). Tokenizer, processor
 and chat template are those of the shipped digits model: its 423 tokens stand for the first rows of the vocabulary of
 151,936, and it is not Qwen's tokenizer. So the text of the responses means nothing; memory and time are those of the
-real model. Needs 14 GB of free memory and 16 GB of disk. Seconds, processor seconds and the highest resident memory of
+real model. Each part runs in a process of its own. Needs 14 GB of free memory and 16 GB of disk. Seconds, processor seconds and the highest resident memory of
 each phase are printed beside the estimate of `mm-spine adapt --dry-run`.
 """
 
@@ -19,8 +19,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,13 +32,14 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from mm_spine.adapt import Hooks, StepRecord, adapt
+from mm_spine.adapt import Hooks, adapt
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.commands.estimate import estimate
 from mm_spine.config import RunConfig
 from mm_spine.config.layers import build
+from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.folder import INDEX, check_model_folder
-from mm_spine.policy.model import Policy
+from mm_spine.policy.model import Policy, checksum
 from mm_spine.policy.scoring import score_responses
 from mm_spine.runs.fingerprint import starting_weights
 from mm_spine.sampling.registry import make_sampler
@@ -189,54 +191,101 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
     )
 
 
-def rehearse(arguments: argparse.Namespace, phases: Phases) -> dict[str, Any]:
-    """Take all steps. Returns what was found, the figures of the phases apart."""
-    folder, config = arguments.folder / "model", run_config(arguments)
-    asked = question(arguments.image_tokens)
-    records: list[StepRecord] = []
-    found: dict[str, Any] = {"resident_after_imports": resident("VmRSS")}
+def write(arguments: argparse.Namespace, phases: Phases) -> dict[str, Any]:
+    """Write the model folder."""
     with phases.timed("write the model folder"):
-        found["parameters"] = write_model(folder, model_config(arguments.layers, arguments.depth), arguments.seed)
+        config = model_config(arguments.layers, arguments.depth)
+        return {"parameters": write_model(arguments.folder / "model", config, arguments.seed)}
+
+
+def step(arguments: argparse.Namespace, phases: Phases) -> dict[str, Any]:
+    """Load, take one step, write its checkpoint."""
+    folder, config = arguments.folder / "model", run_config(arguments)
+    asked, records = question(arguments.image_tokens), []
     with phases.timed("check the folder"):
         check_model_folder(folder)
     with phases.timed("load"):
         policy = Policy.load(folder, config.model, config.seed)
     with phases.timed("checksums"):
-        found["start"] = starting_weights(policy)
-        tower = policy.tower_checksum()
+        starting_weights(policy)
+        found: dict[str, Any] = {"tower": policy.tower_checksum()}
     with phases.timed("read image and prompt"):
         prompt = policy.prompt(asked)
     found["prompt_tokens"], found["image_tokens"] = len(prompt.ids_L), len(prompt.image_at_I)
     with phases.timed("one step and its checkpoint"):
         hooks = Hooks(on_step=records.append, checkpoints=arguments.folder / "checkpoints")
         adapt([asked], policy, make_sampler(policy, config), config=config, hooks=hooks)
-    found["step"] = {"seconds": records[0].seconds, "report": vars(records[0].report)}
-    rollouts = records[0].groups[0].rollouts
-    found["packed_tokens"] = len(prompt.ids_L) + sum(len(rollout.token_ids) for rollout in rollouts)
-    after = policy.weights()
-    del policy, prompt
+    found["seconds"], found["report"] = records[0].seconds, vars(records[0].report)
+    found["responses"] = [rollout.token_ids for rollout in records[0].groups[0].rollouts]
+    found["packed_tokens"] = len(prompt.ids_L) + sum(map(len, found["responses"]))
+    found["weights"] = digest(policy)
+    found["estimate"] = estimate(config, folder)
+    return found
+
+
+def save(arguments: argparse.Namespace, phases: Phases, responses: Any) -> dict[str, Any]:
+    """Load again, go on from the checkpoint, merge and save."""
+    config, asked = run_config(arguments), question(arguments.image_tokens)
     with phases.timed("load again"):
-        policy = Policy.load(folder, config.model, config.seed)
+        policy = Policy.load(arguments.folder / "model", config.model, config.seed)
     with phases.timed("go on from the checkpoint"):
         hooks = Hooks(checkpoints=arguments.folder / "checkpoints", resume=True)
         adapt([asked], policy, make_sampler(policy, config), config=config, hooks=hooks)
-    found["resumed_to_the_bit"] = all(torch.equal(after[name], p) for name, p in policy.trainable().items())
-    found["tower_unchanged"] = tower == policy.tower_checksum()
-    responses = [rollout.token_ids for rollout in rollouts]
-    distribution = make_sampler(policy, config).distribution  # type: ignore[attr-defined]
+    found: dict[str, Any] = {"weights": digest(policy), "tower": policy.tower_checksum()}
     with phases.timed("score the responses"):
-        (adapted,) = score_responses(policy, [(asked, responses)], distribution)
+        found["scores"] = scores(policy, config, asked, responses)
     with phases.timed("merge and save"):
         policy.save(arguments.folder / "adapted")
-    del policy
-    with phases.timed("load the merged model"):
-        merged = Policy.load(arguments.folder / "adapted", config.model, config.seed)
-    with phases.timed("score with it"):
-        (again,) = score_responses(merged, [(asked, responses)], distribution)
-    gaps = [float(np.abs(a.logp - b.logp).max()) for a, b in zip(adapted, again, strict=True)]
-    found["merged_gap_nats"] = max(gaps)
-    found["estimate"] = estimate(config, folder)
     return found
+
+
+def load_merged(arguments: argparse.Namespace, phases: Phases, responses: Any) -> dict[str, Any]:
+    """Load the merged model and score with it."""
+    config, asked = run_config(arguments), question(arguments.image_tokens)
+    with phases.timed("load the merged model"):
+        policy = Policy.load(arguments.folder / "adapted", config.model, config.seed)
+    with phases.timed("score with it"):
+        return {"scores": scores(policy, config, asked, responses)}
+
+
+def digest(policy: Policy) -> str:
+    """Return a checksum of the trainable weights."""
+    return checksum(policy.trainable().items())
+
+
+def scores(policy: Policy, config: RunConfig, asked: Question, responses: Any) -> list[Any]:
+    """Return the log-probs of the responses."""
+    distribution = Distribution(config.sampling.temperature, policy.banned)
+    return [scored.logp for scored in score_responses(policy, [(asked, responses)], distribution)[0]]
+
+
+def in_a_process(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Run a part in a process of its own, as a user would; add its phases and its memory after the imports."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_part, (work, *arguments))
+
+
+def _part(work: Callable[..., dict[str, Any]], arguments: argparse.Namespace, *more: Any) -> dict[str, Any]:
+    phases, imported = Phases(), resident("VmRSS")
+    return {**work(arguments, phases, *more), "phases": phases.done, "imported": imported}
+
+
+def rehearse(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Take all parts in turn. Returns what was found."""
+    written = in_a_process(write, arguments)
+    stepped = in_a_process(step, arguments)
+    saved = in_a_process(save, arguments, stepped["responses"])
+    merged = in_a_process(load_merged, arguments, stepped["responses"])
+    gaps = [float(np.abs(a - b).max()) for a, b in zip(saved["scores"], merged["scores"], strict=True)]
+    return {
+        **{"parameters": written["parameters"], "imported": stepped["imported"]},
+        **{name: stepped[name] for name in ("prompt_tokens", "image_tokens", "packed_tokens", "seconds", "report")},
+        "estimate": stepped["estimate"],
+        "resumed_to_the_bit": stepped["weights"] == saved["weights"],
+        "tower_unchanged": stepped["tower"] == saved["tower"],
+        "merged_gap_nats": max(gaps),
+        "phases": [phase for part in (written, stepped, saved, merged) for phase in part["phases"]],
+    }
 
 
 def total_estimate(parts: Mapping[str, Any], packed_tokens: int) -> int:
@@ -247,17 +296,17 @@ def total_estimate(parts: Mapping[str, Any], packed_tokens: int) -> int:
     return int(sums + parts["bytes_activations_per_packed_token"] * packed_tokens)
 
 
-def report(found: Mapping[str, Any], phases: Phases) -> None:
+def report(found: Mapping[str, Any]) -> None:
     """Print the table of phases, and peak against estimate."""
     table = Table("phase", "seconds", "processor seconds", "highest resident GB", "resident at its end GB")
-    for phase in phases.done:
+    for phase in found["phases"]:
         seconds = f"{phase.seconds:.1f}", f"{phase.processor_seconds:.1f}"
         table.add_row(phase.name, *seconds, f"{phase.peak / 1e9:.2f}", f"{phase.held / 1e9:.2f}")
     console = Console(width=120)
     console.print(table)
-    peak = max(phase.peak for phase in phases.done)
+    peak = max(phase.peak for phase in found["phases"])
     expected = total_estimate(found["estimate"], found["packed_tokens"])
-    base = found["resident_after_imports"]
+    base = found["imported"]
     console.print(f"highest resident memory {peak / 1e9:.2f} GB, {base / 1e9:.2f} GB of it after the imports alone")
     console.print(f"the estimate {expected / 1e9:.2f} GB: {expected / peak:.3f} of the highest")
     console.print(f"without the imports: {expected / (peak - base):.3f}")
@@ -277,14 +326,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.folder.exists():
         parser.error(f"{arguments.folder} exists: name a new folder")
-    phases = Phases()
     try:
-        found = rehearse(arguments, phases)
-        report(found, phases)
-        print(json.dumps({key: value for key, value in found.items() if key != "estimate"}, default=str))
+        found = rehearse(arguments)
+        report(found)
+        print(json.dumps({key: value for key, value in found.items() if key != "phases"}))
         if arguments.json is not None:
-            figures = {**found, "phases": [phase._asdict() for phase in phases.done], "threads": torch.get_num_threads()}
-            arguments.json.write_text(json.dumps({**figures, "cpus": os.cpu_count()}, default=str, indent=1))
+            phases = [phase._asdict() for phase in found["phases"]]
+            figures = {**found, "phases": phases, "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
+            arguments.json.write_text(json.dumps(figures, indent=1))
     finally:
         if not arguments.keep:
             shutil.rmtree(arguments.folder, ignore_errors=True)

@@ -30,7 +30,8 @@ def test_the_files_are_those_of_a_merged_copy_to_the_byte(
     copy.deepcopy(policy.peft).merge_and_unload().save_pretrained(tmp_path / "peft", max_shard_size=100_000)
     files = sorted(path.name for path in (tmp_path / "peft").glob("*.safetensors*"))
     assert len(files) > 2 and files == sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors*"))
-    for name in (*files, "config.json"):
+    policy.peft.save_pretrained(tmp_path / "peft" / "adapter")
+    for name in (*files, "config.json", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "peft" / name).read_bytes(), name
     assert all(torch.equal(before[name], weight) for name, weight in policy.model.state_dict().items())
 
@@ -74,6 +75,6 @@ def test_merged_weights_live_one_file_at_a_time(tmp_path: Path, monkeypatch: pyt
 def test_a_transformers_that_saves_the_weights_unmerged_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merged.MergedWeight, "contiguous", lambda self: self.as_subclass(torch.Tensor))
+    monkeypatch.setattr(merged.LaterWeight, "contiguous", lambda self: self.as_subclass(torch.Tensor))
     with pytest.raises(ModelError, match="without their adapters"):
         tiny_policy(4, LORA).save(tmp_path / "adapted")

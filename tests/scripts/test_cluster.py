@@ -37,10 +37,9 @@ def on_two_hosts(place: Path, arguments: Sequence[str]) -> list[tuple[int, str]]
     agents = []
     for host in ("a", "b"):
         (place / host).mkdir(parents=True)
-        log = (place / f"{host}.log").open("w")
-        command = [str(CLUSTER / "agent.sh"), *arguments]
-        env = {**usual, **cluster, **ours}
-        agents.append(subprocess.Popen(command, cwd=place / host, env=env, stdout=log, stderr=subprocess.STDOUT))
+        command, env = [str(CLUSTER / "agent.sh"), *arguments], {**usual, **cluster, **ours}
+        with (place / f"{host}.log").open("w") as log:
+            agents.append(subprocess.Popen(command, cwd=place / host, env=env, stdout=log, stderr=subprocess.STDOUT))
     try:
         codes = [agent.wait(TIMEOUT) for agent in agents]
     finally:

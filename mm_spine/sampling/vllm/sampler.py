@@ -49,6 +49,7 @@ class VLLMSampler(Backend):
         self._banned = dict.fromkeys(policy.banned, -math.inf)
         if policy in _engines:
             _engines[policy].stale = True
+        self._take_over_together()
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Have the engine take over the policy's trainable weights before it samples again."""
@@ -56,6 +57,13 @@ class VLLMSampler(Backend):
         super().sync(weights)
         if self.policy in _engines:
             _engines[self.policy].stale = True
+        self._take_over_together()
+
+    def _take_over_together(self) -> None:
+        """With partitioned weights, give the engine the weights now: all ranks are here, and later one may not be."""
+        if self.policy.partitioned:
+            with self._engine().ready(self.policy):
+                pass
 
     @torch.no_grad()
     def complete(

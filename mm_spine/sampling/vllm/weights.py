@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_spine.policy.merged import merged_weight
 from mm_spine.policy.model import Policy
+from mm_spine.policy.partitioned import gathered
 
 HEAD = "lm_head.weight"
 
@@ -26,7 +28,8 @@ def served_weights(policy: Policy, trained_only: bool = False) -> Iterator[tuple
         # A tied head is sent beside the embedding; vLLM would keep the old one.
         head = policy.text.head.weight
         if head.requires_grad or not trained_only:
-            yield HEAD, head.detach()
+            with gathered(head):
+                yield HEAD, head.detach()
 
 
 def _weights_of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
@@ -35,7 +38,8 @@ def _weights_of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tu
         return
     for own, parameter in module.named_parameters(recurse=False):
         if parameter.requires_grad or not trained_only:
-            yield f"{name}.{own}", parameter.detach()
+            with gathered(parameter):
+                yield f"{name}.{own}", parameter.detach()
     for child, part in module.named_children():
         yield from _weights_of(part, f"{name}.{child}", trained_only)
 
@@ -44,5 +48,5 @@ def _merged(module: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the weight of a projection with LoRA, W + scale * B A, and its bias."""
     # The bias goes too, although it is frozen: vLLM initialises a module anew when it loads a part of it.
     for own, parameter in module.base_layer.named_parameters():
-        added = own == "weight"
-        yield f"{name}.{own}", parameter + module.get_delta_weight("default") if added else parameter.detach()
+        with gathered(parameter):
+            yield f"{name}.{own}", merged_weight(module) if own == "weight" else parameter.detach()
