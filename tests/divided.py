@@ -14,7 +14,7 @@ from unittest import mock
 
 import deepspeed
 import torch
-from ranks import QUESTIONS, STEP, Saved, sgd
+from ranks import CASES, QUESTIONS, STEP, Saved, sgd
 from small import Silent, small_config
 from torch import Tensor
 
@@ -82,11 +82,11 @@ def config_of(folder: Path, train: str) -> RunConfig:
     (folder / "deepspeed.json").write_text(json.dumps(NOTHING_KEPT))
     engine = {"zero_stage": 3, "keep_whole": False, "deepspeed": str(folder / "deepspeed.json"), "token_budget": 1}
     model = {"path": str(folder / "model"), "train": train}
-    return small_config(STEP, {"engine": engine, "model": model, "sampling": {"backend": "vllm"}})
+    return small_config(STEP, CASES["epochs"], {"engine": engine, "model": model, "sampling": {"backend": "vllm"}})
 
 
 def one_step(policy: Policy, config: RunConfig, rollouts: Mapping[str, Any], sampler: Any = None) -> dict[str, Any]:
-    """The whole gradient of a step, and its report."""
+    """The whole gradients of a step's two epochs, the second of them with a KL to the start, and its report."""
     gradients, records = [], []
     usual = Engine.step
 
@@ -97,7 +97,7 @@ def one_step(policy: Policy, config: RunConfig, rollouts: Mapping[str, Any], sam
     with mock.patch("torch.optim.AdamW", sgd), mock.patch.object(Engine, "step", stepping):
         hooks = Hooks(on_step=records.append)
         adapt(QUESTIONS, policy, Silent(sampler or Saved(rollouts)), config=config, hooks=hooks)
-    return {"gradients": gradients[0], "report": vars(records[0].report)}
+    return {"gradients": gradients, "report": vars(records[0].report)}
 
 
 def load(config: RunConfig, watch: Watch) -> Policy:

@@ -96,7 +96,7 @@ def _bytes(config: RunConfig, sizes: Sizes, trained: int, frozen: int, text: int
     anchored = trained and config.method.kl != "none"
     return {
         "bytes_weights": (trained + frozen) * size,
-        "bytes_zero3_copy": text * size if trained and stage == 3 else 0,
+        "bytes_zero3_copy": text * size if trained and stage == 3 and config.engine.keep_whole else 0,
         "bytes_gradients": trained * size,
         "bytes_optimizer": trained * (_MOMENTS + master),
         "bytes_reference": trained * size if anchored else 0,

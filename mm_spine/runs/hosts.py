@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -13,8 +14,13 @@ from typing import Any
 from uuid import uuid4
 
 from mm_spine import distributed
-from mm_spine.config import ConfigError
+from mm_spine.config import ConfigError, RunConfig
 from mm_spine.files import fingerprint
+
+log = logging.getLogger(__name__)
+
+LARGE = 10**9
+"""Bytes of weights from which whole copies beside divided ones are worth a warning."""
 
 VISIBLE_SECONDS = 10.0
 """How long another host may take to see a file that rank 0 has written: network file systems cache what they list."""
@@ -47,6 +53,17 @@ def check_shared_folders(output: Path, model: str) -> None:
     is_folder = distributed.same_on_all(Path(model).exists())
     missing = is_folder and not Path(model).exists()
     _raise_first(f"model={model}: not there{_here()}; copy it to the same path on every host" if missing else None)
+
+
+def warn_of_whole_weights(config: RunConfig, folder: Path) -> None:
+    """Warn on rank 0 if ZeRO-3 divides the weights of a large model, and each rank keeps them whole all the same."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if config.engine.zero_stage == 3 and distributed.world_size() > 1 and size > LARGE and distributed.rank() == 0:
+        log.warning(
+            "engine.zero_stage=3: each of %d ranks also keeps the whole weights, %.1f GB, to sample from; for a model "
+            "that does not fit, set engine.keep_whole=false and sampling.backend=vllm",
+            *(distributed.world_size(), size / 1e9),
+        )
 
 
 def check_same_start(found: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from mm_spine.reporting.responses import first_responses
 from mm_spine.runs import fingerprint
 from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
-from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together
+from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together, warn_of_whole_weights
 from mm_spine.runs.listeners.files import StepFiles
 from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming, listen_to_sampler
 from mm_spine.runs.listeners.live import add_live
@@ -189,10 +189,12 @@ class Run:
         if cache.folder is None and distributed.world_size() > 1:
             # One rank encodes an image for all of them.
             cache = cache.model_copy(update={"folder": self.folder.shared_cache})
-        config, partition = self.config, None
+        config, partition, folder = self.config, None, resolve_model(self.plan.model)
         if partitions(config):
             partition = zero_settings(config.model.dtype == "bfloat16", 0, config.optim, config.engine)
-        policy = Policy.load(resolve_model(self.plan.model), config.model, config.seed, cache, partition)
+        else:
+            warn_of_whole_weights(config, folder)
+        policy = Policy.load(folder, config.model, config.seed, cache, partition)
         trainable, frozen = policy.count_parameters()
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         return policy

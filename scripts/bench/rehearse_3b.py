@@ -278,7 +278,8 @@ def rehearse(arguments: argparse.Namespace) -> dict[str, Any]:
     merged = in_a_process(load_merged, arguments, stepped["responses"])
     gaps = [float(np.abs(a - b).max()) for a, b in zip(saved["scores"], merged["scores"], strict=True)]
     return {
-        **{"parameters": written["parameters"], "imported": stepped["imported"]},
+        "parameters": written["parameters"],
+        "imported": stepped["imported"],
         **{name: stepped[name] for name in ("prompt_tokens", "image_tokens", "packed_tokens", "seconds", "report")},
         "estimate": stepped["estimate"],
         "resumed_to_the_bit": stepped["weights"] == saved["weights"],
@@ -317,8 +318,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     for name, default in {
-        **{"layers": 36, "depth": 32, "image-tokens": 256},
-        **{"rollouts": 4, "response-tokens": 16, "seed": 0},
+        "layers": 36,
+        "depth": 32,
+        "image-tokens": 256,
+        "rollouts": 4,
+        "response-tokens": 16,
+        "seed": 0,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep", action="store_true", help="leave the folders")

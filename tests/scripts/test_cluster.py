@@ -64,7 +64,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_agents_take_the_steps_of_one_process(inputs: Path, tmp_path: Path) -> None:
-    ended = on_two_hosts(tmp_path / "hosts", [str(inputs / "config.yaml"), "--output", str(tmp_path / "shared" / "run")])
+    ended = on_two_hosts(
+        tmp_path / "hosts", [str(inputs / "config.yaml"), "--output", str(tmp_path / "shared" / "run")]
+    )
     assert [code for code, _ in ended] == [0, 0], "\n".join(text[-3000:] for _, text in ended)
     config = small_config(yaml.safe_load((inputs / "config.yaml").read_text()))
     run(config, tmp_path / "one")
