@@ -45,7 +45,8 @@ def check_shared_folders(output: Path, model: str) -> None:
     finally:
         # Every rank has looked, or has the error of one that cannot.
         if distributed.rank() == 0:
-            token.unlink(missing_ok=True)
+            with suppress(OSError):
+                token.unlink(missing_ok=True)
             if made:
                 # A refused run leaves nothing behind.
                 with suppress(OSError):

@@ -7,8 +7,8 @@ Writes random bfloat16 weights with exactly the shapes of Qwen/Qwen2.5-VL-3B-Ins
 most 1 GB, and removes what it wrote at the end (7.5 GB, and as much again for the merged model). Tokenizer, processor
 and chat template are those of the shipped digits model: its 423 tokens stand for the first rows of the vocabulary of
 151,936, and it is not Qwen's tokenizer. So the text of the responses means nothing; memory and time are those of the
-real model. Each part runs in a process of its own. Needs 14 GB of free memory and 16 GB of disk. Seconds, processor seconds and the highest resident memory of
-each phase are printed beside the estimate of `mm-spine adapt --dry-run`.
+real model. Each part runs in a process of its own. Needs 14 GB of free memory and 16 GB of disk. Seconds, processor
+seconds and the highest resident memory of each phase are printed beside the estimate of `mm-spine adapt --dry-run`.
 """
 
 from __future__ import annotations
