@@ -36,7 +36,7 @@ from mm_spine.adapt import Hooks, adapt
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.commands.estimate import estimate
 from mm_spine.config import RunConfig
-from mm_spine.config.layers import build
+from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.folder import INDEX, check_model_folder
 from mm_spine.policy.model import Policy, checksum
@@ -174,7 +174,7 @@ def question(tokens: int) -> Question:
 
 def run_config(arguments: argparse.Namespace) -> RunConfig:
     """Return the settings: one step on one question, LoRA, bfloat16."""
-    return build(
+    return configure(
         {
             "model": {"path": str(arguments.folder / "model"), "dtype": "bfloat16", "train": "lora"},
             # The responses hold no answer, so no vote has a winner: every token is kept in the band, which has a
