@@ -48,5 +48,8 @@ def _merged(module: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the weight of a projection with LoRA, W + scale * B A, and its bias."""
     # The bias goes too, although it is frozen: vLLM initialises a module anew when it loads a part of it.
     for own, parameter in module.base_layer.named_parameters():
-        with gathered(parameter):
-            yield f"{name}.{own}", merged_weight(module) if own == "weight" else parameter.detach()
+        if own == "weight":
+            yield f"{name}.{own}", merged_weight(module)
+        else:
+            with gathered(parameter):
+                yield f"{name}.{own}", parameter.detach()
