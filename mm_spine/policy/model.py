@@ -239,13 +239,13 @@ class Policy:
             parameter.copy_(weights[name])
         self.version += 1
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write a folder that loads with from_pretrained, processor included.
 
         LoRA is merged into the weights of a file at a time; the adapter is written beside them, in `adapter/`. Raises
         NotFinite, and writes nothing, if a weight is NaN or infinite.
         """
-        state = SavedState(self.model)
+        folder, state = Path(folder), SavedState(self.model)
         try:
             assert_finite(state.whole(), f"{folder} is not written; go on from a checkpoint, or lower optim.lr")
             if self.peft is not None:
