@@ -207,8 +207,12 @@ def weight_bytes(load: Load) -> int:
 
 
 def zero3_bytes(config: RunConfig, load: Load) -> int:
-    """Return the training copy of ZeRO stage 3: text model, adapters and trained mergers x size."""
-    return load.text * load.size if load.trained and config.engine.zero_stage == 3 else 0
+    """Return the training copy of ZeRO stage 3: text model, adapters and trained mergers x size.
+
+    With `engine.keep_whole=false` the divided weights are the only ones.
+    """
+    copied = load.trained and config.engine.zero_stage == 3 and config.engine.keep_whole
+    return load.text * load.size if copied else 0
 
 
 def optimizer_bytes(config: RunConfig, load: Load) -> int:

@@ -282,6 +282,11 @@ class EngineConfig(_Section):
         default=0,
         description="what ranks divide: 1 optimiser state, 2 gradients too, 3 a training copy of the weights too",
     )
+    keep_whole: bool = Field(
+        default=True,
+        description="with `zero_stage: 3`, also keep whole weights on each rank to sample from; `false`: no rank holds "
+        "them, for a model that does not fit, which vLLM must sample from",
+    )
     token_budget: Budget = Field(
         default=8192, description="most packed tokens of a micro-batch; only a single longer response exceeds it"
     )

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from mm_spine.policy.errors import NotFinite
+from mm_spine.policy.partitioned import gathered
+
+PART = 2**24
+"""Numbers that are looked at together: torch copies those in bfloat16 to fp32."""
 
 
 @torch.no_grad()
@@ -19,11 +23,13 @@ def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     overflow in every norm layer and dot product.
     """
     for name, tensor in named:
-        if tensor.is_floating_point() and tensor.numel():
-            # One pass and one number, without a mask as large as the tensor.
-            norm = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32)
-            if not torch.isfinite(norm):
-                return name
+        if not tensor.is_floating_point():
+            continue
+        with gathered(tensor):
+            for part in tensor.detach().reshape(-1).split(PART):
+                # One pass and one number, without a mask as large as the tensor.
+                if part.numel() and not torch.isfinite(torch.linalg.vector_norm(part, dtype=torch.float32)):
+                    return name
     return None
 
 

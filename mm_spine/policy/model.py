@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mm_spine.config import CacheConfig, LoraConfig, ModelConfig
-from mm_spine.policy import attention
+from mm_spine.policy import attention, partitioned
 from mm_spine.policy.distribution import banned_ids
 from mm_spine.policy.errors import FrozenError, ModelError
-from mm_spine.policy.families import family_of, lora_targets, rope_positions
+from mm_spine.policy.families import Family, family_of, lora_targets, rope_positions
 from mm_spine.policy.finite import assert_finite
 from mm_spine.policy.folder import read_family, resolve_model
 from mm_spine.policy.image_cache import ImageCache
 from mm_spine.policy.kernels import backend_name, why_not_flash_attn
+from mm_spine.policy.merged import SavedState
 from mm_spine.policy.packed import Prompt
 from mm_spine.policy.parameters import check_loaded
 from mm_spine.policy.processor_files import load_processor
@@ -80,6 +81,8 @@ class Policy:
         mergers = self.family.mergers if train_merger else ()
         self.text = TextPolicy(language_model, model.lm_head.weight, self.family, self.tower if train_merger else None)
         self.images = ImageCache(self.tower, mergers, cache, self.tower_checksum)
+        # Whether ranks divide the text model's weights, so that each use of them is a collective.
+        self.partitioned = any(map(partitioned.is_partitioned, self.text.parameters()))
         self.banned = banned_ids(self.tokenizer)
         self.skipped: dict[str, str] = {}
         # Counts the changes of the trainable weights. A sampler takes the number over with the weights.
@@ -89,30 +92,29 @@ class Policy:
 
     @classmethod
     def load(
-        cls, path: str | Path, config: ModelConfig | None = None, seed: int = 0, cache: CacheConfig | None = None
+        cls,
+        path: str | Path,
+        config: ModelConfig | None = None,
+        seed: int = 0,
+        cache: CacheConfig | None = None,
+        partition: Mapping[str, Any] | None = None,
     ) -> Policy:
         """Load from a local folder or a hub id, after `check_model_folder`. Raises ModelError before weights are read.
 
-        Raises NotFinite for weights that are NaN or infinite.
+        With DeepSpeed's settings in `partition`, ranks divide the text model's weights (`policy.partitioned`). Raises
+        NotFinite for weights that are NaN or infinite.
         """
-        import transformers
-
         config = config or ModelConfig()
         folder = resolve_model(str(path))
-        family = read_family(folder)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, found = getattr(transformers, family.auto_model).from_pretrained(
-            folder,
-            dtype=DTYPES[config.dtype],
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        check_loaded(folder, found)
+        family, dtype = read_family(folder), DTYPES[config.dtype]
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        if partition is None:
+            model = _load_whole(folder, family, dtype)
+        else:
+            model = partitioned.load(folder, family, dtype, device, partition)
         assert_finite(model.named_parameters(), f"the weights in {folder} are damaged; fetch the folder again")
         processor = load_processor(folder, family)
-        return cls(model.to(torch.device(device)).eval(), processor, config, seed, cache)
+        return cls(model.to(device).eval(), processor, config, seed, cache)
 
     @property
     def device(self) -> torch.device:
@@ -226,7 +228,7 @@ class Policy:
 
     def count_parameters(self) -> tuple[int, int]:
         """Return the counts of (trainable, frozen) parameters, by `requires_grad`."""
-        sizes = [(p.requires_grad, p.numel()) for p in self.model.parameters()]
+        sizes = [(p.requires_grad, partitioned.size_of(p)) for p in self.model.parameters()]
         return sum(n for grad, n in sizes if grad), sum(n for grad, n in sizes if not grad)
 
     def tower_checksum(self) -> str:
@@ -265,18 +267,42 @@ class Policy:
             parameter.copy_(weights[name])
         self.version += 1
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write a folder that loads with from_pretrained, processor included.
 
-        LoRA is merged into the weights; the adapter is written beside them, in `adapter/`. Raises NotFinite, and writes
-        nothing, if a weight is NaN or infinite.
+        LoRA is merged into the weights of a file at a time; the adapter is written beside them, in `adapter/`. Raises
+        NotFinite, and writes nothing, if a weight is NaN or infinite.
         """
-        model = self.model if self.peft is None else copy.deepcopy(self.peft).merge_and_unload()
-        assert_finite(model.named_parameters(), f"{folder} is not written; go on from a checkpoint, or lower optim.lr")
-        if self.peft is not None:
-            self.peft.save_pretrained(folder / "adapter")
-        model.save_pretrained(folder)
+        folder, state = Path(folder), SavedState(self.model)
+        try:
+            assert_finite(state.whole(), f"{folder} is not written; go on from a checkpoint, or lower optim.lr")
+            if self.peft is not None:
+                state.save_adapter(self.peft, folder / "adapter")
+            state.save(folder)
+        finally:
+            state.done()
         self.processor.save_pretrained(folder)
+
+    def help_saving(self) -> None:
+        """While rank 0 runs `save`, hand over this rank's parts of partitioned weights."""
+        if self.partitioned:
+            SavedState(self.model).help()
+
+
+def _load_whole(folder: Path, family: Family, dtype: torch.dtype) -> Any:
+    """Load a checked model folder to the CPU. Raises ModelError."""
+    import transformers
+
+    model, found = getattr(transformers, family.auto_model).from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    check_loaded(folder, found)
+    return model
 
 
 def _key(question: Question) -> Hashable:
@@ -302,9 +328,11 @@ def _image_key(image: ImageLike) -> Hashable:
 def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Return the SHA-256 over names and bytes, in the order of the names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors):
+    for name, tensor in sorted(tensors, key=itemgetter(0)):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        with partitioned.gathered(tensor):
+            # The memory itself, not a copy of it as bytes.
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

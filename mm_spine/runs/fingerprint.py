@@ -38,7 +38,7 @@ def of_run(plan: Plan, policy: Policy, splits: Splits) -> dict[str, Any]:
 
 def starting_weights(policy: Policy) -> str:
     """Return the SHA-256 of the model's weights, LoRA's adapters left out: they are new in each run."""
-    weights = policy.model.state_dict()
+    weights = policy.model.state_dict(keep_vars=True)
     return checksum(
         (name.replace(".base_layer.", "."), weight) for name, weight in weights.items() if ".lora_" not in name
     )

@@ -230,6 +230,7 @@ class RunFolder:
     def save_adapted(self, policy: Policy) -> None:
         """Save the model to adapted/. A crash while writing leaves no half-written adapted/ behind."""
         if not self.writes:
+            policy.help_saving()
             return
         with files.atomic_folder(self.adapted, self.path / "adapted.writing") as unfinished:
             policy.save(unfinished)

@@ -118,6 +118,7 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
         raise ConfigError(f"method.band_anchor=initial: method {config.method.name!r} has no band")
     if config.scope == "question" and distributed.launched_processes() > 1:
         raise ConfigError("scope=question runs on one process: start one run per GPU, each with its own questions")
+    _check_partition(config)
     check_sampler(config.sampling.backend)
     lmms_hook.check(config)
     trackers.check(config.reporting)
@@ -128,6 +129,30 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
         check_model_folder(Path(model))
     check_sampling(config, Path(model) if Path(model).exists() else None)
     return Plan(config, benchmark, method, str(model))
+
+
+def partitions(config: RunConfig) -> bool:
+    """Whether ranks divide the weights so that none holds them all. One process has nobody to divide them with."""
+    return config.engine.zero_stage == 3 and not config.engine.keep_whole and distributed.launched_processes() > 1
+
+
+def _check_partition(config: RunConfig) -> None:
+    """Raise ConfigError for what reads or copies whole weights where no rank is to hold them."""
+    if config.engine.keep_whole:
+        return
+    if config.engine.zero_stage != 3:
+        raise ConfigError("engine.keep_whole=false: only engine.zero_stage=3 divides the weights; set that too")
+    wrong = {
+        "sampling.backend=hf": config.sampling.backend == "hf",
+        "model.train_merger=true": config.model.train_merger,
+        "engine.measure_update=true": config.engine.measure_update,
+        "sampling.vllm.tensor_parallel above 1": config.sampling.vllm.tensor_parallel > 1,
+        "evaluation.lmms_eval": bool(config.evaluation.lmms_eval),
+    }
+    for key, used in wrong.items():
+        if used:
+            advice = "set sampling.backend=vllm" if key.startswith("sampling") else "leave it out"
+            raise ConfigError(f"engine.keep_whole=false: {key} reads whole weights, which no rank holds; {advice}")
 
 
 def _check_files(config: RunConfig) -> None:

@@ -25,15 +25,17 @@ from mm_spine.reporting.responses import first_responses
 from mm_spine.runs import fingerprint
 from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
+from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together, warn_of_whole_weights
 from mm_spine.runs.listeners.files import StepFiles
 from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming, listen_to_sampler
 from mm_spine.runs.listeners.live import add_live
 from mm_spine.runs.listeners.trackers.registry import open_trackers
 from mm_spine.runs.machine import environment, peak_memory
-from mm_spine.runs.plan import Plan, Splits, check
+from mm_spine.runs.plan import Plan, Splits, check, partitions
 from mm_spine.runs.signals import noted_signals
 from mm_spine.runs.summary import Findings, Summary, Totals, metrics_by_split, summarise
 from mm_spine.sampling.registry import check_sampler, make_sampler
+from mm_spine.training.engine import zero_settings
 from mm_spine.training.schedule import check_askable
 from mm_spine.types import AnswerKey, LabelledSet
 
@@ -99,14 +101,17 @@ class Run:
         Raises FrozenError if the vision tower has changed.
         """
         # Load the questions and the model, and claim the folder once nothing can be refused any more.
+        check_shared_folders(self.folder.path, self.plan.model)
         self.folder.check(self.config)
         self.listeners.phase("loading")
         for change in changed_lines(self.config, self.plan.method) if self.folder.writes else ():
             log.info("method %s runs with %s", self.config.method.name, change)
-        splits = self.plan.load_splits()
+        with failing_together():
+            splits = self.plan.load_splits()
         if self.resume and self.folder.finished:
             return self._finish_report(splits)
-        policy = self._load_policy()
+        with failing_together():
+            policy = self._load_policy()
         check_askable(splits.adapted.questions, policy, self.config.sampling.max_new_tokens)
         tower = policy.tower_checksum()
         start = self._check_start(policy, splits)
@@ -155,6 +160,7 @@ class Run:
         Returns the fingerprint of summary.json.
         """
         found, source = fingerprint.of_run(self.plan, policy, splits), self.config.evaluation.before
+        check_same_start(found)
         start = shared_start(self.plan, policy, found["model"], splits)
         if source is not None:
             fingerprint.check_shared(source, found)
@@ -187,7 +193,12 @@ class Run:
         if cache.folder is None and distributed.world_size() > 1:
             # One rank encodes an image for all of them.
             cache = cache.model_copy(update={"folder": self.folder.shared_cache})
-        policy = Policy.load(resolve_model(self.plan.model), self.config.model, self.config.seed, cache)
+        config, partition, folder = self.config, None, resolve_model(self.plan.model)
+        if partitions(config):
+            partition = zero_settings(config.model.dtype == "bfloat16", 0, config.optim, config.engine)
+        else:
+            warn_of_whole_weights(config, folder)
+        policy = Policy.load(folder, config.model, config.seed, cache, partition)
         trainable, frozen = policy.count_parameters()
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         return policy

@@ -23,11 +23,16 @@ from mm_spine.policy.finite import first_not_finite
 from mm_spine.policy.head import Anchor
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import PackedBatch
+from mm_spine.policy.partitioned import size_of
 from mm_spine.policy.text import Trained
 
 
 class Engine:
-    """Owns the optimiser. Under ZeRO-3 it trains a partitioned copy and `publish` refreshes the whole weights."""
+    """Owns the optimiser.
+
+    Under ZeRO-3 it trains a partitioned copy and `publish` refreshes the whole weights, unless the policy's own weights
+    are partitioned.
+    """
 
     def __init__(self, policy: Policy, optim: OptimConfig, config: EngineConfig) -> None:
         if policy.device.type == "cpu":
@@ -43,7 +48,9 @@ class Engine:
         policy.assert_frozen()
         self.policy = policy
         self.partitioned = config.zero_stage == 3
-        module = deepcopy(policy.text) if self.partitioned else policy.text
+        # Without whole weights to sample from, the policy's own parameters are those that are partitioned.
+        self._copied = self.partitioned and not policy.partitioned
+        module = deepcopy(policy.text) if self._copied else policy.text
         self._checkpointed = checkpoint_layers(module.language_model) if config.checkpoint_activations else []
         trainable = [p for p in module.parameters() if p.requires_grad]
         # On a GPU one kernel takes the step, without temporaries. On a CPU torch chooses.
@@ -80,6 +87,18 @@ class Engine:
         norm = self._engine.get_global_grad_norm() if whole is None else whole
         self.publish()
         return float(norm), None if before is None else self._distance(before)
+
+    @contextmanager
+    def other_weights(self) -> Iterator[None]:
+        """Run a block with other values in the policy's parameters; no gathered value outlives it or enters it."""
+        if self._copied or not self.partitioned:
+            yield
+            return
+        self._optimizer.parameter_offload.partition_all_parameters()
+        try:
+            yield
+        finally:
+            self._optimizer.parameter_offload.partition_all_parameters()
 
     def gradients_are_finite(self) -> bool:
         """Return whether this rank's share of the gradient is finite. Call it between `backward` and `step`."""
@@ -146,7 +165,7 @@ class Engine:
 
     def publish(self) -> None:
         """Copy partitioned weights into the policy's whole ones. Below ZeRO-3 the engine trains those themselves."""
-        if not self.partitioned:
+        if not self._copied:
             return
         import deepspeed
 
@@ -279,15 +298,19 @@ def _training(layers: Sequence[Any]) -> Iterator[None]:
 
 def deepspeed_settings(policy: Policy, optim: OptimConfig, config: EngineConfig) -> dict[str, Any]:
     """Return DeepSpeed's configuration: the file `engine.deepspeed` if given, overlaid with the keys that are ours."""
+    size = sum(map(size_of, policy.trainable().values()))
+    return zero_settings(policy.text.head.weight.dtype == torch.bfloat16, size, optim, config)
+
+
+def zero_settings(bf16: bool, size: int, optim: OptimConfig, config: EngineConfig) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for `size` trainable parameters, or for loading a model partitioned (0)."""
     settings: dict[str, Any] = json.loads(config.deepspeed.read_text()) if config.deepspeed else {}
     zero = settings.setdefault("zero_optimization", {})
-    bf16 = policy.text.head.weight.dtype == torch.bfloat16
     # Without ZeRO, DeepSpeed's bf16 optimiser departs from fp32 within two steps (update norm 1.15 against 1.41).
     # That of ZeRO-1 does not, and on one process it partitions nothing.
     zero.update(stage=max(config.zero_stage, 1) if bf16 else config.zero_stage)
     # DeepSpeed allocates its bucket in every step. Its default of 2 GB is too much for a small model.
-    size = sum(parameter.numel() for parameter in policy.trainable().values())
-    zero.setdefault("reduce_bucket_size", min(size, 500_000_000))
+    zero.setdefault("reduce_bucket_size", min(size, 500_000_000) or 500_000_000)
     settings |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

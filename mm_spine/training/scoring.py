@@ -31,24 +31,30 @@ def score_on_all_ranks(
     policy: Policy, groups: Sequence[Group], distribution: Distribution, budget: TokenBudget
 ) -> tuple[list[Group], Gap]:
     """Score each rank's share of `groups` and gather them: the groups with entropies, and the gap over all ranks."""
-    share = distributed.mine(groups)
+    share, spare = distributed.mine(groups), groups[0] if policy.partitioned else None
     scored, gap = distributed.on_all_or_none(
-        lambda: budget.within(lambda: score(policy, share, distribution, budget.at_once)), stops=RunStopped
+        lambda: budget.within(lambda: score(policy, share, distribution, budget.at_once, spare)), stops=RunStopped
     )
     questions = [group.question for group in groups]
     return gather_groups(scored, questions), joined(distributed.gather([gap]))
 
 
 def score(
-    policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int
+    policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int, spare: Group | None = None
 ) -> tuple[list[Group], Gap]:
     """Return the groups with exact entropies (nats) of every token, and the gap to the sampler's log-probs.
 
-    The gap is over the tokens of distinct responses.
+    The gap is over the tokens of distinct responses. With partitioned weights every rank must run as many forwards:
+    those that a rank lacks are run on `spare`.
     """
     entropies: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
     gaps = []
-    for batch in micro_batches(policy, [_all_tokens(group) for group in groups], token_budget):
+    batches = list(micro_batches(policy, [_all_tokens(group) for group in groups], token_budget))
+    if spare is not None:
+        tokens = [rollout.token_ids for rollout in spare.rollouts[:1]]
+        for _ in range(max(distributed.gather([len(batches)])) - len(batches)):
+            score_responses(policy, [(spare.question, tokens)], distribution)
+    for batch in batches:
         responses = [(group.question, [leaf.rollout.token_ids for leaf in group.leaves]) for group in batch]
         leaves = [leaf for group in batch for leaf in group.leaves]
         scores = chain(*score_responses(policy, responses, distribution))

@@ -59,8 +59,9 @@ class Updater:
         self.policy, self.config = policy, config
         self.distribution = Distribution(config.sampling.temperature, policy.banned)
         self.divergence = DIVERGENCES[config.method.kl]
-        self.reference = Reference(policy) if self.divergence else None
         self.engine = Engine(policy, config.optim, config.engine)
+        # After the engine, which partitions adapters.
+        self.reference = Reference(policy) if self.divergence else None
         self._offloads = config.offloads and can_offload(policy.device)
         self._to_host()
         self.budget = TokenBudget(config.engine.token_budget, policy, self.engine)
@@ -178,7 +179,8 @@ class Updater:
         micro = collate(self.policy, groups)
         anchor = None
         if self.reference is not None and self.divergence is not None:
-            anchor = self.reference.anchor(micro.packed, self.divergence)
+            with self.engine.other_weights():
+                anchor = self.reference.anchor(micro.packed, self.divergence)
         trained = self.engine.forward(micro.packed, self.distribution, anchor)
         old_NT = old.of(groups, trained.stats.logp_NT.detach())
         parts = losses(trained, micro, old_NT, self.config.method, over, self.on_bound)

@@ -159,7 +159,8 @@ class VLLMEngine:
         Where training replaces all weights they are dropped, too, and the policy's are taken over again.
         """
         if self.cuda:
-            dropped = replaces_all(policy)
+            # Divided weights are taken over where all ranks are, which a later waking is not.
+            dropped = replaces_all(policy) and not policy.partitioned
             self._llm.sleep(level=2 if dropped else 1)
             self.stale = self.stale or dropped
             self._asleep = True

@@ -49,6 +49,7 @@ class VLLMSampler(Backend):
         self._banned = dict.fromkeys(policy.banned, -math.inf)
         if policy in _engines:
             _engines[policy].stale = True
+        self._take_over_together()
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Have the engine take over the policy's trainable weights before it samples again.
@@ -64,6 +65,13 @@ class VLLMSampler(Backend):
             if self.policy.device.type == "cuda":
                 torch.cuda.empty_cache()
             distributed.barrier()
+        self._take_over_together()
+
+    def _take_over_together(self) -> None:
+        """With partitioned weights, give the engine the weights now: all ranks are here, and later one may not be."""
+        if self.policy.partitioned:
+            with self._engine().ready(self.policy):
+                pass
 
     @contextmanager
     def phase(self, *, step: int, purpose: str, greedy: bool = False) -> Iterator[Phase[Request, Completion]]:

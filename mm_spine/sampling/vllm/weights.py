@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_spine.policy.merged import merged_weight
 from mm_spine.policy.model import Policy
+from mm_spine.policy.partitioned import gathered, size_of
 
 HEAD = "lm_head.weight"
 
@@ -26,7 +28,8 @@ def served_weights(policy: Policy, trained_only: bool = False) -> Iterator[tuple
         # A tied head is sent beside the embedding; vLLM would keep the old one.
         head = policy.text.head.weight
         if head.requires_grad or not trained_only:
-            yield HEAD, head.detach()
+            with gathered(head):
+                yield HEAD, head.detach()
 
 
 def replaces_all(policy: Policy) -> bool:
@@ -37,7 +40,7 @@ def replaces_all(policy: Policy) -> bool:
 def most_bytes(policy: Policy) -> int:
     """Return the bytes of all that `served_weights` yields, or more."""
     weights = (*policy.text.language_model.parameters(), policy.text.head.weight)
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+    return sum(size_of(weight) * weight.element_size() for weight in weights)
 
 
 def _weights_of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
@@ -46,7 +49,8 @@ def _weights_of(module: nn.Module, name: str, trained_only: bool) -> Iterator[tu
         return
     for own, parameter in module.named_parameters(recurse=False):
         if parameter.requires_grad or not trained_only:
-            yield f"{name}.{own}", parameter.detach()
+            with gathered(parameter):
+                yield f"{name}.{own}", parameter.detach()
     for child, part in module.named_children():
         yield from _weights_of(part, f"{name}.{child}", trained_only)
 
@@ -55,5 +59,8 @@ def _merged(module: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the weight of a projection with LoRA, W + scale * B A, and its bias."""
     # The bias goes too, although it is frozen: vLLM initialises a module anew when it loads a part of it.
     for own, parameter in module.base_layer.named_parameters():
-        added = own == "weight"
-        yield f"{name}.{own}", parameter + module.get_delta_weight("default") if added else parameter.detach()
+        if own == "weight":
+            yield f"{name}.{own}", merged_weight(module)
+        else:
+            with gathered(parameter):
+                yield f"{name}.{own}", parameter.detach()
