@@ -6,7 +6,7 @@ root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 usage() {
     cat <<'EOT'
 usage: scripts/gpu_check.sh --fetch DIR [--python 3.12] [--torch 2.11] [--have PACKAGE...]
-       scripts/gpu_check.sh --output OUT [--wheels DIR] [--only PHASE...] [--rehearse]
+       scripts/gpu_check.sh --output OUT [--wheels DIR] [--only PHASE...] [--rehearse [--patience TIMES]]
 
 --fetch, where there is a network: collect into DIR the wheels that a bare GPU machine lacks, at most 60 MiB.
   --python, --torch   those of the GPU machine
@@ -17,6 +17,7 @@ usage: scripts/gpu_check.sh --fetch DIR [--python 3.12] [--torch 2.11] [--have P
   --wheels DIR        first install the wheels of DIR into a temporary folder, behind the machine's own packages
   --only PHASE...     only these phases: machine exactness update trl sampler digits seeds
   --rehearse          tiny shapes, on a CPU: shows that every phase runs, and measures nothing
+  --patience TIMES    multiply all limits of a rehearsal, for a machine with other work
 The exit code is 1 if a phase failed or ran out of time, 2 if nothing could be run.
 
   PYTHON=...          the interpreter that holds torch (default: python3)
