@@ -19,7 +19,7 @@ from mm_spine.processors.chat import encode
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.types import Question
 
-TABLE = "Rollouts of one question with an image of 1,024 tokens"
+TABLE = "Rollouts of one question with an image"
 ROWS, TOKENS = (8, 32, 64, 128, 256), 128
 TINY_ROWS, TINY_TOKENS = (2, 4), 5
 KV_GIGABYTES = 24.0
@@ -34,9 +34,10 @@ def measure(setting: Setting) -> None:
     (question,) = workload.make_questions(sizes)
     plain, policy = make_models(sizes, setting.device)
     setting.notes.say(
-        f"{shapes.in_words(sizes)}, responses of exactly {sizes.response_tokens} tokens. `generate` encodes the image "
-        "and the prompt once per row; ours has the image's features already, as in any step after the first. Seconds "
-        "are of one call, after one with the fewest rows."
+        f"{shapes.in_words(sizes)}, image of {sizes.image_tokens:,} tokens, responses of exactly "
+        f"{sizes.response_tokens} tokens. `generate` encodes the image and the prompt once per row; ours has the "
+        "image's features already, as in any step after the first. Seconds are of one call, after one with the fewest "
+        "rows."
     )
     ways: dict[str, Callable[[int], Any]] = {
         "ours": lambda count: ours(policy, question, sizes, count),
@@ -57,10 +58,10 @@ def measure(setting: Setting) -> None:
 
 def one(name: str, draw: Callable[[int], Any], count: int, sizes: Sizes, setting: Setting) -> dict[str, Any]:
     """Return the figures of one call, or that it does not fit into the memory."""
+    free(setting.device)
     try:
         took = timing.timed(lambda: draw(count), setting.device)
     except torch.OutOfMemoryError as error:
-        free(setting.device)
         return {"": f"does not fit: {one_line(error)}"}
     tokens = count * sizes.response_tokens
     return {"tokens": tokens, "seconds": took.wall, "tokens/s": tokens / took.wall}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from typing import Any
 
 import flop_counts
@@ -26,7 +27,7 @@ from mm_spine.training.loss import denominators
 from mm_spine.training.update import Updater
 from mm_spine.types import StepReport
 
-TABLE = "One optimiser step of one question with an image of 1,024 tokens"
+TABLE = "One optimiser step of one question with an image"
 PRODUCTS = 4
 UPDATE, MATMUL = "update", "matrix products"
 NO_LIMIT = 10**9
@@ -37,10 +38,10 @@ def measure(setting: Setting) -> None:
     """Measure full training and LoRA, activations kept and recomputed, at both sizes of a step."""
     sizes = [shapes.of_3b(setting.rehearsal, *each) for each in shapes.responses(setting.rehearsal)]
     setting.notes.say(
-        f"{shapes.in_words(sizes[0])}, {sizes[0].selected:.0%} of the response tokens selected at random, no KL, "
-        "learning rate 0, DeepSpeed with fp32 master weights; seconds are the median of the turns after the first. "
-        "Needed work: `needed` in scripts/bench/flop_counts.py, what is recomputed not counted; LoRA without the "
-        "gradients of frozen weights."
+        f"{shapes.in_words(sizes[0])}, image of {sizes[0].image_tokens:,} tokens, {sizes[0].selected:.0%} of the "
+        "response tokens selected at random, no KL, learning rate 0, DeepSpeed with fp32 master weights; seconds are "
+        "the median of the turns after the first. Needed work: `needed` in scripts/bench/flop_counts.py, what is "
+        "recomputed not counted; LoRA without the gradients of frozen weights."
     )
     for train in (FULL, LORA):
         policy = make_policy(sizes[0], train, setting.device)
@@ -68,20 +69,23 @@ def configuration(sizes: Sizes, train: str, recompute: bool) -> RunConfig:
 
 
 def with_engine(policy: Policy, train: str, recompute: bool, sizes: list[Sizes], setting: Setting) -> None:
-    """Measure every size with one engine."""
-    updater = Updater(policy, configuration(sizes[0], train, recompute))
+    """Measure every size with one engine. What fails is noted, and the next engine has its turn."""
+    kind = {"trained": train, "activations": "recomputed" if recompute else "kept"}
+    engines: list[Updater] = []
     try:
+        engines.append(Updater(policy, configuration(sizes[0], train, recompute)))
         for each in sizes:
-            columns = {
-                "trained": train,
-                "activations": "recomputed" if recompute else "kept",
-                "responses": f"{each.rollouts} x {each.response_tokens}",
-            }
-            setting.notes.row(TABLE, **columns, **one_size(updater, each, train, setting))
-    finally:
-        updater.engine.close()
-        del updater
-        free(setting.device)
+            columns = kind | {"responses": f"{each.rollouts} x {each.response_tokens}"}
+            setting.notes.row(TABLE, **columns, **one_size(engines[0], each, train, setting))
+    except torch.OutOfMemoryError as error:
+        setting.notes.row(TABLE, **kind, **{"": f"does not fit: {one_line(error)}"})
+    except Exception as error:
+        traceback.print_exc()
+        setting.notes.problem(f"{' '.join(kind.values())}: {one_line(error)}")
+    for each in engines:
+        each.engine.close()
+    engines.clear()
+    free(setting.device)
 
 
 def one_size(updater: Updater, sizes: Sizes, train: str, setting: Setting) -> dict[str, Any]:
@@ -90,6 +94,7 @@ def one_size(updater: Updater, sizes: Sizes, train: str, setting: Setting) -> di
     work = workload.make_work(sizes, options)
     groups = trained_groups(work.groups, work.tokens, options)
     over = denominators(work.groups, work.tokens, options)
+    why = None
 
     def update() -> None:
         updater.update(StepReport(step=0), groups, over, None)
@@ -102,9 +107,12 @@ def one_size(updater: Updater, sizes: Sizes, train: str, setting: Setting) -> di
         steps = {UPDATE: update, MATMUL: lambda: [product() for _ in range(PRODUCTS)]}
         taken = timing.interleaved(steps, setting.device, 1 if setting.rehearsal else 3)
     except (MemoryShortage, torch.OutOfMemoryError) as error:
+        why = one_line(error)
+    if why is not None:
+        # Outside the handler: the exception is gone, and with its traceback the activations.
         updater.engine.discard()
         free(setting.device)
-        return {"": f"does not fit: {one_line(error)}"}
+        return {"": f"does not fit: {why}"}
     seconds = middle(taken[UPDATE]).wall
     rate = PRODUCTS * product.flops / middle(taken[MATMUL]).wall
     need = needed(sizes, work, len(updater.policy.prompt(work.groups[0].question).ids_L), train)

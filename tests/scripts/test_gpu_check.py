@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from gpu import check, page, plan, wheels
 from gpu.plan import INSTALL, PHASES, TOTAL, Outcome, Phase, run_phases
 
+ROOT = Path(__file__).resolve().parents[2]
 FIRST, SECOND, LAST = (
     Phase("first", "The first", 100, "m:f"),
     Phase("second", "The second", 100, "m:f"),
