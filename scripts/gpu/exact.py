@@ -242,10 +242,10 @@ def note_comparison(notes: Notes, name: str, ours: Values, its: Values, exact: V
         case=name,
         **{
             "log-probs and entropies, ours": off,
-            "plain": plain_off,
-            "gradients (relative to their norms), ours": max(own for own, _ in errors.values()),
-            "plain ": max(plain for _, plain in errors.values()),
-            "ours / plain, worst tensor": times,
+            "log-probs and entropies, plain": plain_off,
+            "gradients relative to their norms, ours": max(own for own, _ in errors.values()),
+            "gradients, plain": max(plain for _, plain in errors.values()),
+            "gradients, ours / plain in the worst tensor": times,
             "within 3 x plain": fine,
         },
     )
