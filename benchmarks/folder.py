@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_spine.benchmarks.arrow import Cell
 from mm_spine.benchmarks.benchmark import Benchmark, Row
 from mm_spine.benchmarks.columns import COLUMNS, CONVERT, Columns, load_columns
 from mm_spine.benchmarks.images import Folder, inside, root_of
 from mm_spine.benchmarks.prompts import options
+from mm_spine.benchmarks.rows import Cell
 from mm_spine.benchmarks.tables import SUFFIXES, Table, read_table
 from mm_spine.processors import answers
 from mm_spine.processors.answers.choice import check_count

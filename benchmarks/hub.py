@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mm_spine.benchmarks.arrow import arrow_rows
 from mm_spine.benchmarks.benchmark import Images, Row, Source
 from mm_spine.benchmarks.tables import describe_folder, matching_files
 from mm_spine.types import ImageLike
@@ -115,6 +114,8 @@ def is_unreachable(error: Exception) -> bool:
 
 def dataset_rows(dataset: Any) -> Sequence[Row]:
     """Return the rows of a `datasets.Dataset`. Its images stay in the file until they are opened."""
+    from mm_spine.benchmarks.arrow import arrow_rows
+
     if dataset._indices is not None:
         dataset = dataset.flatten_indices()
     return arrow_rows(dataset.data.table)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mm_spine.benchmarks import hub
-from mm_spine.benchmarks.arrow import JoinedRows
 from mm_spine.benchmarks.benchmark import Benchmark, Entry, Images, Read, Row, Source
 from mm_spine.benchmarks.images import ImageFinder
 from mm_spine.benchmarks.prompts import render
+from mm_spine.benchmarks.rows import JoinedRows
 from mm_spine.benchmarks.tables import describe_folder, matching_files, read_table
 from mm_spine.processors import answers
 from mm_spine.processors.answers.sentences import about

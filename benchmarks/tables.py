@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_spine.benchmarks.arrow import parquet_rows
 from mm_spine.benchmarks.benchmark import Row
 
 Numbered = tuple[int, Row | str]
@@ -37,6 +36,8 @@ def read_table(path: Path) -> Table:
     """Read a JSONL, JSON, CSV, TSV or Parquet file. Raises ValueError for another format, or a damaged file."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
+        from mm_spine.benchmarks.arrow import parquet_rows
+
         rows = parquet_rows(path)
         return Table(rows, range(1, len(rows) + 1))
     if suffix in (".csv", ".tsv"):

@@ -89,12 +89,7 @@ def set_up(sizes: Sizes, absent: Mapping[str, str], device: torch.device = CPU) 
     """One model with copies of the same weights, and the ways to draw from it; backends of `absent` have none."""
     processor = workload.make_processor()
     model = workload.make_model(sizes, device)
-    # All ways ban the image token: as the only end token it lets no response end early.
-    processor.tokenizer.eos_token = "<|image_pad|>"
-    model.generation_config.eos_token_id = model.config.image_token_id
-    model.config.text_config.eos_token_id = model.config.image_token_id
-    closed = "{% if message['role'] == 'user' %}<|im_end|>{% endif %}"
-    processor.chat_template = processor.chat_template.replace("<|im_end|>", closed)
+    workload.without_end(model, processor)
     questions = workload.make_questions(sizes)
     policy = workload.make_policy(deepcopy(model), processor, sizes)
     made = _samplers(sizes, policy, absent)

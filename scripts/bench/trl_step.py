@@ -17,8 +17,19 @@ from mm_spine.config import MethodConfig
 assert STD_EPS == 1e-4, "TRL adds 1e-4 to the standard deviation of a group's rewards"
 
 
-def make_trainer(model: Any, processor: Any, work: Work, sizes: Sizes, options: MethodConfig, optimizer: Any) -> Any:
-    """Make a GRPOTrainer for `model`, whose tower is frozen, that has prepared one batch of the saved rollouts."""
+def make_trainer(
+    model: Any,
+    processor: Any,
+    work: Work,
+    sizes: Sizes,
+    options: MethodConfig,
+    optimizer: Any,
+    recompute: bool = False,
+) -> Any:
+    """Make a GRPOTrainer for `model`, whose tower is frozen, that has prepared one batch of the saved rollouts.
+
+    `recompute` turns gradient checkpointing on, which is TRL's default.
+    """
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     class Saved(GRPOTrainer):  # type: ignore[misc]
@@ -56,7 +67,7 @@ def make_trainer(model: Any, processor: Any, work: Work, sizes: Sizes, options: 
         trainer: Any = Saved(
             model=model,
             reward_funcs=saved_rewards,
-            args=_arguments(sizes, options, model.device.type),
+            args=_arguments(sizes, options, model.device.type, recompute),
             train_dataset=_dataset(work),
             processing_class=processor,
             optimizers=(optimizer, None),
@@ -68,7 +79,7 @@ def make_trainer(model: Any, processor: Any, work: Work, sizes: Sizes, options: 
     return trainer
 
 
-def _arguments(sizes: Sizes, options: MethodConfig, device: str) -> Any:
+def _arguments(sizes: Sizes, options: MethodConfig, device: str, recompute: bool) -> Any:
     from trl.trainer.grpo_config import GRPOConfig
 
     return GRPOConfig(
@@ -83,7 +94,7 @@ def _arguments(sizes: Sizes, options: MethodConfig, device: str) -> Any:
         top_entropy_quantile=sizes.selected if sizes.selected < 1 else 0.5,
         temperature=1.0,
         max_grad_norm=1.0,
-        gradient_checkpointing=False,
+        gradient_checkpointing=recompute,
         bf16=False,
         use_cpu=device == "cpu",
         seed=sizes.seed,

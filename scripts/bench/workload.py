@@ -134,9 +134,9 @@ def make_processor() -> Any:
     return processor
 
 
-def make_model(sizes: Sizes, device: torch.device) -> Any:
-    """Build a random model on `device`, the same for the same sizes; it trains as the real one does."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+def make_config(sizes: Sizes) -> Any:
+    """Make the configuration of a Qwen2.5-VL of these sizes from that of the shipped model."""
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(MODEL_DIR)
     text, vision, tower = config.text_config, config.vision_config, fit_tower(sizes)
@@ -159,12 +159,36 @@ def make_model(sizes: Sizes, device: torch.device) -> Any:
     vision.depth, vision.hidden_size, vision.intermediate_size = tower.depth, tower.hidden, tower.intermediate
     vision.num_heads, vision.out_hidden_size = tower.heads, sizes.hidden
     vision.fullatt_block_indexes, vision.window_size = [], WINDOW_TOKENS * TOKEN_PIXELS
-    model: Any = AutoModelForImageTextToText.from_config(config, dtype=DTYPES[sizes.dtype], attn_implementation="sdpa")
+    return config
+
+
+def make_model(sizes: Sizes, device: torch.device, config: Any = None) -> Any:
+    """Build a random model on `device`, the same for the same sizes; it trains as the real one does.
+
+    `config` defaults to `make_config(sizes)`.
+    """
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    config = make_config(sizes) if config is None else config
+    # Made on the device: a model of several billion weights takes minutes to make on a CPU.
+    with device:
+        model: Any = AutoModelForImageTextToText.from_config(
+            config, dtype=DTYPES[sizes.dtype], attn_implementation="sdpa"
+        )
     model.generation_config = GenerationConfig.from_pretrained(MODEL_DIR)
     model.to(device)
     _randomise(model, torch.Generator(device).manual_seed(sizes.seed))
     model.model.visual.requires_grad_(False)
     return model.eval()
+
+
+def without_end(model: Any, processor: Any) -> None:
+    """Make the only end token one that every sampler bans, so that all responses reach their limit of tokens."""
+    processor.tokenizer.eos_token = "<|image_pad|>"
+    model.generation_config.eos_token_id = model.config.image_token_id
+    model.config.text_config.eos_token_id = model.config.image_token_id
+    closed = "{% if message['role'] == 'user' %}<|im_end|>{% endif %}"
+    processor.chat_template = processor.chat_template.replace("<|im_end|>", closed)
 
 
 @torch.no_grad()
