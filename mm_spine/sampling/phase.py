@@ -12,19 +12,20 @@ from typing import Any, Generic, Protocol, TypeVar
 
 Asked = TypeVar("Asked")
 Drawn = TypeVar("Drawn")
+Drawn_co = TypeVar("Drawn_co", covariant=True)
 Result = TypeVar("Result")
 
 Script = Generator[Sequence[Any], list[Any], Result]
 """Jobs out, their results in, and at the end what the script was for."""
 
 
-class Phase(Protocol[Asked, Drawn]):
+class Phase(Protocol[Asked, Drawn_co]):
     """What draws the requests of a phase."""
 
     def submit(self, requests: Sequence[Asked]) -> None:
         """Add requests. They may be drawn beside those that have begun."""
 
-    def drain(self) -> Sequence[tuple[Asked, Drawn]]:
+    def drain(self) -> Sequence[tuple[Asked, Drawn_co]]:
         """Wait until at least one request is finished; return those that are, in the order they were submitted in."""
 
 
