@@ -22,16 +22,13 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Denominator = Literal["all", "selected", "response"]
 
 
-def _number_or_auto(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError("a number of tokens, 1 or more, or auto")
+def _whole_or_auto(least: int, unit: str) -> PlainValidator:
+    def check(value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+            return value
+        raise ValueError(f"a number of {unit}, {least} or more, or auto")
 
-
-def _steps_or_auto(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    raise ValueError("a number of steps, 0 or more, or auto")
+    return PlainValidator(check)
 
 
 def expand_votes(section: Any) -> Any:
@@ -40,8 +37,8 @@ def expand_votes(section: Any) -> Any:
     return {**section, "votes": {"max": votes}} if votes is not None and not isinstance(votes, Mapping) else section
 
 
-Budget = Annotated[int | Literal["auto"], PlainValidator(_number_or_auto)]
-Interval = Annotated[int | Literal["auto"], PlainValidator(_steps_or_auto)]
+Budget = Annotated[int | Literal["auto"], _whole_or_auto(1, "tokens")]
+Interval = Annotated[int | Literal["auto"], _whole_or_auto(0, "steps")]
 
 
 class ConfigError(ValueError):
