@@ -93,7 +93,7 @@ class Folder:
             there, target = path.is_file(), path.resolve()
         except (OSError, ValueError, RuntimeError) as error:
             # The name is too long, holds a null character or half a character, or links lead in a circle.
-            why = error.reason if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+            why = next((text for name in ("reason", "strerror") if (text := getattr(error, name, None))), error)
             raise ValueError(f"image {name[:80]!r}: no file can have that name ({why}); correct it") from error
         if not target.is_relative_to(self.root):
             raise ValueError(f"image {name!r} is a link out of the folder {self.root}; copy the image into it")

@@ -337,7 +337,7 @@ def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _flash_attn_fits(tower: Any) -> bool:
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     width = tower.config.hidden_size // tower.config.num_heads
     # Asked for all the same: where transformers does not find the package it would look for a kernel on the hub.

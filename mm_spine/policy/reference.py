@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def _standing_in(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, T
             _held(parameter).data = own[name]
 
 
-def _held(parameter: nn.Parameter) -> Tensor:
+def _held(parameter: Any) -> Tensor:
     """Return what this rank holds of a parameter: itself, or its part of a partitioned one."""
     held: Tensor = parameter.ds_tensor if is_partitioned(parameter) else parameter
     return held

@@ -165,10 +165,10 @@ def tree_attention(
     backend = backend or backend_name(query.device, query.dtype, query.shape[-1])
     if backend == "flex":
         return _flex(query, key, value, plan, scale).transpose(1, 2)
-    row = (x[0].transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if backend == "flash_attn":
-        return varlen_attention(*row, plan.calls, scale)[None]
-    return _Parts.apply(*row, plan, KERNELS[backend], scale)[None]
+        return varlen_attention(q, k, v, plan.calls, scale)[None]
+    return _Parts.apply(q, k, v, plan, KERNELS[backend], scale)[None]
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:

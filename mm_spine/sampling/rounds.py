@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from mm_spine.config import VotesConfig
 from mm_spine.processors.answers import kind_of, parse_all
@@ -94,7 +95,8 @@ class _Ballot:
         return STOPS[votes.stop](self.group.vote.counts, remaining, self.keyed, votes.level, self.question.id)
 
 
-class _Ask(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Ask:
     """The rollouts `first` to `first + n - 1` of a question, to be asked for."""
 
     question: Question

@@ -40,7 +40,7 @@ PROMPT, CALL, END, ANSWERS = 1100, 64, 0, 4
 class Nothing:
     """What the sampler and the engine ask of a policy that has no model."""
 
-    banned, end_ids, version = frozenset[int](), (END,), 0
+    banned, end_ids, version, partitioned = frozenset[int](), (END,), 0, False
     device = SimpleNamespace(type="cuda")
     # Nothing is replaced, so that the engine sleeps at level 1.
     text = SimpleNamespace(

@@ -29,7 +29,7 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     flash_stand_in.install(monkeypatch)
     monkeypatch.setattr(loaded, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(loaded, "_loaded_implementation", None)
-    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(transformers.utils.import_utils, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(model, "why_not_flash_attn", lambda *_: "")
 
 
