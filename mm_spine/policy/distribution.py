@@ -27,12 +27,16 @@ class Distribution:
     temperature: float = 1.0
     banned: tuple[int, ...] = ()
 
-    def log_probs(self, logits: Tensor) -> Tensor:
-        """Map logits (..., V) to log-probabilities (..., V) in nats, in fp32 whatever the weights' type."""
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Mask logits (..., V) and divide them by the temperature, in fp32 whatever the weights' type."""
         logits = logits.float()
         if self.banned:
             logits = logits.index_fill(-1, _places(self.banned, logits.device), float("-inf"))
-        return torch.log_softmax(logits / self.temperature, dim=-1)
+        return logits / self.temperature
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Map logits (..., V) to log-probabilities (..., V) in nats, in fp32 whatever the weights' type."""
+        return torch.log_softmax(self.scaled(logits), dim=-1)
 
 
 @cache

@@ -12,20 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mm_spine.config import DecodingConfig
 from mm_spine.draws import uniforms
-from mm_spine.policy.distribution import entropy_of
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend, not_finite
 from mm_spine.sampling.batch import Batch
+from mm_spine.sampling.draw import Drawn, draw
 from mm_spine.sampling.kv_cache import held_tokens, token_bytes
 
 LOGIT_BYTES = 64 * 2**20
-"""Bytes of the fp32 logits that are turned into draws at a time. Several tensors of that size live, some in fp64."""
+"""Bytes of the fp32 logits that are made at a time. For a nucleus, several tensors of that size live, some in fp64."""
 
 
 class Waiting(NamedTuple):
@@ -58,7 +57,7 @@ class HFSampler(Backend):
                 batch.admit(joining, np.stack([self._draws(requests[i], step, purpose, greedy) for i in joining]))
             drawn = self._draw(batch, greedy)
             # Checked at once: whatever follows from a token that was drawn from NaN would fail somewhere else.
-            broken = ~torch.isfinite(drawn[2]).cpu().numpy() & batch.rows.going_R
+            broken = ~torch.isfinite(drawn.entropy_R).cpu().numpy() & batch.rows.going_R
             if broken.any():
                 raise not_finite(requests[batch.rows.number_R[broken.argmax()]])
             batch.record(*drawn, ends=self._ends)
@@ -111,52 +110,15 @@ class HFSampler(Backend):
         name = (self.seed, purpose, step, request.question.id, request.index)
         return np.zeros(length) if greedy else uniforms(length, *name)
 
-    def _draw(self, batch: Batch, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw each row's next token: return token ids, log-probs and entropies, each (R,)."""
+    def _draw(self, batch: Batch, greedy: bool) -> Drawn:
+        """Draw each row's next token."""
         uniform_R = torch.from_numpy(batch.uniform_R).to(self.policy.device)
         weight, barred = self.policy.text.head.weight, batch.barred
         size = max(1, LOGIT_BYTES // (4 * len(weight)))
         drawn = []
         for first in range(0, len(uniform_R), size):
             part = slice(first, first + size)
-            log_probs = self.distribution.log_probs(batch.hidden_RD[part] @ weight.T)
             pairs = [(row - first, token) for row, token in barred if first <= row < first + size]
-            token = _choose(_without(log_probs, pairs), None if greedy else uniform_R[part], self.decoding)
-            drawn.append((token, log_probs.gather(-1, token[:, None])[:, 0], entropy_of(log_probs)))
-        token_R, logp_R, entropy_R = (torch.cat(column) for column in zip(*drawn, strict=True))
-        return token_R, logp_R, entropy_R
-
-
-def _without(log_probs_RV: Tensor, barred: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the log-probs with -inf at the (row, token) pairs in `barred`; those rows are no longer normalised."""
-    if not barred:
-        return log_probs_RV
-    rows, tokens = torch.tensor(barred, device=log_probs_RV.device).T
-    return log_probs_RV.index_put((rows, tokens), log_probs_RV.new_tensor(-torch.inf))
-
-
-def _choose(log_probs_RV: Tensor, uniform_R: Tensor | None, decoding: DecodingConfig) -> Tensor:
-    """Return tokens (R,): the likeliest without `uniform_R`, else the inverse of the cumulative distribution at it.
-
-    The distribution is that of the top-p nucleus if `decoding.top_p` is below 1.
-    """
-    if uniform_R is None:
-        return log_probs_RV.argmax(-1)
-    probs = log_probs_RV.double().exp()
-    if decoding.top_p < 1.0:
-        probs = _nucleus(probs, decoding.top_p)
-    cumulative = probs.cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    token = torch.searchsorted(cumulative, uniform_R[:, None] * total, right=True)
-    # Rounding may carry a draw to the total. Then take the last token of positive probability, not a banned one after
-    # it.
-    # Without a finite distribution both are beyond the vocabulary; the caller refuses such rows.
-    last = torch.searchsorted(cumulative, total).clamp(max=cumulative.shape[-1] - 1)
-    return token.minimum(last)[:, 0]
-
-
-def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
-    """Return the probabilities with zeros outside the smallest set of tokens whose share reaches `top_p`."""
-    ranked, order = probs_RV.sort(-1, descending=True)
-    outside = ranked.cumsum(-1) - ranked >= top_p * ranked.sum(-1, keepdim=True)
-    return torch.zeros_like(probs_RV).scatter(-1, order, ranked.masked_fill(outside, 0.0))
+            logits_RV, uniform = batch.hidden_RD[part] @ weight.T, None if greedy else uniform_R[part]
+            drawn.append(draw(logits_RV, uniform, self.distribution, barred=pairs, top_p=self.decoding.top_p))
+        return Drawn(*(torch.cat(column) for column in zip(*drawn, strict=True)))

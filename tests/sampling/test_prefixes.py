@@ -15,11 +15,9 @@ from hf_rollouts import (
 )
 from tiny import END, entropy, plain_log_probs, tiny_model, tiny_policy, tiny_questions
 
-from mm_spine.config import DecodingConfig
 from mm_spine.draws import uniforms
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.batch import longest
-from mm_spine.sampling.hf import _choose
 from mm_spine.types import Rollout
 
 
@@ -124,10 +122,3 @@ def test_a_token_is_barred_in_the_first_place_only() -> None:
     drawn = complete(policy, [Request(question, i, (), dict.fromkeys(range(200), -6.0)) for i in range(40)])
     assert min(c.token_ids[0] for c in drawn) >= 200
     assert min(t for c in drawn for t in c.token_ids[1:]) < 50
-
-
-def test_a_nucleus_is_that_of_the_tokens_that_are_not_barred() -> None:
-    probs = torch.tensor([[0.6, 0.2, 0.15, 0.05]]).double()
-    barred = probs.log().index_fill(-1, torch.tensor([0]), -torch.inf)
-    drawn = [int(_choose(barred, torch.tensor([u]).double(), DecodingConfig(top_p=0.6))) for u in (0.0, 0.5, 0.6, 0.99)]
-    assert drawn == [1, 1, 2, 2]
