@@ -27,12 +27,15 @@ class Distribution:
     temperature: float = 1.0
     banned: tuple[int, ...] = ()
 
-    def scaled(self, logits: Tensor) -> Tensor:
-        """Mask logits (..., V) and divide them by the temperature, in fp32 whatever the weights' type."""
-        logits = logits.float()
+    def scaled(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
+        """Mask logits (..., V) and divide them by the temperature, in fp32 whatever the weights' type.
+
+        The result is a copy, in `out` if that is given.
+        """
+        found = logits.float().clone() if out is None else out.copy_(logits)
         if self.banned:
-            logits = logits.index_fill(-1, _places(self.banned, logits.device), float("-inf"))
-        return logits / self.temperature
+            found.index_fill_(-1, _places(self.banned, logits.device), float("-inf"))
+        return found.div_(self.temperature)
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Map logits (..., V) to log-probabilities (..., V) in nats, in fp32 whatever the weights' type."""

@@ -21,7 +21,7 @@ WHOLE = 1024
 """Up to this many tokens the cumulative distribution is computed whole, in float64."""
 
 PIECE_BYTES = 2 * 2**20
-"""Bytes of the fp32 logits that one pass reads on a CPU: with its two temporaries they stay in its cache."""
+"""Bytes of fp32 logits per pass on a CPU, so that they and their probabilities stay in its caches."""
 
 
 class Drawn(NamedTuple):
@@ -47,16 +47,22 @@ def draw(
     the nucleus.
     """
     vocabulary = logits_RV.shape[-1]
-    one = draw_whole if vocabulary <= WHOLE or top_p < 1.0 else draw_in_blocks
-    size = len(logits_RV)
-    if vocabulary > WHOLE and logits_RV.device.type == "cpu":
-        size = max(1, PIECE_BYTES // (4 * vocabulary))
+    if vocabulary <= WHOLE:
+        return draw_whole(logits_RV, uniform_R, distribution, barred, top_p)
+    size = max(1, len(logits_RV))
+    if logits_RV.device.type == "cpu":
+        size = min(size, max(1, PIECE_BYTES // (4 * vocabulary)))
+    # Made once: allocating such tensors for every piece costs more than what is done with them.
+    room = logits_RV.new_empty(2, size, vocabulary, dtype=torch.float32)
     parts = []
-    for first in range(0, len(logits_RV), max(1, size)):
+    for first in range(0, len(logits_RV), size):
         part = slice(first, first + size)
+        logits, uniform = logits_RV[part], None if uniform_R is None else uniform_R[part]
         pairs = [(row - first, token) for row, token in barred if first <= row < first + size]
-        uniform = None if uniform_R is None else uniform_R[part]
-        parts.append(one(logits_RV[part], uniform, distribution, pairs, top_p))
+        if top_p < 1.0:
+            parts.append(draw_whole(logits, uniform, distribution, pairs, top_p))
+        else:
+            parts.append(draw_in_blocks(logits, uniform, distribution, pairs, room[:, : len(logits)]))
     return Drawn(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -84,29 +90,36 @@ def draw_in_blocks(
     uniform_R: Tensor | None,
     distribution: Distribution,
     barred: Sequence[tuple[int, int]],
-    _top_p: float,
+    room_2RV: Tensor,
 ) -> Drawn:
-    """Draw without a cumulative sum over the vocabulary: the block that the draw falls in is found first."""
-    below_RV, probs_RV = probs_below(distribution.scaled(logits_RV))
+    """Draw without a cumulative sum over the vocabulary: the block that the draw falls in is found first.
+
+    Overwrites `room_2RV`, in fp32.
+    """
+    below_RV, probs_RV = probs_below(distribution.scaled(logits_RV, out=room_2RV[0]), room_2RV[1])
     sums_RB = block_sums(probs_RV)
     # Softmax adds its exponentials up in fp32; that their blocks do not add up to 1 says by how much it was wrong.
     total_R = sums_RB.sum(-1)
     log_z_R = total_R.log() - probs_RV.amax(-1).double().log()
-    open_RV = _with(probs_RV, barred, 0.0)
     if uniform_R is None:
-        token = open_RV.argmax(-1)
+        # Not of the probabilities: those of two logits may be equal by rounding.
+        token = _with(below_RV, barred, -torch.inf).argmax(-1)
     else:
+        open_RV = _with(probs_RV, barred, 0.0)
         token = invert(open_RV, block_sums(open_RV) if barred else sums_RB, uniform_R)
     logp_R = below_RV.gather(-1, token[:, None])[:, 0].double() - log_z_R
     entropy_R = log_z_R - block_sums(below_RV.mul_(probs_RV)).sum(-1) / total_R
     return Drawn(token, logp_R.float(), entropy_R.float())
 
 
-def probs_below(scaled_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how far scaled logits are below their row's largest (at most 0), and their softmax; both (R, V)."""
+def probs_below(scaled_RV: Tensor, room_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far scaled logits are below their row's largest (at most 0), and their softmax; both (R, V).
+
+    Overwrites both arguments.
+    """
     # Below the largest, all terms of the entropy have one sign, so that no digits of it cancel.
-    below_RV = (scaled_RV - scaled_RV.amax(-1, keepdim=True)).clamp_(min=IMPOSSIBLE)
-    return below_RV, below_RV.softmax(-1)
+    below_RV = scaled_RV.sub_(scaled_RV.amax(-1, keepdim=True)).clamp_(min=IMPOSSIBLE)
+    return below_RV, torch.softmax(below_RV, -1, out=room_RV)
 
 
 def block_sums(values_RV: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def _tokens(case: Case, row: int, numbers_N: Tensor) -> dict[str, Tensor]:
     # Every number has a row of its own in the sampler. Here they share the sums over the row, which do not depend on
     # them.
     scaled_1V = case.distribution.scaled(case.logits_RV[row, None])
-    probs_1V = drawing.probs_below(scaled_1V)[1]
+    _, probs_1V = drawing.probs_below(scaled_1V.clone(), torch.empty_like(scaled_1V))
     sums_1B, many = drawing.block_sums(probs_1V), (len(numbers_N), -1)
     cumulative = {"whole": scaled_1V.log_softmax(-1).double().exp().cumsum(-1),
                   "float64": scaled_1V.double().softmax(-1).cumsum(-1)}  # fmt: skip
