@@ -13,9 +13,13 @@ from mm_spine.config import MethodConfig
 from mm_spine.processors.chat import encode
 from mm_spine.types import Group
 
+LOGIT_BYTES = 256 * 2**20
+"""Most bytes of fp32 logits at a time; several tensors of that size live."""
+
 
 class Rows(NamedTuple):
-    """The rollouts of one question: N rows of P prompt and T response tokens, patches of all rows, and the credit."""
+    """Rollouts of one question that share a forward: N rows of P prompt and T response tokens, the patches of all rows,
+    and the credit."""
 
     ids_NP: Tensor
     mask_NP: Tensor
@@ -27,17 +31,21 @@ class Rows(NamedTuple):
     advantage_N1: Tensor
 
 
-def make_rows(work: Work, processor: Any, device: torch.device, dtype: torch.dtype) -> list[Rows]:
-    """Build padded rows per question; each row has its own copy of the image's patches."""
-    return [
-        Rows(*(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in _rows(group, chosen, processor)))
-        for group, chosen in zip(work.groups, work.tokens, strict=True)
-    ]
+def make_rows(work: Work, processor: Any, device: torch.device, dtype: torch.dtype, vocab: int) -> list[Rows]:
+    """Build padded rows, an equal number of `Rows` per question; each row has its own copy of the image's patches."""
+    made = []
+    for group, chosen in zip(work.groups, work.tokens, strict=True):
+        encoded = encode(group.question, processor, TOKEN_PIXELS**2, MOST_PIXELS)
+        longest = max(len(rollout.token_ids) for rollout in group.rollouts)
+        size = max(1, LOGIT_BYTES // (4 * vocab * (longest + 1)))
+        for first in range(0, len(group.rollouts), size):
+            rows = _rows(group, chosen, encoded, slice(first, first + size))
+            made.append(Rows(*(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in rows)))
+    return made
 
 
-def _rows(group: Group, chosen: Any, processor: Any) -> Rows:
-    encoded = encode(group.question, processor, TOKEN_PIXELS**2, MOST_PIXELS)
-    responses = [torch.tensor(rollout.token_ids) for rollout in group.rollouts]
+def _rows(group: Group, chosen: Any, encoded: Any, part: slice) -> Rows:
+    responses = [torch.tensor(rollout.token_ids) for rollout in group.rollouts[part]]
     ids = [torch.cat([encoded.ids_L, response]) for response in responses]
     types = [torch.cat([encoded.types_L, torch.zeros_like(response)]) for response in responses]
     count = len(responses)
@@ -49,8 +57,8 @@ def _rows(group: Group, chosen: Any, processor: Any) -> Rows:
         torch.cat([image.pixel_values for image in encoded.images] * count),
         torch.stack([image.grid_thw for image in encoded.images] * count),
         pad_sequence(responses, batch_first=True),
-        pad_sequence([tokens.policy_T for tokens in chosen], batch_first=True),
-        group.advantages[:, None],
+        pad_sequence([tokens.policy_T for tokens in chosen[part]], batch_first=True),
+        group.advantages[part, None],
     )
 
 

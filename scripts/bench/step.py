@@ -1,28 +1,33 @@
 r"""An optimiser step side by side: plain transformers, TRL's GRPOTrainer, and ours with each measure added in turn.
 
-    python scripts/bench/step.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --vocab 2048 --hidden 256
-        --layers 4 --selected 0.2 --dtype float32 --device cpu --questions 1 --repeats 3 --seed 0] [--json] [--head]
+    python scripts/bench/step.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --vocab 2048 151936
+        --hidden 256 --layers 4 --selected 0.2 --dtype float32 --device cpu --questions 1 --repeats 3 --seed 0]
+        [--trl-only] [--json] [--head]
 
 Same weights, saved rollouts, rewards, token selection, loss (PPO's clipped term at ratio 1 on the selected tokens over
 all response tokens, no KL, temperature 1, no token banned), dtype, and AdamW at learning rate 0, so that every repeat
 starts from the same weights. A step is timed from prepared inputs: forward, backward, gradient clipping at 1, AdamW,
 zeroed gradients. Generation is not timed; TRL's work between generation and update is shown separately. TRL: KL 0, one
 step per batch, so that it needs no old or reference log-probs; gradient checkpointing off; all rollouts in one batch.
+AdamW is the fused one, TRL's default. Plain transformers takes as many rows at a time as have 256 MiB of logits.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import flop_counts
+import head_parts
 import plain_step
 import timing
 import torch
@@ -36,7 +41,6 @@ from workload import Sizes, Work
 from mm_spine.config import MethodConfig
 from mm_spine.methods.apply import Tokens
 from mm_spine.policy.distribution import Distribution
-from mm_spine.policy.head import SelectedHead
 from mm_spine.policy.model import DTYPES, Policy
 from mm_spine.training.batch import collate, merge_identical, micro_batches, trained_groups
 from mm_spine.training.loss import denominators, losses
@@ -46,7 +50,6 @@ PACKED, SELECTED, WARM, COLD = "+ packed prompt", "+ select, then project", "+ c
 MATMUL, ENCODE = "matrix product", "tower, once per image"
 TWICE, MERGED = "each response twice, kept apart", "each response twice, merged"
 KEPT, SKIPPED = "half the groups unanimous, kept", "half the groups unanimous, skipped"
-ENTROPIES, ALL, CHOSEN = "entropy pass", "gradient part, all tokens", "gradient part, selected"
 DISTRIBUTION = Distribution(1.0)
 TOKEN_BUDGET = 10**9
 PRODUCTS = 4
@@ -127,8 +130,11 @@ def last_token(mask_T: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(mask_T)) == len(mask_T) - 1
 
 
-def set_up(sizes: Sizes, device: torch.device) -> Bench:
-    """Build three models with the same weights, the saved step, and the functions to measure."""
+def set_up(sizes: Sizes, device: torch.device, trl_only: bool = False) -> Bench:
+    """Build three models with the same weights, the saved step, and the functions to measure.
+
+    With `trl_only`, only TRL's step and ours are measured.
+    """
     options, processor = options_for(sizes), workload.make_processor()
     work = workload.make_work(sizes, options)
     base = workload.make_model(sizes, device)
@@ -136,15 +142,18 @@ def set_up(sizes: Sizes, device: torch.device) -> Bench:
     policy = workload.make_policy(ours_model, processor, sizes)
     for group in work.groups:
         policy.prompt(group.question)  # warm: the tower has seen every image
-    rows = plain_step.make_rows(work, processor, device, DTYPES[sizes.dtype])
+    rows = plain_step.make_rows(work, processor, device, DTYPES[sizes.dtype], sizes.vocab)
     trainer = trl_step.make_trainer(trl_model, processor, work, sizes, options, workload.adamw(trl_model))
     batch = trl_step.prepare(trainer, work)
-    plain = Contestant(base, workload.adamw(base), _plain_gradients(base, rows, work, options))
     mine = Contestant(ours_model, workload.adamw(ours_model), _our_gradients(policy, work, options))
-    steps: dict[str, Step] = {PLAIN: partial(plain.update, PLAIN), TRL: partial(trl_step.update, trainer, batch)}
-    steps |= {CACHED: partial(plain.update, CACHED), **{name: partial(mine.update, name) for name in mine.gradients}}
-    steps[ENCODE] = partial(plain_step.encode_images, ours_model, rows)
-    gradients: dict[str, Step] = {**plain.gradients, **mine.gradients, TRL: partial(trl_step.backward, trainer, batch)}
+    gradients: dict[str, Step] = {TRL: partial(trl_step.backward, trainer, batch), WARM: mine.gradients[WARM]}
+    steps: dict[str, Step] = {TRL: partial(trl_step.update, trainer, batch), WARM: partial(mine.update, WARM)}
+    if not trl_only:
+        plain = Contestant(base, workload.adamw(base), _plain_gradients(base, rows, work, options))
+        steps = {PLAIN: partial(plain.update, PLAIN), TRL: steps[TRL], CACHED: partial(plain.update, CACHED)}
+        steps |= {name: partial(mine.update, name) for name in mine.gradients}
+        gradients = {**plain.gradients, **mine.gradients, TRL: gradients[TRL]}
+    steps[ENCODE] = partial(plain_step.encode_images, ours_model, rows[:: len(rows) // len(work.groups)])
     models = {PLAIN: base, CACHED: base, TRL: trl_model}
     prompt_tokens = rows[0].ids_NP.shape[1] - rows[0].response_NT.shape[1]
     return Bench(sizes, work, policy, device, models, gradients, steps, partial(trl_step.prepare, trainer, work),
@@ -193,6 +202,7 @@ class Seen(NamedTuple):
     """What one untimed call of each variant shows; `errors` of those that have the plain one's loss.
 
     An error is the largest ||g - g_plain|| / ||g_plain|| of any trainable tensor, infinite where one has no gradient.
+    Where plain transformers is left out, TRL's gradient takes its place.
     """
 
     flops: dict[str, int]
@@ -203,7 +213,8 @@ class Seen(NamedTuple):
 def inspect(bench: Bench) -> Seen:
     """Run forward and backward of each variant once, which also warms it up."""
     seen, plain = Seen({}, {}, {}), dict[str, torch.Tensor]()
-    for name, gradients in sorted(bench.gradients.items(), key=lambda item: item[0] != PLAIN):
+    first = PLAIN if PLAIN in bench.gradients else TRL
+    for name, gradients in sorted(bench.gradients.items(), key=lambda item: item[0] != first):
         counter = flop_counts.Counter()
         seen.bytes_at_peak[name] = timing.peak_memory(partial(counter, gradients), bench.device)
         seen.flops[name] = counter.flops
@@ -237,7 +248,7 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
         "max_relative_gradient_error": errors[WARM],
         "relative_gradient_errors": errors,
         "peak_memory_ratio_vs_trl": memory[WARM] / memory[TRL],
-        "peak_memory_ratio_vs_plain": memory[WARM] / memory[PLAIN],
+        "peak_memory_ratio_vs_plain": memory[WARM] / memory[PLAIN] if PLAIN in memory else None,
         "seconds": seconds,
         "flops_counted": flops[WARM],
         "flops_needed": need.total,
@@ -265,45 +276,9 @@ def _ratios(taken: dict[str, list[Took]]) -> dict[str, float]:
         "speedup_of_merging_identical": (TWICE, MERGED),
         "speedup_of_skipping_unanimous": (KEPT, SKIPPED),
     }
-    there = {name: (taken[a], taken[b]) for name, (a, b) in pairs.items() if a in taken}
+    there = {name: (taken[a], taken[b]) for name, (a, b) in pairs.items() if {a, b} <= taken.keys()}
     by_clock = {name: ratio(slow, fast) for name, (slow, fast) in there.items()}
     return by_clock | {f"{name}_cpu": ratio(slow, fast, "cpu") for name, (slow, fast) in there.items()}
-
-
-def head_table(sizes: Sizes, device: torch.device, repeats: int) -> dict[str, float]:
-    """Time the head's parts on one step's response tokens: entropy pass, and gradient part by share selected."""
-    count, dtype = sizes.questions * sizes.rollouts * sizes.response_tokens, DTYPES[sizes.dtype]
-    random = torch.Generator(device).manual_seed(sizes.seed)
-    weight = torch.randn(sizes.vocab, sizes.hidden, generator=random, device=device).to(dtype) / sizes.hidden**0.5
-    head = SelectedHead(torch.nn.Parameter(weight))
-    hidden = torch.randn(count, sizes.hidden, generator=random, device=device).to(dtype)
-    target = torch.randint(0, sizes.vocab, (count,), generator=random, device=device)
-
-    def entropies() -> None:
-        with torch.no_grad():
-            head(hidden, target, DISTRIBUTION)
-
-    def gradient(share: float) -> None:
-        at = slice(0, round(share * count))
-        states = hidden[at].clone().requires_grad_()
-        head(states, target[at], DISTRIBUTION).logp_S.sum().backward()
-        head.weight.grad = None
-
-    steps: dict[str, Step] = {
-        ENTROPIES: entropies,
-        ALL: partial(gradient, 1.0),
-        CHOSEN: partial(gradient, sizes.selected),
-    }
-    timing.interleaved(steps, device, 1)
-    taken = timing.interleaved(steps, device, max(repeats, 5))
-    some, every = (together(taken[part], taken[ENTROPIES]) for part in (CHOSEN, ALL))
-    return {
-        **{name: middle(each).wall for name, each in taken.items()},
-        "gradient_ratio": ratio(taken[CHOSEN], taken[ALL]),
-        "whole_ratio": ratio(some, every),
-        "gradient_ratio_cpu": ratio(taken[CHOSEN], taken[ALL], "cpu"),
-        "whole_ratio_cpu": ratio(some, every, "cpu"),
-    }
 
 
 def show(console: Console, bench: Bench, figures: dict[str, Any]) -> None:
@@ -315,7 +290,7 @@ def show(console: Console, bench: Bench, figures: dict[str, Any]) -> None:
     columns = ("step", "seconds", "TRL / this", "plain / this", "CPU seconds", "peak MiB", "GFLOP", "gradient error")
     table = Table(*columns, title="One optimiser step")
     for name, row in figures["variants"].items():
-        times = [figures["variants"][base]["wall"] / row["wall"] for base in (TRL, PLAIN)]
+        times = [figures["variants"].get(base, {}).get("wall", math.nan) / row["wall"] for base in (TRL, PLAIN)]
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
         error = figures["relative_gradient_errors"].get(name)
         table.add_row(
@@ -349,51 +324,49 @@ def _in_words(figures: dict[str, Any]) -> str:
         f"needed {figures['flops_needed'] / 1e9:.1f} GFLOP: trunk {need['trunk']:.1f}, attention "
         f"{need['attention']:.1f}, head {need['head']:.1f}; counted / needed "
         f"{figures['flops_counted_over_needed']:.2f}; wall / (needed / matmul rate) {figures['wall_over_needed']:.2f}\n"
-        f"faster than TRL {figures['speedup_vs_trl']:.2f} warm, {figures['speedup_vs_trl_cold']:.2f} cold; than plain "
-        f"{figures['speedup_vs_plain']:.2f} warm, {figures['speedup_vs_plain_cold']:.2f} cold; by processor time "
-        f"than TRL {figures['speedup_vs_trl_cpu']:.2f} warm; peak memory "
-        f"{figures['peak_memory_ratio_vs_trl']:.3f} of TRL's\n"
+        f"faster than TRL {figures['speedup_vs_trl']:.2f} warm, {figures['speedup_vs_trl_cold']:.2f} cold, by "
+        f"processor time {figures['speedup_vs_trl_cpu']:.2f} and {figures['speedup_vs_trl_cold_cpu']:.2f}; than plain "
+        f"{figures.get('speedup_vs_plain', math.nan):.2f} warm, {figures.get('speedup_vs_plain_cold', math.nan):.2f} "
+        f"cold; peak memory {figures['peak_memory_ratio_vs_trl']:.3f} of TRL's\n"
         f"apart: {', '.join(f'{words} {gain:.2f}' for words, gain in gains.items() if gain is not None)}\n"
         f"TRL between generation and update, not timed above: {figures['trl_scoring_seconds']:.3f} s"
     )
 
 
-def show_head(console: Console, seconds: dict[str, float]) -> None:
-    """The head's parts, and selected to all tokens: the gradient part, and the whole with the entropy pass on all."""
-    console.print(
-        f"head: entropy pass {seconds[ENTROPIES]:.4f} s, gradient part {seconds[CHOSEN]:.4f} s of the selected and "
-        f"{seconds[ALL]:.4f} s of all tokens: ratio {seconds['gradient_ratio']:.3f} "
-        f"({seconds['gradient_ratio_cpu']:.3f} by processor time), both with the entropy pass "
-        f"{seconds['whole_ratio']:.3f} ({seconds['whole_ratio_cpu']:.3f})"
-    )
-
-
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sizes]:
-    """Parse the command line into options and sizes."""
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[Sizes]]:
+    """Parse the command line into options and the sizes for each vocabulary."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for field in fields(Sizes):
+    others = [field for field in fields(Sizes) if field.name != "vocab"]
+    for field in others:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 151936], help="one after the other")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print the figures as one last line of JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures of each vocabulary as a line of JSON")
+    parser.add_argument("--trl-only", action="store_true", help="measure TRL's step and ours, nothing between them")
     parser.add_argument("--head", action="store_true", help="measure the head's parts, too")
     options = parser.parse_args(arguments)
-    return options, Sizes(**{field.name: getattr(options, field.name) for field in fields(Sizes)})
+    sizes = Sizes(**{field.name: getattr(options, field.name) for field in others})
+    return options, [replace(sizes, vocab=vocab) for vocab in options.vocab]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
-    options, sizes = parse(sys.argv[1:] if arguments is None else arguments)
+    options, cases = parse(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", category=UserWarning)
     console, device = Console(width=120), torch.device(options.device)
-    bench = set_up(sizes, device)
-    show(console, bench, figures := measure(bench, options.repeats))
-    if options.head:
-        figures["head"] = head_table(sizes, device, options.repeats)
-        show_head(console, figures["head"])
-    if options.json:
-        print(json.dumps({"sizes": vars(sizes), **figures}))
+    for sizes in cases:
+        bench = set_up(sizes, device, options.trl_only)
+        show(console, bench, figures := measure(bench, options.repeats))
+        if options.head:
+            figures["head"] = head_parts.measure(sizes, device, options.repeats)
+            head_parts.show(console, figures["head"])
+        if options.json:
+            print(json.dumps({"sizes": vars(sizes), **figures}), flush=True)
+        # Models, trainers and optimisers refer to each other; they go before the next are made.
+        del bench
+        gc.collect()
 
 
 if __name__ == "__main__":
