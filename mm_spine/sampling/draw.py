@@ -15,7 +15,11 @@ from torch.nn import functional as F
 from mm_spine.policy.distribution import IMPOSSIBLE, Distribution, entropy_of
 
 BLOCK = 128
-"""Tokens that are summed in fp32. Sums of blocks are added in float64, so that a draw keeps its place in 150,000."""
+"""Tokens that are summed in fp32; the sums of blocks are added in float64."""
+
+NEAR = 2**-21
+"""A draw this close to the boundary of two tokens is decided in float64. Sums of blocks put no boundary further off
+than 1.6e-7: the largest difference over normal, Zipf, bf16, sorted and two-valued logits of up to 151,936 tokens."""
 
 WHOLE = 1024
 """Up to this many tokens the cumulative distribution is computed whole, in float64."""
@@ -76,13 +80,15 @@ def draw_whole(
     """Draw from the whole cumulative distribution, or that of its nucleus."""
     log_probs = distribution.log_probs(logits_RV)
     open_RV = _with(log_probs, barred, -torch.inf)
-    if uniform_R is None:
-        token = open_RV.argmax(-1)
-    else:
-        probs = open_RV.double().exp()
-        cumulative = (_nucleus(probs, top_p) if top_p < 1.0 else probs).cumsum(-1)
-        token = _first_beyond(cumulative, uniform_R[:, None] * cumulative[:, -1:])[:, 0]
+    token = open_RV.argmax(-1) if uniform_R is None else _choose(open_RV, uniform_R, top_p)
     return Drawn(token, log_probs.gather(-1, token[:, None])[:, 0], entropy_of(log_probs))
+
+
+def _choose(log_probs_RV: Tensor, uniform_R: Tensor, top_p: float = 1.0) -> Tensor:
+    """Return the tokens (R,) at which the cumulative distribution, computed in float64, passes `uniform_R`."""
+    probs = log_probs_RV.double().exp()
+    cumulative = (_nucleus(probs, top_p) if top_p < 1.0 else probs).cumsum(-1)
+    return _first_beyond(cumulative, uniform_R[:, None] * cumulative[:, -1:])[:, 0]
 
 
 def draw_in_blocks(
@@ -92,7 +98,7 @@ def draw_in_blocks(
     barred: Sequence[tuple[int, int]],
     room_2RV: Tensor,
 ) -> Drawn:
-    """Draw without a cumulative sum over the vocabulary: the block that the draw falls in is found first.
+    """Draw the same tokens without a cumulative sum over the vocabulary: find the draw's block, then search that.
 
     Overwrites `room_2RV`, in fp32.
     """
@@ -106,7 +112,13 @@ def draw_in_blocks(
         token = _with(below_RV, barred, -torch.inf).argmax(-1)
     else:
         open_RV = _with(probs_RV, barred, 0.0)
-        token = invert(open_RV, block_sums(open_RV) if barred else sums_RB, uniform_R)
+        token, margin_R = invert(open_RV, block_sums(open_RV) if barred else sums_RB, uniform_R)
+        near = (~(margin_R > NEAR)).nonzero()[:, 0]
+        if len(near):
+            places = {row: place for place, row in enumerate(near.tolist())}
+            pairs = [(places[row], token) for row, token in barred if row in places]
+            log_probs = distribution.log_probs(logits_RV[near])
+            token[near] = _choose(_with(log_probs, pairs, -torch.inf), uniform_R[near])
     logp_R = below_RV.gather(-1, token[:, None])[:, 0].double() - log_z_R
     entropy_R = log_z_R - block_sums(below_RV.mul_(probs_RV)).sum(-1) / total_R
     return Drawn(token, logp_R.float(), entropy_R.float())
@@ -129,16 +141,22 @@ def block_sums(values_RV: Tensor) -> Tensor:
     return torch.cat([blocks, values_RV[:, whole:].sum(-1, keepdim=True)], -1).double()
 
 
-def invert(probs_RV: Tensor, sums_RB: Tensor, uniform_R: Tensor) -> Tensor:
-    """Return the tokens (R,) at which the cumulative probabilities pass the share `uniform_R` of their total."""
+def invert(probs_RV: Tensor, sums_RB: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the tokens (R,) at which the cumulative probabilities pass the share `uniform_R` of their total.
+
+    Also return how far the share is from the token's nearer boundary (R,), negative or NaN where no token holds it.
+    """
     ends_RB = sums_RB.cumsum(-1)
     target_R1 = uniform_R[:, None] * ends_RB[:, -1:]
     block_R1 = _first_beyond(ends_RB, target_R1)
     rest_R1 = target_R1 - F.pad(ends_RB, (1, 0)).gather(-1, block_R1)
     at = block_R1 * BLOCK + torch.arange(BLOCK, device=block_R1.device)
     beyond = at >= probs_RV.shape[-1]
-    inside = probs_RV.gather(-1, at.masked_fill(beyond, 0)).double().masked_fill(beyond, 0.0)
-    return (block_R1 * BLOCK + _first_beyond(inside.cumsum(-1), rest_R1))[:, 0].clamp(max=probs_RV.shape[-1] - 1)
+    inside = probs_RV.gather(-1, at.masked_fill(beyond, 0)).double().masked_fill(beyond, 0.0).cumsum(-1)
+    place_R1 = _first_beyond(inside, rest_R1)
+    margin_R1 = (rest_R1 - F.pad(inside, (1, 0)).gather(-1, place_R1)).minimum(inside.gather(-1, place_R1) - rest_R1)
+    token_R1 = (block_R1 * BLOCK + place_R1).clamp(max=probs_RV.shape[-1] - 1)
+    return token_R1[:, 0], (margin_R1 / ends_RB[:, -1:])[:, 0]
 
 
 def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ before, and small ones still are. They take turns, after one turn that is not co
 standard deviation 1 (almost uniform: a random model's) or fall with the logarithm of the rank (Zipf's law: a language
 model's).
 
-Draws that differ are counted over many uniform numbers per row, also against the inverse of the cumulative distribution
-that is computed in float64 from the same logits. Log-probs and entropies are compared with float64, too.
+Draws that differ are counted over many uniform numbers per row: in blocks, by the sums of blocks (without deciding in
+float64 what is near a boundary), whole, and by the cumulative distribution that is computed in float64 from the same
+logits. Log-probs and entropies are compared with float64, too.
 """
 
 from __future__ import annotations
@@ -95,30 +96,35 @@ def exact_log_probs(case: Case, row: int) -> Tensor:
 def differing(case: Case, draws: int, seed: int) -> dict[str, float]:
     """Count the draws that differ between blocks, whole and float64, as shares of all."""
     rows = max(1, draws // DRAWS_PER_ROW)
-    pairs = {"blocks, whole": 0, "blocks, float64": 0, "whole, float64": 0}
+    pairs = dict.fromkeys(("blocks, whole", "sums of blocks, whole", "blocks, float64", "whole, float64"), 0)
+    near = 0
     for row in range(rows):
         at = row % len(case.logits_RV)
         numbers = torch.from_numpy(generator(seed, "draw", row).random(DRAWS_PER_ROW))
         tokens = _tokens(case, at, numbers)
+        near += int(tokens["near"].sum())
         for pair in pairs:
             one, other = pair.split(", ")
             pairs[pair] += int((tokens[one] != tokens[other]).sum())
-    return {"draws": rows * DRAWS_PER_ROW, **{pair: count / (rows * DRAWS_PER_ROW) for pair, count in pairs.items()}}
+    draws = rows * DRAWS_PER_ROW
+    return {"draws": draws, "near a boundary": near / draws, **{pair: n / draws for pair, n in pairs.items()}}
 
 
 def _tokens(case: Case, row: int, numbers_N: Tensor) -> dict[str, Tensor]:
     """Return what many uniform numbers draw from one row, in the three ways."""
-    # Every number has a row of its own in the sampler. Here they share the sums over the row, which do not depend on
-    # them.
+    # In the sampler every number has a row of its own. Here they share the sums over the row, which do not depend on
+    # them, and what is decided in float64 there is here, too.
     scaled_1V = case.distribution.scaled(case.logits_RV[row, None])
     _, probs_1V = drawing.probs_below(scaled_1V.clone(), torch.empty_like(scaled_1V))
-    sums_1B, many = drawing.block_sums(probs_1V), (len(numbers_N), -1)
+    many = len(numbers_N), -1
+    token, margin = drawing.invert(probs_1V.expand(many), drawing.block_sums(probs_1V).expand(many), numbers_N)
     cumulative = {"whole": scaled_1V.log_softmax(-1).double().exp().cumsum(-1),
                   "float64": scaled_1V.double().softmax(-1).cumsum(-1)}  # fmt: skip
     found = {
         name: torch.searchsorted(each[0], numbers_N * each[0, -1], right=True) for name, each in cumulative.items()
     }
-    return {"blocks": drawing.invert(probs_1V.expand(many), sums_1B.expand(many), numbers_N), **found}
+    near = margin <= drawing.NEAR
+    return {"sums of blocks": token, "blocks": token.where(~near, found["whole"]), "near": near, **found}
 
 
 def errors(case: Case, uniform_R: Tensor, rows: int = 16) -> dict[str, float]:
@@ -156,7 +162,7 @@ def show(figures: dict[str, Any]) -> str:
     return "\n\n".join([
         f"{figures['rows']} rows, vocabulary {figures['vocab']}, load average {os.getloadavg()[0]:.1f}.",
         markdown_table(columns, times),
-        f"Share of {first['differing']['draws']} draws that differ, and largest errors against float64, nats.",
+        f"Shares of {first['differing']['draws']} draws that are near a boundary or differ; largest errors, nats.",
         markdown_table(("logits", *list(first["differing"])[1:], *first["errors"]), gaps),
     ])  # fmt: skip
 

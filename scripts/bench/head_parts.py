@@ -54,7 +54,7 @@ def measure(sizes: Sizes, device: torch.device, repeats: int) -> dict[str, float
 
 
 def show(console: Console, seconds: dict[str, float]) -> None:
-    """Write the seconds of the parts, and selected over all tokens: the gradient part, and with the entropy pass on all."""
+    """Write the parts' seconds, and the ratios of selected tokens to all: gradient part, and with the entropy pass."""
     console.print(
         f"head: entropy pass {seconds[ENTROPIES]:.4f} s, gradient part {seconds[CHOSEN]:.4f} s of the selected and "
         f"{seconds[ALL]:.4f} s of all tokens: ratio {seconds['gradient_ratio']:.3f} "

@@ -2,7 +2,7 @@ r"""Rollouts side by side: transformers' generate as TRL calls it, ours on trans
 full votes and votes that stop when they are decided.
 
     python scripts/bench/sampling.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --prompts 2 --repeats 3
-        --vocab 2048 --hidden 256 --layers 4 --dtype float32 --seed 0] [--questions 64 --votes 32 ...] [--json]
+        --vocab 2048 151936 --hidden 256 --layers 4 --dtype float32 --seed 0] [--questions 64 --votes 32 ...] [--json]
 
 Tokens a second are measured on a random Qwen2.5-VL with `prompts` images, same weights and prompts for all; its end
 token is one that nobody may draw, so that every response has exactly `response-tokens` tokens. The ways take turns,
@@ -17,6 +17,7 @@ Tokens a question, trees and stopped votes are measured on `digits` and its star
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import warnings
@@ -33,6 +34,7 @@ import torch
 import trl_generate
 import workload
 from drawn import drawn_tokens, logprob_gap, markdown_table
+from sampling_digits import RATES, rates_of
 from timing import Took, middle, ratio, together
 from transformers.utils.logging import disable_progress_bar
 from workload import Sizes
@@ -176,6 +178,8 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
         "speedup_vs_trl_generate_images_known": ratio(taken[GENERATE], taken[HF]),
         "speedup_vs_trl_whole": ratio(taken[TRL], taken[NEW]),
         "speedup_vs_trl_generate_cpu": ratio(taken[GENERATE], taken[NEW], "cpu"),
+        "speedup_vs_trl_generate_images_known_cpu": ratio(taken[GENERATE], taken[HF], "cpu"),
+        "speedup_vs_trl_whole_cpu": ratio(taken[TRL], taken[NEW], "cpu"),
         "vllm_tokens_per_second_ratio": ratio(taken[HF], taken[VLLM]) if VLLM in taken else None,
         "vllm_speedup_vs_trl_generate": ratio(taken[GENERATE], taken[VLLM]) if VLLM in taken else None,
         "logprob_gaps": gaps,
@@ -238,15 +242,16 @@ def measure_digits(sizes: sampling_digits.Sizes, backends: Sequence[str]) -> dic
 TOP_LEVEL = ("tree_token_ratio", "tree_mean_fork_position", "adaptive_token_ratio", "adaptive_same_labels")
 
 
-def summary(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `--json` prints: the figures of ours on transformers at the top, all others below."""
-    hf = on_digits["backends"]["hf"]
-    after = [prompts["parity"]["logprob_gap_after_updates"]] if prompts["parity"] else []
-    gaps = [
-        *prompts["logprob_gaps"].values(),
-        *after,
-        *(each["logprob_gap"] for each in on_digits["backends"].values()),
-    ]
+def summary(by_vocab: Mapping[int, Mapping[str, Any]], on_digits: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `--json` prints: the figures of ours on transformers at the top, all others below.
+
+    Those of the first vocabulary stand at the top.
+    """
+    hf, prompts = on_digits["backends"]["hf"], next(iter(by_vocab.values()))
+    gaps = [each["logprob_gap"] for each in on_digits["backends"].values()]
+    for found in by_vocab.values():
+        after = [found["parity"]["logprob_gap_after_updates"]] if found["parity"] else []
+        gaps += [*found["logprob_gaps"].values(), *after]
     return {
         "speedup_vs_trl_generate": prompts["speedup_vs_trl_generate"],
         "vllm_tokens_per_second_ratio": prompts["vllm_tokens_per_second_ratio"],
@@ -255,38 +260,32 @@ def summary(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> dict[st
         "bf16_differing_share": on_digits["differing"]["bfloat16"],
         "fp32_differing_share": on_digits["differing"]["float32"],
         "prompts": dict(prompts),
+        "prompts_by_vocabulary": {str(vocab): dict(found) for vocab, found in by_vocab.items()},
         "digits": dict(on_digits["backends"]),
     }
 
 
-def show(bench: Bench, prompts: Mapping[str, Any], on_digits: Mapping[str, Any], sizes: sampling_digits.Sizes) -> str:
-    """Write both tables and the figures that have floors, as Markdown."""
-    base = prompts["ways"][GENERATE]["wall"]
-    rates = ([name, *_rates(way), f"{base / way['wall']:.2f}"] for name, way in prompts["ways"].items())
-    votes = (
-        [f"{backend}: {name}", *_rates(way), f"{way['votes_per_question']:.1f}", f"{100 * way['agreement']:.1f}"]
-        for backend, found in on_digits["backends"].items()
-        for name, way in found["ways"].items()
+def show(bench: Bench, prompts: Mapping[str, Any]) -> str:
+    """Write the table of the prompts and the figures that have floors, as Markdown."""
+    base = prompts["ways"][GENERATE]
+    rates = (
+        [
+            name,
+            *rates_of(way),
+            f"{base['wall'] / way['wall']:.2f}",
+            f"{way['cpu']:.2f}",
+            f"{base['cpu'] / way['cpu']:.2f}",
+        ]
+        for name, way in prompts["ways"].items()
     )
     parts = [
         *(f"{backend}: not measured, {why}" for backend, why in bench.absent.items()),
         _prompts_in_words(bench),
-        markdown_table((*RATES, "TRL's generate / this, seconds"), rates),
-        _digits_in_words(sizes),
-        markdown_table((*RATES, "votes a question", "answers as the full vote's, %"), votes),
-        *(_figures_in_words(backend, found) for backend, found in on_digits["backends"].items()),
-        _rest_in_words(prompts, on_digits),
+        markdown_table((*RATES, "TRL's generate / this", "processor seconds", "TRL's generate / this"), rates),
+        _rest_in_words(prompts),
         *([_parity_in_words(prompts["parity"])] if prompts["parity"] else []),
     ]
     return "\n\n".join(parts)
-
-
-RATES = ("", "tokens/s", "tokens a question", "seconds")
-
-
-def _rates(way: Mapping[str, Any]) -> list[str]:
-    seconds = way["wall"] if "wall" in way else way["seconds"]
-    return [f"{way['tokens_per_second']:.0f}", f"{way['tokens_per_question']:.0f}", f"{seconds:.2f}"]
 
 
 def _prompts_in_words(bench: Bench) -> str:
@@ -300,39 +299,16 @@ def _prompts_in_words(bench: Bench) -> str:
     )
 
 
-def _digits_in_words(sizes: sampling_digits.Sizes) -> str:
-    return (
-        f"`digits`, {sizes.questions} questions of split adapt, starting model, {sizes.votes} votes in rounds of "
-        f"{sizes.round} after {sizes.least}; trees: {sizes.roots} roots, {sizes.forks} forks, {sizes.branches} "
-        f"branches, {sizes.leaves} leaves. One turn each."
-    )
-
-
-def _figures_in_words(backend: str, found: Mapping[str, Any]) -> str:
-    say = {name: f"{value:.3f}" for name, value in found.items() if isinstance(value, float)}
-    return (
-        f"{backend}: trees draw {say['tree_token_ratio']} of flat's tokens, {say['tree_token_ratio_by_leaves']} of "
-        f"their leaves' ({say['tree_token_ratio_by_forks']} by the fork positions, mean t/T "
-        f"{say['tree_mean_fork_position']}). Until decided, votes draw {say['adaptive_token_ratio']} of the full "
-        f"vote's tokens, the same answer in {say['adaptive_same_labels']} of the questions; in rounds of "
-        f"{sampling_digits.DEFAULT_ROUND}, {say['adaptive_token_ratio_default_round']}; until confident "
-        f"{say['confident_token_ratio']}, the same in {say['confident_same_labels']}; trees until decided "
-        f"{say['adaptive_tree_token_ratio']} of all trees', the same in {say['adaptive_tree_same_labels']}. "
-        f"Log-prob gap {found['logprob_gap']:.1e} nats."
-    )
-
-
-def _rest_in_words(prompts: Mapping[str, Any], on_digits: Mapping[str, Any]) -> str:
+def _rest_in_words(prompts: Mapping[str, Any]) -> str:
     say = {name: f"{value:.2f}" for name, value in prompts.items() if isinstance(value, float)}
     gaps = ", ".join(f"{name} {gap:.1e}" for name, gap in prompts["logprob_gaps"].items())
     return (
         f"Ours on transformers, images new, draws {say['speedup_vs_trl_generate']} times the tokens/s of TRL's "
         f"generate ({say['speedup_vs_trl_generate_cpu']} by processor time), "
-        f"{say['speedup_vs_trl_generate_images_known']} times with images known, and {say['speedup_vs_trl_whole']} "
-        f"times those of TRL with its image processing. vLLM over ours on transformers, images known: "
-        f"{say.get('vllm_tokens_per_second_ratio', 'not measured')}. Log-prob gaps on the prompts, nats: {gaps}. "
-        f"Responses that differ between batches of 512 and 16 rows: {on_digits['differing']['float32']:.2%} in fp32, "
-        f"{on_digits['differing']['bfloat16']:.2%} in bf16."
+        f"{say['speedup_vs_trl_generate_images_known']} times with images known "
+        f"({say['speedup_vs_trl_generate_images_known_cpu']}), and {say['speedup_vs_trl_whole']} times those of TRL "
+        f"with its image processing ({say['speedup_vs_trl_whole_cpu']}). vLLM over ours on transformers, images known: "
+        f"{say.get('vllm_tokens_per_second_ratio', 'not measured')}. Log-prob gaps on the prompts, nats: {gaps}."
     )
 
 
@@ -346,14 +322,15 @@ def _parity_in_words(found: Mapping[str, Any]) -> str:
     )
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Sizes, sampling_digits.Sizes]:
-    """Parse the command line into options, the sizes of the prompts, and those of the part on `digits`."""
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[Sizes], sampling_digits.Sizes]:
+    """Parse the command line into options, the prompts' sizes for each vocabulary, and those of `digits`."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    mine = [field for field in fields(Sizes) if field.name not in ("questions", "selected")]
+    mine = [field for field in fields(Sizes) if field.name not in ("questions", "selected", "vocab")]
     others = [field for field in fields(sampling_digits.Sizes) if field.name != "seed"]
     for field in (*mine, *others):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 151936], help="one after the other")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--without", nargs="*", default=[], choices=BACKENDS[1:], help="backends to leave out")
@@ -361,21 +338,29 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     options = parser.parse_args(arguments)
     prompts = Sizes(**{field.name: getattr(options, field.name) for field in mine}, questions=options.prompts)
     on_digits = {field.name: getattr(options, field.name) for field in others}
-    return options, prompts, sampling_digits.Sizes(**on_digits, seed=options.seed)
+    cases = [replace(prompts, vocab=vocab) for vocab in options.vocab]
+    return options, cases, sampling_digits.Sizes(**on_digits, seed=options.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    options, sizes, digits_sizes = parse(arguments)
+    options, cases, digits_sizes = parse(arguments)
     warnings.filterwarnings("ignore", category=UserWarning)
     disable_progress_bar()
     absent = {backend: why for backend in BACKENDS if (why := why_not(backend))}
-    bench = set_up(sizes, absent | dict.fromkeys(options.without, "told not to"))
-    prompts = measure(bench, options.repeats)
-    on_digits = measure_digits(digits_sizes, [backend for backend in BACKENDS if backend not in bench.absent])
-    print(show(bench, prompts, on_digits, digits_sizes))
+    absent |= dict.fromkeys(options.without, "told not to")
+    by_vocab = {}
+    for sizes in cases:
+        bench = set_up(sizes, absent)
+        by_vocab[sizes.vocab] = measure(bench, options.repeats)
+        print(show(bench, by_vocab[sizes.vocab]), end="\n\n", flush=True)
+        # Models, trainers and samplers refer to each other; they go before the next are made.
+        del bench
+        gc.collect()
+    on_digits = measure_digits(digits_sizes, [backend for backend in BACKENDS if backend not in absent])
+    print(sampling_digits.show(on_digits, digits_sizes))
     if options.json:
-        print(json.dumps(summary(prompts, on_digits)))
+        print(json.dumps(summary(by_vocab, on_digits)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import timing
 import torch
-from drawn import Drawn, drawn_tokens, flat, logprob_gap
+from drawn import Drawn, drawn_tokens, flat, logprob_gap, markdown_table
 
 from mm_spine.benchmarks import digits
 from mm_spine.config import ModelConfig, RunConfig, TreeConfig, VotesConfig
@@ -165,3 +165,52 @@ def differing_share(a: Drawn, b: Drawn) -> float:
 def _in_batches(policy: Policy, sizes: Sizes, questions: Sequence[Question], rows: int) -> Drawn:
     config = configure({"sampling": {"votes": 16, "max_new_tokens": sizes.max_new_tokens, "batch_rows": rows}})
     return make_sampler(policy, config).sample(questions, 16, step=0, purpose="train")
+
+
+RATES = ("", "tokens/s", "tokens a question", "seconds")
+
+
+def rates_of(way: Mapping[str, Any]) -> list[str]:
+    """Return the cells of `RATES` but the name."""
+    seconds = way["wall"] if "wall" in way else way["seconds"]
+    return [f"{way['tokens_per_second']:.0f}", f"{way['tokens_per_question']:.0f}", f"{seconds:.2f}"]
+
+
+def show(on_digits: Mapping[str, Any], sizes: Sizes) -> str:
+    """Write the table of votes and the figures that have floors, as Markdown."""
+    votes = (
+        [f"{backend}: {name}", *rates_of(way), f"{way['votes_per_question']:.1f}", f"{100 * way['agreement']:.1f}"]
+        for backend, found in on_digits["backends"].items()
+        for name, way in found["ways"].items()
+    )
+    differing = on_digits["differing"]
+    parts = [
+        _sizes_in_words(sizes),
+        markdown_table((*RATES, "votes a question", "answers as the full vote's, %"), votes),
+        *(_figures_in_words(backend, found) for backend, found in on_digits["backends"].items()),
+        f"Responses that differ between batches of 512 and 16 rows: {differing['float32']:.2%} in fp32, "
+        f"{differing['bfloat16']:.2%} in bf16.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _sizes_in_words(sizes: Sizes) -> str:
+    return (
+        f"`digits`, {sizes.questions} questions of split adapt, starting model, {sizes.votes} votes in rounds of "
+        f"{sizes.round} after {sizes.least}; trees: {sizes.roots} roots, {sizes.forks} forks, {sizes.branches} "
+        f"branches, {sizes.leaves} leaves. One turn each."
+    )
+
+
+def _figures_in_words(backend: str, found: Mapping[str, Any]) -> str:
+    say = {name: f"{value:.3f}" for name, value in found.items() if isinstance(value, float)}
+    return (
+        f"{backend}: trees draw {say['tree_token_ratio']} of flat's tokens, {say['tree_token_ratio_by_leaves']} of "
+        f"their leaves' ({say['tree_token_ratio_by_forks']} by the fork positions, mean t/T "
+        f"{say['tree_mean_fork_position']}). Until decided, votes draw {say['adaptive_token_ratio']} of the full "
+        f"vote's tokens, the same answer in {say['adaptive_same_labels']} of the questions; in rounds of "
+        f"{DEFAULT_ROUND}, {say['adaptive_token_ratio_default_round']}; until confident "
+        f"{say['confident_token_ratio']}, the same in {say['confident_same_labels']}; trees until decided "
+        f"{say['adaptive_tree_token_ratio']} of all trees', the same in {say['adaptive_tree_same_labels']}. "
+        f"Log-prob gap {found['logprob_gap']:.1e} nats."
+    )

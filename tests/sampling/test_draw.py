@@ -71,6 +71,22 @@ def test_each_row_draws_the_token_whose_share_holds_its_number(vocab: int, tempe
     assert ((found == expected) | near).all() and near.double().mean() < 0.1
 
 
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_blocks_draw_what_the_whole_distribution_draws(spread: float, bf16: bool) -> None:
+    """To the bit, also at boundaries: every uniform lies within 1e-9 of one, on either side."""
+    logits = random_logits(300, LARGE, spread)
+    logits = logits.bfloat16() if bf16 else logits
+    ends = PLAIN.log_probs(logits).double().exp().cumsum(-1)
+    at = torch.arange(300)
+    off = torch.where(at % 2 == 0, 1e-9, -1e-9)
+    uniform_R = (ends[at, at * 15] / ends[:, -1] + off).clamp(0, 1 - 2**-53)
+    barred = [(row, token) for row in range(0, 300, 3) for token in range(row, row + 9)]
+    for pairs in ([], barred):
+        whole = drawing.draw_whole(logits, uniform_R, PLAIN, pairs, 1.0)
+        assert torch.equal(draw(logits, uniform_R, PLAIN, barred=pairs).token_R, whole.token_R)
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
 @pytest.mark.parametrize("shift", [0.0, 40.0])
 def test_log_probs_and_entropies_in_blocks_are_exact(spread: float, shift: float) -> None:

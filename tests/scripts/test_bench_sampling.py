@@ -54,7 +54,7 @@ def on_digits() -> dict[str, Any]:
 
 
 def test_the_figures_that_others_read_are_there(prompts: dict[str, Any], on_digits: dict[str, Any]) -> None:
-    found = sampling.summary(prompts, on_digits)
+    found = sampling.summary({TINY.vocab: prompts}, on_digits)
     wanted = {
         "speedup_vs_trl_generate", "vllm_tokens_per_second_ratio", "tree_token_ratio", "tree_mean_fork_position",
         "adaptive_token_ratio", "adaptive_same_labels", "max_logprob_gap", "bf16_differing_share",
@@ -68,7 +68,7 @@ def test_the_figures_that_others_read_are_there(prompts: dict[str, Any], on_digi
 def test_what_is_printed_names_every_way_and_why_one_is_missing(
     bench: Bench, prompts: dict[str, Any], on_digits: dict[str, Any]
 ) -> None:
-    said = sampling.show(bench, prompts, on_digits, FEW)
+    said = sampling.show(bench, prompts) + sampling_digits.show(on_digits, FEW)
     assert "vllm: not measured, left out" in said
     assert all(f"| {name} |" in said for name in (PROCESS, GENERATE, TRL, HF, NEW, HF_TREES))
     assert f"| hf: {sampling_digits.DECIDED} |" in said
