@@ -2,7 +2,7 @@ r"""An optimiser step side by side: plain transformers, TRL's GRPOTrainer, and o
 
     python scripts/bench/step.py [--image-tokens 1024 --rollouts 16 --response-tokens 64 --vocab 2048 151936
         --hidden 256 --layers 4 --selected 0.2 --dtype float32 --device cpu --questions 1 --repeats 3 --seed 0]
-        [--trl-only] [--json] [--head]
+        [--trl-only] [--times-only] [--json] [--head]
 
 Same weights, saved rollouts, rewards, token selection, loss (PPO's clipped term at ratio 1 on the selected tokens over
 all response tokens, no KL, temperature 1, no token banned), dtype, and AdamW at learning rate 0, so that every repeat
@@ -266,6 +266,16 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
     }
 
 
+def times(bench: Bench, repeats: int) -> dict[str, Any]:
+    """Measure the seconds only: each step runs `repeats` times, after an untimed turn of all but TRL's and plain's."""
+    timing.interleaved({name: step for name, step in bench.steps.items() if name not in (TRL, PLAIN, CACHED)},
+                       bench.device, 1)  # fmt: skip
+    taken = timing.interleaved(bench.steps, bench.device, repeats)
+    taken[COLD] = together(taken[WARM], taken[ENCODE])
+    found = {name: middle(each)._asdict() for name, each in taken.items()}
+    return {**_ratios(taken), "load": os.getloadavg()[0], "variants": found}
+
+
 def _ratios(taken: dict[str, list[Took]]) -> dict[str, float]:
     """Compute speed-ups by wall and by processor time, and what de-duplication and skipped groups save."""
     pairs = {
@@ -333,6 +343,13 @@ def _in_words(figures: dict[str, Any]) -> str:
     )
 
 
+def times_in_words(bench: Bench, figures: dict[str, Any]) -> str:
+    """Write the processor seconds of each step and the speed-ups over TRL by processor time."""
+    steps = (f"{name}: {each['cpu']:.3f} processor seconds" for name, each in figures["variants"].items())
+    faster = f"faster than TRL {figures['speedup_vs_trl_cpu']:.2f} warm, {figures['speedup_vs_trl_cold_cpu']:.2f} cold"
+    return "\n".join([_set_up_in_words(bench), *steps, f"{faster}; load average {figures['load']:.1f}"])
+
+
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[Sizes]]:
     """Parse the command line into options and the sizes for each vocabulary."""
     assert __doc__ is not None
@@ -345,6 +362,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[Sizes]]:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print the figures of each vocabulary as a line of JSON")
     parser.add_argument("--trl-only", action="store_true", help="measure TRL's step and ours, nothing between them")
+    parser.add_argument("--times-only", action="store_true", help="leave out memory, FLOP and gradient errors")
     parser.add_argument("--head", action="store_true", help="measure the head's parts, too")
     options = parser.parse_args(arguments)
     sizes = Sizes(**{field.name: getattr(options, field.name) for field in others})
@@ -358,7 +376,8 @@ def main(arguments: list[str] | None = None) -> None:
     console, device = Console(width=120), torch.device(options.device)
     for sizes in cases:
         bench = set_up(sizes, device, options.trl_only)
-        show(console, bench, figures := measure(bench, options.repeats))
+        figures = times(bench, options.repeats) if options.times_only else measure(bench, options.repeats)
+        console.print(times_in_words(bench, figures)) if options.times_only else show(console, bench, figures)
         if options.head:
             figures["head"] = head_parts.measure(sizes, device, options.repeats)
             head_parts.show(console, figures["head"])
