@@ -7,14 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from workload import MOST_PIXELS, TOKEN_PIXELS, Work
+from workload import MOST_PIXELS, TOKEN_PIXELS, Work, rows_at_once
 
 from mm_spine.config import MethodConfig
 from mm_spine.processors.chat import encode
 from mm_spine.types import Group
-
-LOGIT_BYTES = 256 * 2**20
-"""Most bytes of fp32 logits at a time; several tensors of that size live."""
 
 
 class Rows(NamedTuple):
@@ -36,8 +33,7 @@ def make_rows(work: Work, processor: Any, device: torch.device, dtype: torch.dty
     made = []
     for group, chosen in zip(work.groups, work.tokens, strict=True):
         encoded = encode(group.question, processor, TOKEN_PIXELS**2, MOST_PIXELS)
-        longest = max(len(rollout.token_ids) for rollout in group.rollouts)
-        size = max(1, LOGIT_BYTES // (4 * vocab * (longest + 1)))
+        size = rows_at_once(group, vocab)
         for first in range(0, len(group.rollouts), size):
             rows = _rows(group, chosen, encoded, slice(first, first + size))
             made.append(Rows(*(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in rows)))

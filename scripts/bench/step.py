@@ -8,8 +8,9 @@ Same weights, saved rollouts, rewards, token selection, loss (PPO's clipped term
 all response tokens, no KL, temperature 1, no token banned), dtype, and AdamW at learning rate 0, so that every repeat
 starts from the same weights. A step is timed from prepared inputs: forward, backward, gradient clipping at 1, AdamW,
 zeroed gradients. Generation is not timed; TRL's work between generation and update is shown separately. TRL: KL 0, one
-step per batch, so that it needs no old or reference log-probs; gradient checkpointing off; all rollouts in one batch.
-AdamW is the fused one, TRL's default. Plain transformers takes as many rows at a time as have 256 MiB of logits.
+step per batch, so that it needs no old or reference log-probs; gradient checkpointing off. AdamW is the fused one,
+TRL's default. TRL and plain transformers take as many rollouts at a time as have 256 MiB of logits, all of them where
+the vocabulary is small.
 """
 
 from __future__ import annotations
@@ -144,10 +145,10 @@ def set_up(sizes: Sizes, device: torch.device, trl_only: bool = False) -> Bench:
         policy.prompt(group.question)  # warm: the tower has seen every image
     rows = plain_step.make_rows(work, processor, device, DTYPES[sizes.dtype], sizes.vocab)
     trainer = trl_step.make_trainer(trl_model, processor, work, sizes, options, workload.adamw(trl_model))
-    batch = trl_step.prepare(trainer, work)
+    parts = trl_step.in_parts(trl_step.prepare(trainer, work), workload.rows_at_once(work.groups[0], sizes.vocab))
     mine = Contestant(ours_model, workload.adamw(ours_model), _our_gradients(policy, work, options))
-    gradients: dict[str, Step] = {TRL: partial(trl_step.backward, trainer, batch), WARM: mine.gradients[WARM]}
-    steps: dict[str, Step] = {TRL: partial(trl_step.update, trainer, batch), WARM: partial(mine.update, WARM)}
+    gradients: dict[str, Step] = {TRL: partial(trl_step.backward, trainer, parts), WARM: mine.gradients[WARM]}
+    steps: dict[str, Step] = {TRL: partial(trl_step.update, trainer, parts), WARM: partial(mine.update, WARM)}
     if not trl_only:
         plain = Contestant(base, workload.adamw(base), _plain_gradients(base, rows, work, options))
         steps = {PLAIN: partial(plain.update, PLAIN), TRL: steps[TRL], CACHED: partial(plain.update, CACHED)}

@@ -116,14 +116,27 @@ def _rows(work: Work) -> Iterator[dict[str, Any]]:
             yield {"prompt": prompt, "images": list(group.question.images)}
 
 
-def backward(trainer: Any, batch: dict[str, Any]) -> None:
-    """Take TRL's training step: loss and backward of the prepared batch; gradients stay on the parameters."""
-    trainer.training_step(trainer.model_wrapped, batch, None)
+def in_parts(batch: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    """Split a prepared batch into equal parts of at most `rows` rollouts, as TRL splits one for gradient accumulation.
+
+    The loss is over all tokens of the batch, so that the parts' gradients add up to the whole one's.
+    """
+    from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+    count = len(batch["completion_ids"])
+    parts = next(n for n in range(1, count + 1) if count % n == 0 and count // n <= rows)
+    return [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(split_pixel_values_by_grid(batch), parts)]
 
 
-def update(trainer: Any, batch: dict[str, Any]) -> None:
+def backward(trainer: Any, parts: list[dict[str, Any]]) -> None:
+    """Take TRL's training step: loss and backward of each part; gradients stay on the parameters."""
+    for part in parts:
+        trainer.training_step(trainer.model_wrapped, part, None)
+
+
+def update(trainer: Any, parts: list[dict[str, Any]]) -> None:
     """Take one optimiser step as Trainer's loop does: training step, gradient clipping, AdamW, zero gradients."""
-    backward(trainer, batch)
+    backward(trainer, parts)
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
     trainer.optimizer.step()
     trainer.lr_scheduler.step()

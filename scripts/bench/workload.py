@@ -29,6 +29,7 @@ TOKEN_PIXELS = 28
 TOWER_SHARE = 0.9
 WINDOW_TOKENS = 16
 MOST_PIXELS = TOKEN_PIXELS**2 * 16384
+LOGIT_BYTES = 256 * 2**20
 PROMPT = "Which of the two digits is the larger? Explain."
 STD_EPS = 1e-4
 """What TRL adds to the standard deviation of a group's rewards, so that all variants have the same advantages."""
@@ -224,6 +225,12 @@ def _group(question: Question, sizes: Sizes) -> Group:
     made = (Rollout(question.id, i, tuple(t), "", logp[i], logp[i], "stop") for i, t in enumerate(drawn))
     rewards = torch.zeros(n).index_fill(0, torch.from_numpy(rng.permutation(n)[: max(n // 2, 1)]), 1.0)
     return Group(question, tuple(made), (None,) * n, Vote(None, 0.0, {}, 0.0, 0), rewards, parsed=(None,) * n)
+
+
+def rows_at_once(group: Group, vocab: int) -> int:
+    """Return how many rollouts have at most `LOGIT_BYTES` of fp32 logits, at least 1."""
+    longest = max(len(rollout.token_ids) for rollout in group.rollouts)
+    return max(1, LOGIT_BYTES // (4 * vocab * (longest + 1)))
 
 
 def doubled(work: Work) -> Work:
