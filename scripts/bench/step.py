@@ -9,8 +9,8 @@ all response tokens, no KL, temperature 1, no token banned), dtype, and AdamW at
 starts from the same weights. A step is timed from prepared inputs: forward, backward, gradient clipping at 1, AdamW,
 zeroed gradients. Generation is not timed; TRL's work between generation and update is shown separately. TRL: KL 0, one
 step per batch, so that it needs no old or reference log-probs; gradient checkpointing off. AdamW is the fused one,
-TRL's default. TRL and plain transformers take as many rollouts at a time as have 256 MiB of logits, all of them where
-the vocabulary is small.
+TRL's default. TRL and plain transformers take as many rollouts at a time as have 256 MiB of response logits, all of
+them where the vocabulary is small.
 """
 
 from __future__ import annotations
