@@ -61,8 +61,8 @@ def draws(now: Callable[[], bool]) -> AbstractContextManager[Any]:
     usual = HFSampler._draw
 
     def broken(self: HFSampler, *args: Any) -> Any:
-        token, logp, entropy = usual(self, *args)
-        return token, logp * torch.nan if now() else logp, entropy
+        drawn = usual(self, *args)
+        return drawn._replace(logp_R=drawn.logp_R * torch.nan) if now() else drawn
 
     return mock.patch.object(HFSampler, "_draw", broken)
 

@@ -28,7 +28,7 @@ class Tower(nn.Module):
         super().__init__()
         self.merger = nn.Identity()
         self.deepstack_merger_list = nn.ModuleList(nn.Identity() for _ in range(layers))
-        self.config = SimpleNamespace(out_hidden_size=8)
+        self.config = SimpleNamespace(out_hidden_size=8, _attn_implementation="sdpa")
         self.device, self.dtype, self.calls = torch.device("cpu"), torch.float32, 0
 
     def forward(self, pixels: Tensor, grid_thw: Tensor) -> Any:

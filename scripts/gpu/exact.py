@@ -122,7 +122,7 @@ def compare_case(case: Case, dtype: str, setting: Setting) -> None:
     with InDouble():
         exact = plain_values(exact_model, rows, policy)
     for kernel in (None, "plain"):
-        shown = kernel or tree_attention.backend_name(setting.device, DTYPES[dtype])
+        shown = kernel or tree_attention.backend_name(setting.device, DTYPES[dtype], head_width(policy))
         try:
             with kernel_of(kernel):
                 found = our_values(policy, case)
@@ -134,12 +134,17 @@ def compare_case(case: Case, dtype: str, setting: Setting) -> None:
     compare_sampler(case, policy, (plain, exact_model), setting, dtype)
 
 
+def head_width(policy: Policy) -> int:
+    """Return the numbers of one head's query."""
+    return int(policy.text.language_model.layers[0].self_attn.head_dim)
+
+
 @contextmanager
 def kernel_of(name: str | None) -> Iterator[None]:
     """Compute attention over token trees with this kernel; with None, with the device's own."""
     usual = tree_attention.backend_name
     if name is not None:
-        tree_attention.backend_name = lambda device, dtype: name
+        tree_attention.backend_name = lambda device, dtype, width: name
     try:
         yield
     finally:

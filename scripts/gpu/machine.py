@@ -36,9 +36,13 @@ def measure(setting: Setting) -> None:
             dtype=name,
             **{
                 "TFLOP/s of a large square product": matmul_rate(setting.device, dtype) / 1e12,
-                "attention over token trees": backend_name(setting.device, dtype),
+                "attention over token trees": backend_name(setting.device, dtype, HEAD_WIDTH),
             },
         )
+
+
+HEAD_WIDTH = 128
+"""Width of a head of Qwen2.5-VL-3B: kernels are chosen by it."""
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -37,14 +37,14 @@ def fill(sheet: Path, answer: Callable[[dict[str, str]], str]) -> None:
 @pytest.fixture
 def unlabelled(lab: Lab, tmp_path: Path) -> Path:
     """A run on the laboratory's questions without their answers; its folder may be written to."""
-    data = lab.folder / "unlabelled"
+    data = lab.folder / "without-answers"
     if not data.exists():
         shutil.copytree(lab.data, data)
         rows = files.read_json_lines(data / "questions.jsonl")
         for row in rows:
             del row["answer"]
         (data / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Path(shutil.copytree(lab.run("unlabelled", data=data), tmp_path / "run"))
+    return Path(shutil.copytree(lab.run("without-answers", data=data), tmp_path / "run"))
 
 
 def test_answers_are_written_before_and_after(unlabelled: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_cannot_be_used_is_named_and_costs_itself_alone(
 
 
 def test_changed_questions_are_not_labelled(lab: Lab, unlabelled: Path) -> None:
-    table = lab.folder / "unlabelled" / "questions.jsonl"
+    table = lab.folder / "without-answers" / "questions.jsonl"
     was = table.read_text()
     try:
         table.write_text(was.replace("digit", "letter"))

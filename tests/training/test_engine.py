@@ -138,6 +138,8 @@ def live_bytes(monkeypatch: pytest.MonkeyPatch, *layers: Any) -> list[tuple[str,
     monkeypatch.setattr(Engine, "__init__", starting)
     monkeypatch.setattr(Engine, "step", marked("step", steps))
     monkeypatch.setattr(Updater, "_accumulate", marked("backward", accumulates))
+    # What other tests have left must not be freed within.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         run(MIXED, *layers)
     events = watched.profiler.kineto_results.events()
