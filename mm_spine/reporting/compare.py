@@ -214,7 +214,8 @@ def _row(run: FinishedRun, reference: FinishedRun | None, first: str, split: str
         model=visible_line(str(run.summary["model"])),
         code="" if start is None else fingerprint.code_words(start),
         label_free=bool(run.summary["label_free"]),
-        questions=len(after[GREEDY]),
+        # Where only some questions have a gold answer, the figures are of those.
+        questions=sum(score is not None for score in after[GREEDY].values()) or len(after[GREEDY]),
         samples=run.samples,
         seeds=1,
         greedy=(_mean(before[GREEDY]), _mean(after[GREEDY])),
