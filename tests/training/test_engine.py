@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-import json
-from bisect import bisect_left, bisect_right
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import small
 import torch
 from adapting import MIXED, PLAIN, run
-from small import digit_model, digit_policy, small_config
+from small import digit_policy, small_config
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile, record_function
 
-from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands.estimate import Load, read_sizes, step_bytes
 from mm_spine.policy.model import Policy
 from mm_spine.training.engine import Engine
-from mm_spine.training.update import Updater
 
 STAGES = [0, 1, 2, 3]
 
@@ -113,68 +103,3 @@ def test_the_tower_is_never_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert policy.text.language_model.is_gradient_checkpointing
     assert not any(getattr(module, "gradient_checkpointing", False) for module in policy.tower.modules())
     engine.close()
-
-
-def live_bytes(monkeypatch: pytest.MonkeyPatch, *layers: Any) -> list[tuple[str, int, int, int]]:
-    """(region, bytes alive before, at most, after) of each backward and step of a run in bfloat16 or fp32, AdamW fused
-    as on a GPU, by torch's profiler."""
-    starts, steps, accumulates = Engine.__init__, Engine.step, Updater._accumulate
-
-    def starting(self: Engine, *arguments: Any) -> None:
-        starts(self, *arguments)
-        for group in self._adamw.param_groups:
-            group["fused"] = True
-
-    def marked(name: str, usual: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            with record_function(name):
-                result = usual(*arguments)
-                # When reference cycles are collected is chance.
-                gc.collect()
-                return result
-
-        return call
-
-    monkeypatch.setattr(Engine, "__init__", starting)
-    monkeypatch.setattr(Engine, "step", marked("step", steps))
-    monkeypatch.setattr(Updater, "_accumulate", marked("backward", accumulates))
-    # What other tests have left must not be freed within.
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        run(MIXED, *layers)
-    events = watched.profiler.kineto_results.events()
-    memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    times, alive = [time for time, _ in memory], np.cumsum([count for _, count in memory])
-    found = []
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() in ("backward", "step"):
-            first = bisect_left(times, event.start_ns())
-            last = bisect_right(times, event.start_ns() + event.duration_ns())
-            within = alive[first:last]
-            found.append((event.name(), int(alive[first - 1]), int(within.max()), int(within[-1])))
-    return found
-
-
-@pytest.mark.parametrize("stage, half", [(0, False), (0, True), (1, False), (2, True)])
-def test_the_memory_of_a_step_is_what_the_dry_run_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: int, half: bool
-) -> None:
-    """Within a twentieth of the weights: gradients, the optimiser's state, and the temporaries of its step."""
-    if half:
-        monkeypatch.setattr(small, "digit_model", lambda seed=0: digit_model(seed).bfloat16())
-    # A bucket holds the whole gradient of so small a model otherwise, a second time.
-    settings = tmp_path / "deepspeed.json"
-    settings.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 30_000}}))
-    layers = [
-        {"engine": {"zero_stage": stage, "token_budget": 40, "parity_limit": 1e9, "deepspeed": str(settings)}},
-        {"model": {"dtype": "bfloat16" if half else "float32"}, "optim": {"steps": 2, "lr": 1e-6}},
-    ]
-    config, policy = small_config(MIXED, *layers), digit_policy()
-    count = sum(p.numel() for p in policy.trainable().values())
-    load = Load(count, 0, count, 0, read_sizes(MODEL_DIR), 2 if half else 4, prompt=40)
-    backward, first, again, second = live_bytes(monkeypatch, *layers)
-    assert [region[0] for region in (backward, first, again, second)] == ["backward", "step"] * 2
-    slack = 0.05 * count * load.size
-    assert again[3] - again[1] == pytest.approx(count * load.size, abs=slack)
-    assert first[3] - backward[1] == pytest.approx(8 * count, abs=slack)
-    assert second[2] - second[1] == pytest.approx(step_bytes(config, load), abs=slack)
