@@ -12,6 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.setdefault(name, "1")
 
+if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+    # torch's inductor, which vLLM calls, then writes vector code and compiles it without vectors: g++ stops.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 

@@ -27,7 +27,7 @@ LABEL_FREE: Mapping[str, tuple[str, Callable[[float], str]]] = {
 """Key of an evaluation in summary.json -> name and format, of values that need no gold answer and show a collapse."""
 
 TO_LABEL = 50
-"""Questions to label after a run without gold answers. About 50 give an interval of 14 points or less to each side."""
+"""Questions to label after a run without gold answers: 50 tell a share to 14 points or less to each side."""
 
 FEW = 20
 """Below this number of questions, a bootstrap interval is said to be too narrow. The number is ours."""
