@@ -307,9 +307,9 @@ def _load_whole(folder: Path, family: Family, dtype: torch.dtype) -> Any:
 
 def _key(question: Question) -> Hashable:
     """Return a key of the question's content that two different questions never share."""
-    # The id is not enough: held-out and adapted questions may share one, and a page asks every visitor's question
-    # under one id. The object's address is too much: a copy with the same content would be encoded again, and an
-    # address may be reused. `Question` has no usable hash, because PIL images compare by pixels.
+    # The id is not enough: held-out and adapted questions may share one. The object's address is too much: a copy with
+    # the same content would be encoded again, and an address may be reused. `Question` has no usable hash, because PIL
+    # images compare by pixels.
     return question.id, question.prompt, tuple(map(_image_key, question.images))
 
 

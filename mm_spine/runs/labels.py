@@ -96,8 +96,12 @@ class LabelSheet:
                 continue
             if problem := _problem(questions.get(place), answer):
                 log.warning("%s, line %d: left out: %s", self.path, number, problem)
-            else:
-                labels[place] = (answer,)
+                continue
+            if labels.get(place, (answer,)) != (answer,):
+                log.warning(
+                    "%s, line %d: question %r has another answer above; this one counts", self.path, number, place[1]
+                )
+            labels[place] = (answer,)
         if not labels:
             raise ConfigError(f"{self.path}: no answer that can be used; fill in the column answer, then start again")
         self.folder.lock()

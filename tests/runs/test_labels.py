@@ -136,6 +136,16 @@ def test_what_cannot_be_used_is_named_and_costs_itself_alone(
         sheet.draw(3, "train")
 
 
+def test_a_second_answer_to_a_question_is_said(unlabelled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sheet = LabelSheet(unlabelled)
+    sheet.draw(2)
+    fill(sheet.path, lambda row: "1")
+    first, *rest = rows_of(sheet.path)
+    files.write_csv(sheet.path, [first, *rest, {**first, "answer": "2"}])
+    assert sheet.apply()["labels"] == {"file": "labels.csv", "drawn": 3, "used": 2}
+    assert any(f"line 4: question {first['id']!r} has another answer above" in m for m in caplog.messages)
+
+
 def test_changed_questions_are_not_labelled(lab: Lab, unlabelled: Path) -> None:
     table = lab.folder / "without-answers" / "questions.jsonl"
     was = table.read_text()
