@@ -139,14 +139,14 @@ def outcome_of(text: str) -> AskResult:
 
 
 def test_stop_ends_the_work_and_says_so(served: Served, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = HFSampler.sample
+    complete = HFSampler.complete
 
     def slowly(self: HFSampler, *arguments: Any, **named: Any) -> Any:
         time.sleep(0.5)
-        return sample(self, *arguments, **named)
+        return complete(self, *arguments, **named)
 
     # Otherwise a busy browser presses Stop after the last of the steps.
-    monkeypatch.setattr(HFSampler, "sample", slowly)
+    monkeypatch.setattr(HFSampler, "complete", slowly)
     with open_page(served.address) as opened:
         page = opened.page
         page.set_input_files("input[type=file]", str(picture))
