@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/config.md from the fields, docstrings and defaults of `mm_spine/config/__init__.py`.
+"""Write docs/config.md from the fields, docstrings and defaults of the modules of `mm_spine/config`.
 
     python scripts/write_config_docs.py
 
@@ -27,8 +27,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 HEAD = """\
 # Configuration
 
-Written by `scripts/write_config_docs.py` from the package `mm_spine.config`. To change this page, edit the package's
-`__init__.py` and run the script again.
+Written by `scripts/write_config_docs.py` from the package `mm_spine.config`. To change this page, edit its
+modules and run the script again.
 
 A run is configured by one tree of keys. Its layers, each overriding those before it: the defaults below; the options
 of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`); `--method` and
@@ -55,7 +55,7 @@ RANGES = {
     "Budget": "1 or more, or `auto`",
     "Interval": "0 or more, or `auto`",
 }
-"""What each annotated number of config.py allows."""
+"""What each annotated number allows."""
 
 NUMBERS = {int: "integer", float: "number", bool: "true, false", str: "text", Path: "path"}
 
@@ -89,7 +89,7 @@ def section(prefix: str, model: type[BaseModel]) -> str:
 
 def words(model: type[BaseModel]) -> list[str]:
     """The docstrings of the section and of what it extends, the general one first."""
-    ours = [cls for cls in reversed(model.__mro__) if cls.__module__ == config.__name__ and cls.__doc__]
+    ours = [cls for cls in reversed(model.__mro__) if issubclass(cls, config.Section) and cls is not config.Section]
     return ["\n\n".join(inspect.cleandoc(str(cls.__doc__)) for cls in ours if "__doc__" in vars(cls))]
 
 
@@ -142,10 +142,10 @@ def plain(annotation: Any) -> Any:
 
 
 def annotations(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> its annotation as config.py has it, inherited ones included."""
+    """Field -> its annotation as the source has it, inherited ones included."""
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
-        if cls.__module__ == config.__name__:
+        if issubclass(cls, config.Section):
             (tree,) = ast.parse(inspect.getsource(cls)).body
             assert isinstance(tree, ast.ClassDef)
             found |= {

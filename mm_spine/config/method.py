@@ -1,0 +1,68 @@
+"""Define the section of a configuration that holds the options of a method."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mm_spine.config.values import Denominator, NonNegative, Positive, Section, Share
+
+
+class MethodConfig(Section):
+    """The method and its options. A method may replace these defaults (`mm-spine methods` prints both)."""
+
+    name: str = Field(default="spine", description="a method of `mm-spine methods`")
+    share: Share = Field(default=0.2, description="share of the tokens that a mask selects")
+    mask_rule: Literal["quantile", "top_k"] = Field(
+        default="quantile",
+        description="select every token at or above the quantile (ties included), or exactly ceil(share T)",
+    )
+    mask_scope: Literal["response", "batch"] = Field(
+        default="response", description="take the threshold within each response, or over the whole step"
+    )
+    band_scope: Literal["response", "batch"] = Field(
+        default="response", description="take the bounds within each response, or over the whole step"
+    )
+    band_anchor: Literal["running", "initial"] = Field(
+        default="running", description="bounds from this step's entropies, or from the starting model's"
+    )
+    band_quantiles: tuple[Share, Share] = Field(
+        default=(0.10, 0.50), description="lower and upper bound, as quantiles of the forking tokens' entropies"
+    )
+    band_low_weight: NonNegative = Field(default=0.01, description="weight of the hinge below the band")
+    band_high_weight: NonNegative = Field(default=0.01, description="weight of the hinge above the band")
+    advantage: Literal["group", "batch", "center"] = Field(
+        default="group", description="(r - mean) / (std + eps) within the group or over the step; `center`: r - mean"
+    )
+    std: Literal["sample", "population"] = Field(default="sample", description="divide by n - 1 (verl, TRL) or by n")
+    eps: Positive = Field(default=1e-6, description="added to the standard deviation")
+    clip_low: NonNegative = Field(default=0.2, description="the importance ratio is clipped at 1 - clip_low")
+    clip_high: NonNegative = Field(default=0.2, description="the importance ratio is clipped at 1 + clip_high")
+    kl: Literal["none", "k3", "exact"] = Field(
+        default="none", description="KL to the starting model: none, the k3 estimate, or exact over the vocabulary"
+    )
+    kl_weight: NonNegative = Field(default=0.01, description="weight of the KL term")
+    policy_denominator: Denominator = Field(
+        default="all",
+        description="divide the policy term by all response tokens, or by the selected ones; `response`: divide each "
+        "response by its own tokens, and average over responses",
+    )
+    band_denominator: Denominator = Field(default="all", description="the same choice for the band term")
+    kl_denominator: Denominator = Field(default="selected", description="the same choice for the KL term")
+    unanimous: Literal["skip", "regularise"] = Field(
+        default="regularise",
+        description="groups without advantage: keep their band and KL terms, or leave them out of these too",
+    )
+    unparsed_penalty: NonNegative = Field(
+        default=7.0, description="`rent`: the reward of a response without an answer is minus this, in nats"
+    )
+    ear: Literal["adv_res", "adv_clip"] = Field(
+        default="adv_res", description="`ttrl-ear`, `ettrl`: how entropy shapes the advantage"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MethodConfig:
+        if self.band_quantiles[0] >= self.band_quantiles[1]:
+            raise ValueError(f"band_quantiles={list(self.band_quantiles)}: the first must be below the second")
+        return self

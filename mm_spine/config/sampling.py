@@ -1,0 +1,113 @@
+"""Define the sections of a configuration that say how responses are sampled."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mm_spine.config.values import BelowOne, Count, Positive, Section, Share, Votes, expand_votes
+
+
+class DecodingConfig(Section):
+    """How tokens are drawn. With transformers, `batch_rows` limits the rollouts decoded together, `kv_cache_gb`
+    (10^9 bytes) the keys and values kept for them."""
+
+    temperature: Positive = Field(
+        default=1.0, description="temperature of the policy; log-probs and entropies are taken at it too"
+    )
+    top_p: Share = Field(default=1.0, description="nucleus sampling; below 1 only in evaluation")
+    max_new_tokens: Count = Field(default=64, description="longest response, in tokens")
+    batch_rows: Count = Field(default=512, description="most responses decoded together; transformers only")
+    kv_cache_gb: Positive = Field(
+        default=4.0, description="memory for keys and values, in 10^9 bytes; transformers only"
+    )
+
+
+class VotesConfig(Section):
+    """At most `max` rollouts vote on a question; `votes: 64` is short for `votes: {max: 64}`.
+
+    `stop: decided` ends a vote once the remaining rollouts cannot change its winner, `stop: confident` once the
+    posterior probability that the leader is the mode exceeds `level`. Both check first after `train_rollouts` rollouts,
+    or after as many as a unanimous vote needs if those are more, then after every `round` further ones. A smaller
+    `round` saves more tokens and prefills prompts more often.
+
+    A response is cut off if it reached `max_new_tokens`. Unless it closed a box before, it has not committed to an
+    answer. `cut_off` holds in evaluation too.
+    """
+
+    max: Votes = Field(default=16, description="most rollouts of a question")
+    stop: Literal["never", "decided", "confident"] = Field(
+        default="never", description="when to stop sampling a question"
+    )
+    level: BelowOne = Field(default=0.95, description="posterior probability at which `confident` stops")
+    round: Count = Field(default=2, description="rollouts of each further round")
+    ties: Literal["hash", "drop"] = Field(
+        default="hash",
+        description="of tied answers the first by a hash of question id and answer wins; "
+        "`drop`: and the policy term leaves the question out",
+    )
+    cut_off: Literal["abstain", "count", "mask"] = Field(
+        default="abstain",
+        description="a response cut off before it closed a box does not vote and is rewarded as one without an answer; "
+        "`mask`: the policy term leaves it out; `count`: it votes like any other",
+    )
+
+
+class TreeConfig(Section):
+    """ETMR's tree rollouts (arXiv 2508.11356): each root forks at `forks` of its tokens, `branches` times at each.
+
+    The leaves vote: 1 + branches x forks of each tree; votes left over are flat rollouts. Fork tokens are those with
+    the largest surprisal -log pi (Algorithm 1) or entropy, as `rank_by` says. With `distinct`, the branches of a
+    fork begin with tokens that were not drawn there before.
+    """
+
+    forks: Count = Field(default=2, description="fork tokens of each root")
+    branches: Count = Field(default=2, description="responses from each fork token")
+    rank_by: Literal["surprisal", "entropy"] = Field(default="surprisal", description="what fork tokens are ranked by")
+    distinct: bool = Field(default=False, description="branches of a fork begin with different tokens")
+
+
+class VLLMConfig(Section):
+    """The vLLM engine. It takes all requests of a step as they come and decodes `max_rows` of them together. With
+    `own_process` its model runs in a process beside the trainer's, as it always does on several GPUs or ranks."""
+
+    tensor_parallel: Count = Field(
+        default=1, description="GPUs that share one engine; with several ranks, so many of one host share an engine"
+    )
+    memory_share: Share = Field(default=0.45, description="share of a card's memory, weights included")
+    kv_cache_gb: Count = Field(default=1, description="memory for keys and values on a CPU, in 2^30 bytes")
+    max_rows: Count = Field(default=256, description="most responses decoded together")
+    enforce_eager: bool = Field(default=False, description="do not use CUDA graphs")
+    own_process: bool = Field(default=False, description="run the engine in a process beside the trainer's")
+
+
+class SamplingConfig(DecodingConfig):
+    """Rollouts for training: `votes` of them vote, the first `train_rollouts` are trained on."""
+
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="sample with transformers or with vLLM")
+    votes: VotesConfig = Field(default=VotesConfig(), description="how many rollouts vote, and when a vote ends")
+    train_rollouts: Count = Field(default=16, description="how many of the voting rollouts are trained on")
+    tree: TreeConfig | None = Field(default=None, description="tree rollouts; `{}`: with the defaults, null: none")
+    vllm: VLLMConfig = Field(default=VLLMConfig(), description="the engine of `backend: vllm`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, section: Any) -> Any:
+        return expand_votes(section)
+
+    @property
+    def ranks_together(self) -> int:
+        """How many ranks share an engine; the first of them samples for all."""
+        return self.vllm.tensor_parallel if self.backend == "vllm" else 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SamplingConfig:
+        if self.train_rollouts > self.votes.max:
+            raise ValueError(f"train_rollouts={self.train_rollouts} is more than votes={self.votes.max}: lower it")
+        if self.top_p < 1.0:
+            raise ValueError(
+                f"top_p={self.top_p}: training samples with top_p 1, a nucleus biases the importance ratio "
+                "(evaluation.top_p may be lower)"
+            )
+        return self
