@@ -82,9 +82,10 @@ def _print_labels(run: Path, n: int) -> None:
         count = sheet.draw(n)
         printing.print_line(f"{sheet.path}: {count} questions; fill in the column answer, then give this command again")
         return
-    figures = sheet.apply()["before"]
+    sheet.apply()
+    figures = files.read_json(run / "summary.json")["before"]
     finished = load_run(run)
-    assert figures is not None and isinstance(finished, FinishedRun)
+    assert isinstance(finished, FinishedRun)
     for name, key in (("one greedy answer", GREEDY), ("the vote", MAJ_AT_N)):
         low, high = figures[f"{key}_ci95"]
         printing.print_line(
