@@ -53,6 +53,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.steps_file = path / "steps.jsonl"
         self.timings_file = path / "timings.jsonl"
+        self.guard_file = path / "guard.jsonl"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.adapted = path / "adapted"
@@ -193,7 +194,7 @@ class RunFolder:
         for path in checkpoints(self.checkpoints):
             if step_of(path) > done:
                 shutil.rmtree(path)
-        for path in (self.steps_file, self.timings_file):
+        for path in (self.steps_file, self.timings_file, self.guard_file):
             files.JsonLines(path).truncate_after(done - 1)
         for path in self.rollouts.glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) >= done:
