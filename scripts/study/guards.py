@@ -4,7 +4,7 @@
     python scripts/study/guards.py --warned RUN [RUN ...] --stopped RUN [RUN ...] > docs/results/guard.md
 
 Each RUN is a finished, labelled run. Those of `--warned` had `guard.act=warn`: they say when the guard would have fired
-and what happened without it. Where it would have, the run of `--stopped` with the same model, method, seed, learning rate
+and what happened without it. Where it would have, the run of `--stopped` with the same model, method, seed, rate
 and steps, and `guard.act=stop`, says what happens with it. Where it would not have, both are the same run.
 """
 
