@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -183,7 +182,7 @@ class Guard:
         self.limits, self.policy = limits, policy
         self.start = starts(items)
         self.log = files.JsonLines(folder.guard_file)
-        self.weights = folder.path / "guard"
+        self.weights = folder.guard_weights
         self.checkpoints = folder.checkpoints
         self.writes = folder.writes
         self.record = CALM
@@ -234,11 +233,6 @@ class Guard:
     def roll_back(self) -> None:
         """Set the weights to those of the last good step."""
         self.policy.restore(load_file(self.weights / _name(self.record["rolled_back_to"] or 0)))
-
-    def close(self) -> None:
-        """Remove the weights that were kept: the results are written."""
-        if self.writes:
-            shutil.rmtree(self.weights, ignore_errors=True)
 
     def _keep(self, done: int) -> None:
         """Write the weights after `done` steps; of the others keep those that this run or a resumed one may need."""

@@ -124,11 +124,10 @@ class Run:
         self._announce_adaptation(before, splits)
 
         # Adapt, without labels.
-        guard: Guard | None = None
+        guard = self._guard(policy, before)
         if self.config.scope == "question":
             adapted, after = self._adapt_to_each(policy, splits.adapted)
         else:
-            guard = self._guard(policy, before)
             adapted, after = self._adapt_to(policy, splits.adapted, guard=guard), []
         _check_tower(policy, tower)
         if adapted.stopped_by == GUARD and guard is not None:
@@ -148,20 +147,28 @@ class Run:
         _check_tower(policy, tower)
 
         # Write the results.
-        missing = self.evaluations.grade_votes(splits.adapted, adapted.steps)
-        answers = answer_table.answer_rows(splits.questions, before, after)
-        self.folder.write_answers(answers)
-        changes = answer_table.changes_by_split(answers)
-        guard_record = None if guard is None else guard.record
-        findings = Findings(start, before, after, lmms, missing, changes, forecast.saved(expected), guard_record)
+        found = self._write_answers(splits, before, after, adapted.steps)
+        findings = Findings(
+            start, before, after, lmms, *found, forecast.saved(expected), guard.record if guard else None
+        )
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
-        if guard is not None:
-            guard.close()
         self._clean_up()
         self._announce_results(summary)
         self._report(splits)
         return summary
+
+    def _write_answers(
+        self, splits: Splits, before: list[evaluation.Item], after: list[evaluation.Item], steps: int
+    ) -> tuple[list[int], dict[str, answer_table.AnswerChanges]]:
+        """Write what the votes of the steps were worth, and answers.csv.
+
+        Returns the steps whose rollouts are missing, and how many answers changed, by split.
+        """
+        missing = self.evaluations.grade_votes(splits.adapted, steps)
+        answers = answer_table.answer_rows(splits.questions, before, after)
+        self.folder.write_answers(answers)
+        return missing, answer_table.changes_by_split(answers)
 
     def _check_start(self, policy: Policy, splits: Splits) -> str:
         """Hold the start against that of the run to resume and of `evaluation.before`, then claim the folder.
@@ -202,7 +209,8 @@ class Run:
         return summary
 
     def _clean_up(self) -> None:
-        """Delete the checkpoints of the finished run, unless it was asked for them by a number of steps."""
+        """Delete the finished run's weights to go back to, and its checkpoints unless it was asked for them."""
+        self.folder.remove_guard_weights()
         if self.config.checkpoint.every in (0, "auto"):
             self.folder.remove_checkpoints()
 
@@ -222,10 +230,11 @@ class Run:
         return policy
 
     def _guard(self, policy: Policy, before: list[evaluation.Item]) -> Guard | None:
-        """Return the guard of the run, None where it is off or nothing trains."""
-        if self.config.guard.act == "off" or not self.plan.method.trains or not self.config.optim.steps:
-            return None
-        return Guard(self.config.guard, policy, before, self.folder)
+        """Return the guard of the run, None where it is off, nothing trains, or each question has its own weights."""
+        trains = self.plan.method.trains and self.config.optim.steps and self.config.scope == "dataset"
+        return (
+            Guard(self.config.guard, policy, before, self.folder) if trains and self.config.guard.act != "off" else None
+        )
 
     def _adapt_to(
         self, policy: Policy, labelled: LabelledSet, earlier_steps: int = 0, guard: Guard | None = None
