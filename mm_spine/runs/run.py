@@ -224,7 +224,7 @@ class Run:
             partition = zero_settings(config.model.dtype == "bfloat16", 0, config.optim, config.engine)
         else:
             warn_of_whole_weights(config, folder)
-        policy = Policy.load(folder, config.model, config.seed, cache, partition)
+        policy = Policy.load(folder, config.model, config.seed, cache, partition, config.prompt)
         trainable, frozen = policy.count_parameters()
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         return policy
