@@ -142,8 +142,7 @@ class Run:
         # Evaluate it. With scope=question, each question was answered by the weights adapted to it.
         if self.config.scope == "dataset":
             after = self.evaluations.after(policy, splits, before)
-        trained = self.plan.method.trains
-        lmms["after"] = self.evaluations.with_lmms(policy, "after") if trained else lmms["before"]
+        lmms["after"] = self.evaluations.with_lmms(policy, "after") if self.plan.method.trains else lmms["before"]
         _check_tower(policy, tower)
 
         # Write the results.
