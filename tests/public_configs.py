@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_spine.commands.estimate import Described, Sizes
+from mm_spine.processors.image_tokens import ImageTokens
 
 _VISION = {
     "model_type": "qwen2_5_vl",
@@ -63,14 +64,12 @@ DESCRIBED = {
     "3B": Described(
         {"tower": 631_975_680, "merger": 36_708_608, "text": 3_085_938_688},
         Sizes(layers=36, hidden=2048, queries=2048, keys=256, ffn=11008, vocabulary=151936),
-        side=28,
-        most_pixels=12_845_056,
+        ImageTokens(each=1, pixels=28 * 28, most=16_384),
     ),
     "7B": Described(
         {"tower": 631_975_680, "merger": 44_574_464, "text": 7_615_616_512},
         Sizes(layers=28, hidden=3584, queries=3584, keys=512, ffn=18944, vocabulary=152064),
-        side=28,
-        most_pixels=12_845_056,
+        ImageTokens(each=1, pixels=28 * 28, most=16_384),
     ),
 }
 """What is read of them: together 3,754,622,976 and 8,292,166,656 parameters, as their model cards say."""

@@ -6,8 +6,8 @@ Whatever differs between families is a field of the entry; no other module branc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from mm_spine.policy.errors import ModelError
-from mm_spine.processors.chat import Encoded, encode, encode_text
+from mm_spine.policy.tile_towers import internvl_tower, llava_onevision_tower
+from mm_spine.processors.chat import VISION_SPECIALS, Encoded, encode, encode_text
+from mm_spine.processors.image_tokens import (
+    ReadImageTokens,
+    internvl_tokens,
+    llava_onevision_tokens,
+    no_image_tokens,
+    tokens_by_pixels,
+)
+from mm_spine.processors.tiles import encode_internvl, encode_llava_onevision
 from mm_spine.types import Question
 
 Encode = Callable[[Question, Any, int | None, int | None], Encoded]
@@ -25,14 +34,24 @@ Arguments = Callable[[Tensor, Tensor, Sequence[Tensor]], dict[str, Any]]
 """(M-RoPE positions (3, B, P), flat places (I,) of image tokens, DeepStack features, (I, D) per layer)
 -> keyword arguments of the language model."""
 
+Positions = Callable[[Any, Encoded], Tensor]
+"""(model, encoded prompt) -> its positions (3, L); a model with one position for each token takes the first row."""
+
 
 @dataclass(frozen=True)
 class Family:
     """How transformers loads, encodes for and calls models of one `model_type`.
 
     `auto_model` and `auto_processor` are names of its Auto classes. `mergers` names the tower's children that turn
-    patches into image tokens; the first is the one for the text model's input. `arguments` makes the keyword
-    arguments by which the language model takes positions and DeepStack features.
+    patches into image tokens and may train; the first is the one for the text model's input. `arguments` makes the
+    keyword arguments by which the language model takes positions and DeepStack features.
+
+    `placeholder` is what the chat template writes for an image, "" for a model without vision. `vision_tokens` are
+    those that no prompt text and no response may hold. `named` says which token has the id of which key of config.json.
+    `image_tokens` is (config.json, settings of the image processor) -> how many tokens an image has.
+    `window` is (text config) -> the tokens that a token sees, None for all before it. `flash_width` is (tower config)
+    -> the width of the tower's heads, None where the tower keeps transformers' own attention. `vllm` says whether vLLM
+    takes the images as this package hands them over.
     """
 
     auto_model: str
@@ -43,6 +62,14 @@ class Family:
     tower: Callable[[Any], Any]
     mergers: tuple[str, ...]
     arguments: Arguments
+    positions: Positions
+    placeholder: str = ""
+    vision_tokens: tuple[str, ...] = VISION_SPECIALS
+    named: Mapping[str, str] = field(default_factory=dict)
+    image_tokens: ReadImageTokens = no_image_tokens
+    window: Callable[[Any], int | None] = lambda config: None
+    flash_width: Callable[[Any], int] | None = None
+    vllm: bool = True
 
 
 def _mrope(positions_3BP: Tensor, image_at_I: Tensor, deepstack: Sequence[Tensor]) -> dict[str, Any]:
@@ -66,6 +93,23 @@ def _one_dimensional(positions_3BP: Tensor, image_at_I: Tensor, deepstack: Seque
     return {"position_ids": positions_3BP[0]}
 
 
+def _count(model: Any, encoded: Encoded) -> Tensor:
+    """Return 0, 1, ... for every token, images or not."""
+    return torch.arange(len(encoded.ids_L)).expand(3, -1)
+
+
+def _time_height_width(model: Any, encoded: Encoded) -> Tensor:
+    """Return M-RoPE positions: time, height and width at image tokens, one running index at text."""
+    if not encoded.images:
+        return _count(model, encoded)
+    grids = torch.stack([image.grid_thw for image in encoded.images])
+    positions, _ = model.model.get_rope_index(
+        encoded.ids_L[None], mm_token_type_ids=encoded.types_L[None], image_grid_thw=grids
+    )
+    found: Tensor = positions[:, 0]
+    return found
+
+
 _VISION = Family(
     auto_model="AutoModelForImageTextToText",
     auto_processor="AutoProcessor",
@@ -75,7 +119,15 @@ _VISION = Family(
     tower=lambda model: model.model.visual,
     mergers=("merger",),
     arguments=_mrope,
+    positions=_time_height_width,
+    placeholder="<|image_pad|>",
+    named={"<|image_pad|>": "image_token_id", "<|vision_start|>": "vision_start_token_id"},
+    image_tokens=tokens_by_pixels,
+    flash_width=lambda vision: vision.hidden_size // vision.num_heads,
 )
+
+# `hidden_size` of Qwen2-VL's tower is the width of what leaves it.
+_QWEN2_VL = replace(_VISION, flash_width=lambda vision: vision.embed_dim // vision.num_heads)
 
 _DEEPSTACK = replace(_VISION, mergers=("merger", "deepstack_merger_list"), arguments=_mrope_and_deepstack)
 
@@ -88,9 +140,48 @@ _TEXT = Family(
     tower=lambda model: None,
     mergers=(),
     arguments=_one_dimensional,
+    positions=_count,
 )
 
-FAMILIES: dict[str, Family] = {"qwen2_5_vl": _VISION, "qwen3_vl": _DEEPSTACK, "qwen2": _TEXT, "qwen3": _TEXT}
+_MISTRAL = replace(_TEXT, window=lambda text: text.sliding_window)
+
+_TILES = replace(
+    _VISION, mergers=(), arguments=_one_dimensional, positions=_count, named={}, flash_width=None, vllm=False
+)
+
+# Token names: `convert_internvl_weights_to_hf.py` in transformers' repository.
+_INTERNVL = replace(
+    _TILES,
+    encode=encode_internvl,
+    tower=internvl_tower,
+    placeholder="<IMG_CONTEXT>",
+    vision_tokens=("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    named={"<IMG_CONTEXT>": "image_token_id"},
+    image_tokens=internvl_tokens,
+)
+
+# Token names: `convert_llava_onevision_weights_to_hf.py` in transformers' repository.
+_LLAVA_ONEVISION = replace(
+    _TILES,
+    encode=encode_llava_onevision,
+    tower=llava_onevision_tower,
+    placeholder="<image>",
+    vision_tokens=("<image>", "<video>"),
+    named={"<image>": "image_token_id"},
+    image_tokens=llava_onevision_tokens,
+)
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": _VISION,
+    "qwen3_vl": _DEEPSTACK,
+    "qwen2_vl": _QWEN2_VL,
+    "internvl": _INTERNVL,
+    "llava_onevision": _LLAVA_ONEVISION,
+    "qwen2": _TEXT,
+    "qwen3": _TEXT,
+    "llama": _TEXT,
+    "mistral": _MISTRAL,
+}
 
 SUPPORTED = tuple(FAMILIES)
 
@@ -109,21 +200,6 @@ def find_mergers(owner: Any, names: Sequence[str]) -> dict[str, Any]:
         part = owner.get_submodule(name)
         several = part.named_children() if isinstance(part, nn.ModuleList) else ()
         found |= {f"{name}.{i}": merger for i, merger in several} if several else {name: part}
-    return found
-
-
-def rope_positions(model: Any, encoded: Encoded) -> Tensor:
-    """Return M-RoPE positions (3, L): time, height and width at image tokens, one running index at text.
-
-    Without images all three are 0, 1, ...; a text-only model takes the first of them.
-    """
-    if not encoded.images:
-        return torch.arange(len(encoded.ids_L)).expand(3, -1)
-    grids = torch.stack([image.grid_thw for image in encoded.images])
-    positions, _ = model.model.get_rope_index(
-        encoded.ids_L[None], mm_token_type_ids=encoded.types_L[None], image_grid_thw=grids
-    )
-    found: Tensor = positions[:, 0]
     return found
 
 

@@ -59,10 +59,8 @@ def load_processor(folder: Path, family: Family) -> Any:
 
 def _check_vision_tokens(folder: Path, family: Family, config: Any, tokenizer: Any) -> None:
     """Raise ModelError if the tokenizer lacks a vision token, or gives it another id than config.json."""
-    if not family.mergers:
-        return
     vocabulary = tokenizer.get_vocab()
-    for token, key in (("<|image_pad|>", "image_token_id"), ("<|vision_start|>", "vision_start_token_id")):
+    for token, key in family.named.items():
         found, wanted = vocabulary.get(token), getattr(config, key, None)
         if found is None or wanted not in (None, found):
             raise ModelError(
@@ -79,13 +77,13 @@ def _check_template(folder: Path, family: Family, processor: Any) -> None:
             "give a model that is trained for chats, with its template"
         )
     content: Any = QUESTION
-    if family.mergers:
+    if family.placeholder:
         content = [{"type": "image", "image": "one"}, {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": content}]
     text = _rendered(folder, lambda: processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
     if text.count(QUESTION) != 1:
         raise ModelError(f"model={folder}: its chat template does not show the user's question once; fetch it again")
-    if family.mergers and text.count("<|image_pad|>") != 1:
+    if family.placeholder and text.count(family.placeholder) != 1:
         raise ModelError(f"model={folder}: its chat template has no place for the image of a question; fetch it again")
 
 
