@@ -44,7 +44,9 @@ def no_image_tokens(config: Mapping[str, Any], processor: Mapping[str, Any]) -> 
 
 def tokens_by_pixels(config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageTokens:
     """Return a token for each square of (patch size x merge size) pixels along a side, as in the Qwen families."""
-    vision = config["vision_config"]
+    vision = config.get("vision_config")
+    if vision is None:
+        return ImageTokens()
     pixels = int(vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)) ** 2
     most = processor.get("max_pixels") or (processor.get("size") or {}).get("longest_edge") or MOST_PIXELS
     return ImageTokens(each=1, pixels=pixels, most=int(most) // pixels)
@@ -69,6 +71,11 @@ def llava_onevision_tokens(config: Mapping[str, Any], processor: Mapping[str, An
     tiles = int(str(config.get("vision_aspect_ratio", "anyres_max_9")).removeprefix("anyres_max_"))
     rows = max((height for height, _ in config.get("image_grid_pinpoints") or ()), default=ROWS * side) // side
     return ImageTokens(fixed=patches**2 + math.floor(1.1**2 * tiles * patches**2) + rows * patches)
+
+
+def gemma3_tokens(config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageTokens:
+    """Return the same number for every image, `mm_tokens_per_image`."""
+    return ImageTokens(fixed=config.get("mm_tokens_per_image", 256))
 
 
 def _side(size: Any) -> int:

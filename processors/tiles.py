@@ -69,15 +69,16 @@ def _warn(processor: str, keys: str) -> None:
     log.warning("model.%s: %s cuts images into tiles of its own and has no such limit; it is not used", keys, processor)
 
 
-def _runs(types_L: Tensor) -> list[int]:
-    """Return the lengths of the runs of image tokens in a prompt, in order."""
+def runs(types_L: Tensor) -> tuple[tuple[int, int], ...]:
+    """Return where the runs of image tokens start and stop in a prompt, in order."""
     edges = torch.diff(types_L, prepend=types_L.new_zeros(1), append=types_L.new_zeros(1))
-    return (edges.eq(-1).nonzero()[:, 0] - edges.eq(1).nonzero()[:, 0]).tolist()
+    starts, stops = (edges.eq(step).nonzero()[:, 0].tolist() for step in (1, -1))
+    return tuple(zip(starts, stops, strict=True))
 
 
 def _internvl_images(made: Mapping[str, Tensor], processor: Any, types_L: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     # Each image stands between <img> and </img>, and each of its tiles has the same number of tokens.
-    counts = [run // processor.image_seq_length for run in _runs(types_L)]
+    counts = [(stop - start) // processor.image_seq_length for start, stop in runs(types_L)]
     for tiles in torch.split(made["pixel_values"], counts):
         yield tiles, torch.tensor([len(tiles), *tiles.shape[-2:]])
 
@@ -96,7 +97,15 @@ def _llava_onevision_images(
         yield tiles, torch.tensor([len(tiles), *size.tolist()])
 
 
+def _gemma3_images(made: Mapping[str, Tensor], processor: Any, types_L: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for tile in made["pixel_values"]:
+        yield tile[None], torch.tensor([1, *tile.shape[-2:]])
+
+
+def _no_settings(image_processor: Any, max_pixels: int) -> dict[str, Any]:
+    return {}
+
+
 encode_internvl = partial(encode_in_tiles, TileRules("<IMG_CONTEXT>", _internvl_images, _internvl_settings))
-encode_llava_onevision = partial(
-    encode_in_tiles, TileRules("<image>", _llava_onevision_images, lambda image_processor, max_pixels: {})
-)
+encode_llava_onevision = partial(encode_in_tiles, TileRules("<image>", _llava_onevision_images, _no_settings))
+encode_gemma3 = partial(encode_in_tiles, TileRules("<image_soft_token>", _gemma3_images, _no_settings))

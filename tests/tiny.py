@@ -19,7 +19,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.types import AnswerSpec, Question
 
 END, BANNED = 415, (418, 419, 420, 421, 422)
-BANNED_TILES = {"internvl": (423, 424, 425, 426), "llava_onevision": (423, 424)}
+BANNED_TILES = {"internvl": (423, 424, 425, 426), "llava_onevision": (423, 424), "gemma3": (424, 425, 426)}
 TEMPERATURE = 0.7
 WORDS = ("Which digit?", "Read the two digits from left to right.", "Is it even? Answer yes or no.", "Add them.")
 
@@ -156,10 +156,12 @@ TINY_CONFIGS = {
     "qwen2_vl": _qwen2_vl,
     "internvl": partial(tiny_tiles.internvl_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
     "llava_onevision": partial(tiny_tiles.llava_onevision_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
+    "gemma3": partial(tiny_tiles.gemma3_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
     "qwen2": partial(_text_only, "Qwen2Config"),
     "qwen3": partial(_text_only, "Qwen3Config", head_dim=24),
     "llama": partial(_text_only, "LlamaConfig", rope_parameters=LLAMA_3_ROPE),
     "mistral": partial(_text_only, "MistralConfig", head_dim=24, sliding_window=64),
+    "gemma3_text": partial(tiny_tiles.gemma3_text_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
 }
 """model_type -> (tied head?) -> the tiny configuration."""
 

@@ -16,6 +16,14 @@ INTERNVL_TOKENS = {
     "video_token": "<video>",
 }
 LLAVA_TOKENS = {"image_token": "<image>", "video_token": "<video>"}
+GEMMA3_TOKENS = {
+    "bos_token": "<bos>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+    "sot_token": "<start_of_turn>",
+    "eot_token": "<end_of_turn>",
+}
 GRIDS = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 84], [84, 28], [56, 84]]
 
 # Shortened from the templates of `convert_internvl_weights_to_hf.py` and `convert_llava_onevision_weights_to_hf.py` in
@@ -29,6 +37,14 @@ LLAVA_TEMPLATE = """\
 {% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}\
 {% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}\
 {{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+# Shortened from `convert_gemma3_weights.py` in transformers' repository.
+GEMMA3_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}\
+{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}\
+{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}{% for part in message['content'] %}\
+{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}\
+{% endif %}{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
 
 def _tokenizer(tokens: dict[str, str]) -> Any:
@@ -67,7 +83,31 @@ def llava_onevision_processor() -> Any:
     )
 
 
-PROCESSORS = {"internvl": internvl_processor, "llava_onevision": llava_onevision_processor}
+def gemma3_processor() -> Any:
+    """Four tokens an image, whatever its size."""
+    from transformers import Gemma3ImageProcessor, Gemma3Processor
+
+    return Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE}),
+        tokenizer=gemma3_tokenizer(),
+        image_seq_length=4,
+        chat_template=GEMMA3_TEMPLATE,
+    )
+
+
+def gemma3_tokenizer() -> Any:
+    """The shipped tokenizer with Gemma's tokens, those of its turns too."""
+    tokenizer = _tokenizer(GEMMA3_TOKENS)
+    tokenizer.chat_template = GEMMA3_TEMPLATE
+    return tokenizer
+
+
+PROCESSORS = {
+    "internvl": internvl_processor,
+    "llava_onevision": llava_onevision_processor,
+    "gemma3": gemma3_processor,
+    "gemma3_text": gemma3_tokenizer,
+}
 
 _VISION = {
     "hidden_size": 32,
@@ -91,6 +131,34 @@ def internvl_config(text: dict[str, Any], tied: bool) -> Any:
         image_seq_length=4,
         tie_word_embeddings=tied,
     )
+
+
+def gemma3_config(text: dict[str, Any], tied: bool) -> Any:
+    """SigLIP before Gemma 3: heads of their own width, and layers that see a window beside those that see all."""
+    from transformers import Gemma3Config, SiglipVisionConfig
+
+    return Gemma3Config(
+        text_config=gemma3_text_config(text, tied),
+        vision_config=SiglipVisionConfig(**_VISION, vision_use_head=False),
+        mm_tokens_per_image=4,
+        boi_token_index=424,
+        eoi_token_index=425,
+        image_token_index=426,
+        tie_word_embeddings=tied,
+    )
+
+
+def gemma3_text_config(text: dict[str, Any], tied: bool) -> Any:
+    """Gemma 3 without a tower."""
+    from transformers import Gemma3TextConfig
+
+    more = {"vocab_size": 429, "head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 128, "bos_token_id": 423}
+    layers = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    rope = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+        "full_attention": {"rope_type": "linear", "rope_theta": 50.0, "factor": 8.0},
+    }
+    return Gemma3TextConfig(**{**text, **more, **layers, "rope_parameters": rope, "tie_word_embeddings": tied})
 
 
 def llava_onevision_config(text: dict[str, Any], tied: bool) -> Any:

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from mm_spine.policy.errors import ModelError
-from mm_spine.policy.tile_towers import internvl_tower, llava_onevision_tower
+from mm_spine.policy.tile_towers import gemma3_tower, internvl_tower, llava_onevision_tower
 from mm_spine.processors.chat import VISION_SPECIALS, Encoded, encode, encode_text
 from mm_spine.processors.image_tokens import (
     ReadImageTokens,
+    gemma3_tokens,
     internvl_tokens,
     llava_onevision_tokens,
     no_image_tokens,
     tokens_by_pixels,
 )
-from mm_spine.processors.tiles import encode_internvl, encode_llava_onevision
+from mm_spine.processors.tiles import encode_gemma3, encode_internvl, encode_llava_onevision
 from mm_spine.types import Question
 
 Encode = Callable[[Question, Any, int | None, int | None], Encoded]
@@ -49,7 +50,9 @@ class Family:
     `placeholder` is what the chat template writes for an image, "" for a model without vision. `vision_tokens` are
     those that no prompt text and no response may hold. `named` says which token has the id of which key of config.json.
     `image_tokens` is (config.json, settings of the image processor) -> how many tokens an image has.
-    `window` is (text config) -> the tokens that a token sees, None for all before it. `flash_width` is (tower config)
+    `window` is (text config) -> the tokens that a token sees, None for all before it. With `mutual` the tokens of an
+    image read one another both ways. `fault` is (text config) -> what of it this package does not compute, "" if it
+    computes all. `flash_width` is (tower config)
     -> the width of the tower's heads, None where the tower keeps transformers' own attention. `vllm` says whether vLLM
     takes the images as this package hands them over.
     """
@@ -68,6 +71,8 @@ class Family:
     named: Mapping[str, str] = field(default_factory=dict)
     image_tokens: ReadImageTokens = no_image_tokens
     window: Callable[[Any], int | None] = lambda config: None
+    mutual: bool = False
+    fault: Callable[[Any], str] = lambda text: ""
     flash_width: Callable[[Any], int] | None = None
     vllm: bool = True
 
@@ -143,7 +148,20 @@ _TEXT = Family(
     positions=_count,
 )
 
-_MISTRAL = replace(_TEXT, window=lambda text: text.sliding_window)
+
+def _window(text: Any) -> int | None:
+    found: int | None = text.sliding_window
+    return found
+
+
+def _gemma3_fault(text: Any) -> str:
+    keys = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+    return next((f"{key}={getattr(text, key)}" for key in keys if getattr(text, key)), "")
+
+
+_MISTRAL = replace(_TEXT, window=_window)
+
+_GEMMA3_TEXT = replace(_TEXT, window=_window, fault=_gemma3_fault)
 
 _TILES = replace(
     _VISION, mergers=(), arguments=_one_dimensional, positions=_count, named={}, flash_width=None, vllm=False
@@ -171,16 +189,33 @@ _LLAVA_ONEVISION = replace(
     image_tokens=llava_onevision_tokens,
 )
 
+# Token names: `tokenizer_config.json` of google/gemma-3-4b-it. The template writes the token that begins an image, for
+# which the processor writes that token, 256 of the second kind, and one that ends it.
+_GEMMA3 = replace(
+    _TILES,
+    encode=encode_gemma3,
+    tower=gemma3_tower,
+    placeholder="<start_of_image>",
+    vision_tokens=("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    named={"<start_of_image>": "boi_token_id", "<image_soft_token>": "image_token_id"},
+    image_tokens=gemma3_tokens,
+    window=_window,
+    mutual=True,
+    fault=_gemma3_fault,
+)
+
 FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": _VISION,
     "qwen3_vl": _DEEPSTACK,
     "qwen2_vl": _QWEN2_VL,
     "internvl": _INTERNVL,
     "llava_onevision": _LLAVA_ONEVISION,
+    "gemma3": _GEMMA3,
     "qwen2": _TEXT,
     "qwen3": _TEXT,
     "llama": _TEXT,
     "mistral": _MISTRAL,
+    "gemma3_text": _GEMMA3_TEXT,
 }
 
 SUPPORTED = tuple(FAMILIES)

@@ -31,6 +31,7 @@ from mm_spine.policy.text import TextPolicy
 from mm_spine.policy.turn_end import end_ids
 from mm_spine.processors.chat import Encoded, EncodedImage, fewest_tokens
 from mm_spine.processors.markers import PROMPT_LIMIT
+from mm_spine.processors.tiles import runs
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import ImageLike, Question
 
@@ -220,7 +221,9 @@ class Policy:
         keys = tuple(image.key for image in encoded.images)
         features = partial(self.images.joined, keys, partial(self._images_again, question, keys))
         ids, positions, image_at = (x.to(self.device) for x in (encoded.ids_L, positions, image_at))
-        return Prompt(ids, positions, image_at, keys, tuple(image.grid_thw for image in encoded.images), features)
+        grids = tuple(image.grid_thw for image in encoded.images)
+        mutual = runs(encoded.types_L) if self.family.mutual else ()
+        return Prompt(ids, positions, image_at, keys, grids, features, mutual)
 
     def _read(self, question: Question) -> Encoded:
         return self.family.encode(question, self.processor, self.config.min_pixels, self.config.max_pixels)
@@ -361,6 +364,8 @@ def _check_trainable(kind: str, family: Family, language_model: Any, config: Mod
     text = language_model.config
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and family.window(text) is None:
         raise ModelError(f"model ({kind}): its layers see a sliding window only; set use_sliding_window to false")
+    if fault := family.fault(text):
+        raise ModelError(f"model ({kind}): {fault} in its text_config is not computed here; give a model without it")
     scaled = set(_rope_types(getattr(text, "rope_parameters", None) or {})) & LENGTH_ROPE
     if scaled:
         raise ModelError(

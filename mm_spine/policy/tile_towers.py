@@ -57,6 +57,11 @@ def internvl_tower(model: Any) -> TileTower:
     return TileTower(model.model, ("vision_tower", "multi_modal_projector"), _side_by_side)
 
 
+def gemma3_tower(model: Any) -> TileTower:
+    """Return the tower of Gemma 3, which reads an image as one tile."""
+    return TileTower(model.model, ("vision_tower", "multi_modal_projector"), _side_by_side)
+
+
 def llava_onevision_tower(model: Any) -> TileTower:
     """Return the tower of LLaVA-OneVision, with the embedding that ends each row of patches."""
     return TileTower(model.model, ("vision_tower", "multi_modal_projector", "image_newline"), _any_resolution)
