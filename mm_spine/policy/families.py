@@ -6,7 +6,7 @@ Whatever differs between families is a field of the entry; no other module branc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_spine.config import ModelConfig
 from mm_spine.policy.errors import ModelError
 from mm_spine.policy.tile_towers import gemma3_tower, internvl_tower, llava_onevision_tower
 from mm_spine.processors.chat import VISION_SPECIALS, Encoded, encode, encode_text
@@ -220,12 +221,40 @@ FAMILIES: dict[str, Family] = {
 
 SUPPORTED = tuple(FAMILIES)
 
+LENGTH_ROPE = frozenset(("dynamic", "longrope"))
+"""Kinds of rotary embedding in transformers that depend on the largest position of a call."""
+
 
 def family_of(model_type: Any, model: Path | str) -> Family:
     """Return the family of `model_type`. Raises ModelError naming `model` if it is not supported."""
     if model_type not in SUPPORTED:
         raise ModelError(f"model={model}: model_type is {model_type!r}; supported: {', '.join(SUPPORTED)}")
     return FAMILIES[model_type]
+
+
+def check_trainable(kind: str, family: Family, language_model: Any, config: ModelConfig) -> None:
+    """Raise ModelError for a model that a packed row cannot hold, or for a merger that does not exist."""
+    text = language_model.config
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and family.window(text) is None:
+        raise ModelError(f"model ({kind}): its layers see a sliding window only; set use_sliding_window to false")
+    if fault := family.fault(text):
+        raise ModelError(f"model ({kind}): {fault} in its text_config is not computed here; give a model without it")
+    scaled = set(_rope_types(getattr(text, "rope_parameters", None) or {})) & LENGTH_ROPE
+    if scaled:
+        raise ModelError(
+            f"model ({kind}): rope_type={min(scaled)!r} turns positions by the length of the whole row, and a packed "
+            "row holds several texts; give a model with another rope_type, or remove it from config.json"
+        )
+    if config.train_merger and not family.mergers:
+        what = "no merger that can be trained here" if family.placeholder else "no vision tower, hence no merger"
+        raise ModelError(f"model.train_merger: a model of type {kind} has {what}; unset it")
+
+
+def _rope_types(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the `rope_type` of a model, or of each type of its layers."""
+    for value in (parameters, *parameters.values()):
+        if isinstance(value, Mapping) and "rope_type" in value:
+            yield value["rope_type"]
 
 
 def find_mergers(owner: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +18,7 @@ from mm_spine.config import CacheConfig, LoraConfig, ModelConfig
 from mm_spine.policy import attention, partitioned
 from mm_spine.policy.distribution import banned_ids
 from mm_spine.policy.errors import FrozenError, ModelError
-from mm_spine.policy.families import Family, family_of, lora_targets
+from mm_spine.policy.families import Family, check_trainable, family_of, lora_targets
 from mm_spine.policy.finite import assert_finite
 from mm_spine.policy.folder import read_family, resolve_model
 from mm_spine.policy.image_cache import ImageCache
@@ -42,9 +42,6 @@ FLASH = "flash_attention_2"
 
 With any other attention they loop over windows and images in Python.
 """
-
-LENGTH_ROPE = frozenset(("dynamic", "longrope"))
-"""Kinds of rotary embedding in transformers that depend on the largest position of a call."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -74,7 +71,7 @@ class Policy:
         self.tokenizer = self.family.tokenizer(processor)
         self.tower = self.family.tower(model)
         language_model = self.family.language_model(model)
-        _check_trainable(model.config.model_type, self.family, language_model, self.config)
+        check_trainable(model.config.model_type, self.family, language_model, self.config)
         self.peft = _add_lora(model, language_model, self.config.lora, seed) if self.config.train == "lora" else None
         self.model = model
         self._freeze()
@@ -169,10 +166,12 @@ class Policy:
         except BadQuestion:
             return False
         if length + new_tokens > self.context:
+            window = self.family.window(self.text.language_model.config)
+            why = f" (each token sees {window} tokens)" if window == self.context else ""
             self._skip(
                 question,
                 f"{question.id}: its prompt of {length} tokens and {new_tokens} new ones do not fit in the model's "
-                f"context of {self.context}; shorten it, or lower model.max_pixels or max_new_tokens",
+                f"context of {self.context}{why}; shorten it, or lower model.max_pixels or max_new_tokens",
             )
             return False
         return True
@@ -357,31 +356,6 @@ def _flash_attn_fits(family: Family, tower: Any) -> bool:
     width = family.flash_width(tower.config)
     # Asked for all the same: where transformers does not find the package it would look for a kernel on the hub.
     return not why_not_flash_attn(tower.device, tower.dtype, width) and is_flash_attn_2_available()
-
-
-def _check_trainable(kind: str, family: Family, language_model: Any, config: ModelConfig) -> None:
-    """Raise ModelError for a model that a packed row cannot hold, or for a merger that does not exist."""
-    text = language_model.config
-    if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and family.window(text) is None:
-        raise ModelError(f"model ({kind}): its layers see a sliding window only; set use_sliding_window to false")
-    if fault := family.fault(text):
-        raise ModelError(f"model ({kind}): {fault} in its text_config is not computed here; give a model without it")
-    scaled = set(_rope_types(getattr(text, "rope_parameters", None) or {})) & LENGTH_ROPE
-    if scaled:
-        raise ModelError(
-            f"model ({kind}): rope_type={min(scaled)!r} turns positions by the length of the whole row, and a packed "
-            "row holds several texts; give a model with another rope_type, or remove it from config.json"
-        )
-    if config.train_merger and not family.mergers:
-        what = "no merger that can be trained here" if family.placeholder else "no vision tower, hence no merger"
-        raise ModelError(f"model.train_merger: a model of type {kind} has {what}; unset it")
-
-
-def _rope_types(parameters: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the `rope_type` of a model, or of each type of its layers."""
-    for value in (parameters, *parameters.values()):
-        if isinstance(value, Mapping) and "rope_type" in value:
-            yield value["rope_type"]
 
 
 def _add_lora(model: Any, language_model: Any, lora: LoraConfig, seed: int) -> Any:
