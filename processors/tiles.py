@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mm_spine.processors.chat import Encoded, EncodedImage, check_prompt, content, hashed, special_tokens
+from mm_spine.processors.chat import PLAIN, Chat, Encoded, EncodedImage, check_prompt, content, hashed, special_tokens
 from mm_spine.processors.vision import open_image
 from mm_spine.types import Question
 
@@ -33,7 +33,12 @@ class TileRules(NamedTuple):
 
 
 def encode_in_tiles(
-    rules: TileRules, question: Question, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
+    rules: TileRules,
+    question: Question,
+    processor: Any,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    chat: Chat = PLAIN,
 ) -> Encoded:
     """Render the chat and run the model's processor on one question, images included.
 
@@ -52,11 +57,12 @@ def encode_in_tiles(
     if images and (min_pixels is not None or (max_pixels is not None and not settings)):
         _warn(type(processor).__name__, "min_pixels" if settings else "min_pixels and model.max_pixels")
     made = processor.apply_chat_template(
-        [{"role": "user", "content": message}],
+        chat.turns(message),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         processor_kwargs={"return_tensors": "pt", **({"images_kwargs": settings} if settings else {})},
+        **chat.arguments,
     )
     ids_L = made["input_ids"][0]
     types_L = (ids_L == processor.tokenizer.convert_tokens_to_ids(rules.token)).long()

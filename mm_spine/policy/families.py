@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mm_spine.config import ModelConfig
 from mm_spine.policy.errors import ModelError
 from mm_spine.policy.tile_towers import gemma3_tower, internvl_tower, llava_onevision_tower
-from mm_spine.processors.chat import VISION_SPECIALS, Encoded, encode, encode_text
+from mm_spine.processors.chat import VISION_SPECIALS, Chat, Encoded, encode, encode_text
 from mm_spine.processors.image_tokens import (
     ReadImageTokens,
     gemma3_tokens,
@@ -29,8 +29,8 @@ from mm_spine.processors.image_tokens import (
 from mm_spine.processors.tiles import encode_gemma3, encode_internvl, encode_llava_onevision
 from mm_spine.types import Question
 
-Encode = Callable[[Question, Any, int | None, int | None], Encoded]
-"""(question, processor or tokenizer, min_pixels, max_pixels) -> the encoded prompt."""
+Encode = Callable[[Question, Any, int | None, int | None, Chat], Encoded]
+"""(question, processor or tokenizer, min_pixels, max_pixels, chat) -> the encoded prompt."""
 
 Arguments = Callable[[Tensor, Tensor, Sequence[Tensor]], dict[str, Any]]
 """(M-RoPE positions (3, B, P), flat places (I,) of image tokens, DeepStack features, (I, D) per layer)
