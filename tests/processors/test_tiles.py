@@ -12,6 +12,7 @@ from tiny import inputs, tiny_processor
 
 from mm_spine.policy.families import FAMILIES
 from mm_spine.processors import tiles
+from mm_spine.processors.chat import Chat
 from mm_spine.processors.tiles import runs
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import AnswerSpec, Question
@@ -84,3 +85,12 @@ def test_limits_that_have_no_effect_are_said_once(
         with caplog.at_level(logging.WARNING):
             FAMILIES[kind].encode(question, tiny_processor(kind), *limits)
     assert caplog.text.count(says) == 1
+
+
+@pytest.mark.parametrize("kind", TILES)
+def test_the_system_message_stands_before_the_question(kind: str) -> None:
+    processor, question = tiny_processor(kind), ask(kind, (1,))[0]
+    plain, told = (FAMILIES[kind].encode(question, processor, None, None, chat) for chat in (Chat(), Chat("Be brief.")))
+    text = processor.tokenizer.decode(told.ids_L.tolist())
+    assert text.index("Be brief.") < text.index(question.prompt)
+    assert [image.key for image in told.images] == [image.key for image in plain.images]
