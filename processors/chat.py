@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """One image: patches (P, channels x patch), grid (3,) in patches (time, height, width), and a hash of both."""
+    """One image: patches (P, channels x patch), grid (3,) in patches (time, height, width), and a hash of both.
+
+    Of a model that reads tiles: tiles (N, channels, height, width), and their number with the height and width of the
+    image, or of a tile where the image's do not matter.
+    """
 
     pixel_values: Tensor
     grid_thw: Tensor
@@ -111,7 +115,7 @@ def encode(
     for pixel limits that no image can satisfy.
     """
     # The processor puts an image in the place of each such token, also where the tokenizer does not list it.
-    _check_prompt(question, {*special_tokens(processor.tokenizer), *VISION_SPECIALS})
+    check_prompt(question, {*special_tokens(processor.tokenizer), *VISION_SPECIALS})
     limits = _pixel_limits(processor.image_processor, min_pixels, max_pixels)
     images = [open_image(image, question.id) for image in question.images]
     parts = content(question.prompt, len(images))
@@ -142,7 +146,7 @@ def encode_text(
             f"{question.id}: {len(question.images)} image(s), but the model has no vision tower; "
             "give a vision model (`model.path`), or a question without images"
         )
-    _check_prompt(question, special_tokens(tokenizer))
+    check_prompt(question, special_tokens(tokenizer))
     text = "".join(part["text"] for part in content(question.prompt, 0))
     features = tokenizer.apply_chat_template(
         chat.turns(text),
@@ -219,10 +223,11 @@ def special_tokens(tokenizer: Any) -> set[str]:
     return marked | set(tokenizer.all_special_tokens)
 
 
-def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
+def check_prompt(question: Question, special: Iterable[str], texts: Sequence[str] | None = None) -> None:
     """Raise BadQuestion for an empty or endless prompt, half a character, or a special token in the prompt.
 
-    Log where the marks of the prompt and its images do not agree.
+    `texts` are the parts of the prompt that the model reads as text, by default the whole prompt. Log where the marks
+    of the prompt and its images do not agree.
     """
     if not question.prompt.strip():
         raise BadQuestion(f"{question.id}: the question is empty")
@@ -235,8 +240,9 @@ def _check_prompt(question: Question, special_tokens: Iterable[str]) -> None:
     except ValueError as error:
         raise BadQuestion(f"{question.id}: {error}") from error
     # A special token would stand for an image that does not exist, or end the user's turn.
-    for token in sorted(special_tokens):
-        if token in question.prompt:
+    read = "".join([question.prompt] if texts is None else texts)
+    for token in sorted(special):
+        if token in read:
             raise BadQuestion(f"{question.id}: the question contains the special token {token}; take it out")
     # Released benchmarks and lmms-eval have their own rules: MathVision's one picture holds all figures of a text.
     if question.benchmark == "own" and (why := mismatch(question.prompt, len(question.images))):
@@ -262,10 +268,10 @@ def _split_images(features: Any) -> tuple[EncodedImage, ...]:
         return ()
     grids = features["image_grid_thw"]
     patches = torch.split(features["pixel_values"], grids.prod(-1).tolist())
-    return tuple(EncodedImage(p, g, _key(p, g)) for p, g in zip(patches, grids, strict=True))
+    return tuple(EncodedImage(p, g, hashed(p, g)) for p, g in zip(patches, grids, strict=True))
 
 
-def _key(pixel_values: Tensor, grid_thw: Tensor) -> str:
+def hashed(pixel_values: Tensor, grid_thw: Tensor) -> str:
     """Hash the patches and the grid, so that equal images are encoded once by the vision tower."""
     digest = hashlib.sha256(pixel_values.contiguous().numpy().tobytes())
     digest.update(str(grid_thw.tolist()).encode())

@@ -45,7 +45,7 @@ def encoded(seed: int, tokens: int = 4) -> EncodedImage:
 def cache_of(folder: Path | None, tower: Tower | None = None, memory: float = 1e9, disk: float = 1e9) -> ImageCache:
     """A cache around `tower` with budgets in bytes."""
     config = CacheConfig(folder=folder, memory_gb=memory / 1e9, disk_gb=disk / 1e9)
-    return ImageCache(tower or Tower(), config=config, checksum=lambda: "weights")
+    return ImageCache(tower or Tower(), config=config, checksum=lambda: "weights", width=8)
 
 
 def main(folder: Path, mode: str, disk: float = 1e9) -> None:

@@ -8,11 +8,14 @@ import torch
 from tiny import TINY_CONFIGS, tiny_questions
 
 from mm_spine.config import LoraConfig, ModelConfig
+from mm_spine.policy.families import FAMILIES
 from mm_spine.policy.model import Policy
 from mm_spine.types import Question
 
 KINDS = tuple(TINY_CONFIGS)
-VISION, TEXT = ("qwen2_5_vl", "qwen3_vl"), ("qwen2", "qwen3")
+VISION = tuple(kind for kind in KINDS if FAMILIES[kind].placeholder)
+MERGING = tuple(kind for kind in VISION if FAMILIES[kind].mergers)
+TEXT = tuple(kind for kind in KINDS if kind not in VISION)
 SIDE = {"qwen3_vl": 32}
 """Pixels of an image token, so that neither processor resizes: they do not resample alike."""
 LORA = ModelConfig(train="lora", lora=LoraConfig(rank=2, alpha=4))

@@ -7,16 +7,19 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import tiny_tiles
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import ModelConfig
+from mm_spine.policy.families import FAMILIES
 from mm_spine.policy.model import Policy
 from mm_spine.types import AnswerSpec, Question
 
 END, BANNED = 415, (418, 419, 420, 421, 422)
+BANNED_TILES = {"internvl": (423, 424, 425, 426), "llava_onevision": (423, 424), "gemma3": (424, 425, 426)}
 TEMPERATURE = 0.7
 WORDS = ("Which digit?", "Read the two digits from left to right.", "Is it even? Answer yes or no.", "Add them.")
 
@@ -26,9 +29,20 @@ def tiny_processor(kind: str = "qwen2_5_vl") -> Any:
     """The shipped processor or tokenizer, or one made of its parts. None keeps state: the session's policies share."""
     from transformers import AutoProcessor, AutoTokenizer
 
+    if kind in tiny_tiles.PROCESSORS:
+        return tiny_tiles.PROCESSORS[kind]()
     if kind == "qwen3_vl":
         return _patches_of_16(AutoProcessor.from_pretrained(MODEL_DIR))
+    if kind == "qwen2_vl":
+        return _older(AutoProcessor.from_pretrained(MODEL_DIR))
     return (AutoProcessor if kind == "qwen2_5_vl" else AutoTokenizer).from_pretrained(MODEL_DIR)
+
+
+def _older(shipped: Any) -> Any:
+    from transformers import Qwen2VLProcessor
+
+    parts = {"image_processor": shipped.image_processor, "tokenizer": shipped.tokenizer}
+    return Qwen2VLProcessor(**parts, video_processor=shipped.video_processor, chat_template=shipped.chat_template)
 
 
 def _patches_of_16(shipped: Any) -> Any:
@@ -52,7 +66,7 @@ def tiny_model(seed: int = 0, tied: bool = True, kind: str = "qwen2_5_vl") -> An
     import transformers
 
     config = TINY_CONFIGS[kind](tied)
-    auto = transformers.AutoModelForImageTextToText if kind.endswith("vl") else transformers.AutoModelForCausalLM
+    auto = getattr(transformers, FAMILIES[kind].auto_model)
     model = auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     _randomise(model, torch.Generator().manual_seed(seed))
     model.generation_config = transformers.GenerationConfig.from_pretrained(MODEL_DIR)
@@ -84,6 +98,16 @@ SIZES = {
 }
 """Of every text model but Qwen2.5-VL's, which takes them from the shipped model."""
 
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 20.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+"""Turns slow dimensions less, as Llama 3.1 does."""
+
 
 def _qwen3_vl(tied: bool) -> Any:
     """Heads wider than hidden / heads; DeepStack after two of three text layers, from the first two tower layers."""
@@ -102,17 +126,42 @@ def _qwen3_vl(tied: bool) -> Any:
     )
 
 
+def _qwen2_vl(tied: bool) -> Any:
+    from transformers import Qwen2VLConfig
+
+    rope = {**SIZES["rope_parameters"], "mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 64, "in_channels": 3}
+    return Qwen2VLConfig(
+        text_config={**SIZES, "rope_parameters": rope, "pad_token_id": 416},
+        vision_config=vision,
+        image_token_id=421,
+        video_token_id=422,
+        vision_start_token_id=418,
+        vision_end_token_id=419,
+        tie_word_embeddings=tied,
+    )
+
+
 def _text_only(name: str, tied: bool, **more: Any) -> Any:
     import transformers
 
-    return getattr(transformers, name)(**SIZES, **more, pad_token_id=416, eos_token_id=END, tie_word_embeddings=tied)
+    return getattr(transformers, name)(
+        **{**SIZES, **more}, pad_token_id=416, eos_token_id=END, tie_word_embeddings=tied
+    )
 
 
 TINY_CONFIGS = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen2_vl": _qwen2_vl,
+    "internvl": partial(tiny_tiles.internvl_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
+    "llava_onevision": partial(tiny_tiles.llava_onevision_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
+    "gemma3": partial(tiny_tiles.gemma3_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
     "qwen2": partial(_text_only, "Qwen2Config"),
     "qwen3": partial(_text_only, "Qwen3Config", head_dim=24),
+    "llama": partial(_text_only, "LlamaConfig", rope_parameters=LLAMA_3_ROPE),
+    "mistral": partial(_text_only, "MistralConfig", head_dim=24, sliding_window=64),
+    "gemma3_text": partial(tiny_tiles.gemma3_text_config, {**SIZES, "pad_token_id": 416, "eos_token_id": END}),
 }
 """model_type -> (tied head?) -> the tiny configuration."""
 
@@ -154,7 +203,7 @@ def tiny_questions(n: int, images: int = 1, side: int = 28) -> list[Question]:
 def inputs(question: Question, tokens: Sequence[int], kind: str = "qwen2_5_vl") -> dict[str, Tensor]:
     """What transformers' own processor (or tokenizer) makes of the chat, followed by the response."""
     content: Any = question.prompt
-    if kind.endswith("vl"):
+    if FAMILIES[kind].placeholder:
         images = [{"type": "image", "image": image} for image in question.images]
         content = [*images, {"type": "text", "text": question.prompt}]
     made = tiny_processor(kind).apply_chat_template(
@@ -176,10 +225,15 @@ def plain_log_probs(model: Any, question: Question, tokens: Sequence[int], tempe
     """log pi (T, V) of one (prompt, response) row by the plain forward: no packing, no cache, no selection."""
     made = inputs(question, tokens, model.config.model_type)
     logits = model(**made).logits[0, -len(tokens) - 1 : -1] / temperature
-    return logits.index_fill(-1, torch.tensor(BANNED), -torch.inf).log_softmax(-1)
+    return logits.index_fill(-1, torch.tensor(banned(model.config.model_type)), -torch.inf).log_softmax(-1)
+
+
+def banned(kind: str) -> tuple[int, ...]:
+    """The ids of the family's vision tokens."""
+    return BANNED_TILES.get(kind, BANNED)
 
 
 def entropy(log_probs: Tensor) -> Tensor:
     """-sum p log p, the banned tokens left out."""
-    finite = log_probs[..., [v for v in range(log_probs.shape[-1]) if v not in BANNED]]
-    return -(finite.exp() * finite).sum(-1)
+    finite = log_probs.isfinite()
+    return -(log_probs.exp() * log_probs.where(finite, 0)).sum(-1)

@@ -19,7 +19,7 @@ from mm_spine.sampling.vllm.sampler import VLLMSampler
 from mm_spine.types import Question, Rollout
 
 needs_vllm = pytest.mark.skipif(bool(why_not()), reason=f"vLLM cannot run here: {why_not()}")
-KINDS = ("qwen3_vl", "qwen2", "qwen3")
+KINDS = ("qwen3_vl", "qwen2_vl", "qwen2", "qwen3", "llama", "mistral", "gemma3_text")
 TOKEN_BYTES = 2 * 2 * 32 * 4
 """Keys and values of a token of the smallest policy: of 2 layers, 32 numbers each in fp32."""
 
@@ -33,7 +33,7 @@ def with_wide_heads(kind: str, tied: bool, usual: Any) -> Any:
     text = getattr(config, "text_config", config)
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = 2, 1, 32
     if kind.endswith("vl"):
-        sections = {"qwen2_5_vl": [4, 6, 6], "qwen3_vl": [8, 4, 4]}[kind]
+        sections = {"qwen2_5_vl": [4, 6, 6], "qwen2_vl": [4, 6, 6], "qwen3_vl": [8, 4, 4]}[kind]
         text.rope_parameters = {**text.rope_parameters, "mrope_section": sections}
     return config
 

@@ -167,8 +167,9 @@ def remedies(config: RunConfig, model: Described, card: Card) -> Iterator[tuple[
         yield "sampling.kv_cache_gb=1", changed(config, "sampling", kv_cache_gb=1.0)
     if sampling.backend == "vllm":
         yield "sampling.backend=hf", changed(config, "sampling", backend="hf")
-    if model.side and least - PROMPT_TEXT - sampling.max_new_tokens > FEW_IMAGE_TOKENS:
-        pixels = FEW_IMAGE_TOKENS * model.side**2
+    image = model.image
+    if image.pixels and least - PROMPT_TEXT - sampling.max_new_tokens > FEW_IMAGE_TOKENS:
+        pixels = FEW_IMAGE_TOKENS // image.each * image.pixels
         yield f"model.max_pixels={pixels}", changed(config, "model", max_pixels=pixels)
     if config.model.dtype == "float32":
         yield "model.dtype=bfloat16", changed(config, "model", dtype="bfloat16")

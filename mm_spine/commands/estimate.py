@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,9 +19,10 @@ from safetensors import safe_open
 
 from mm_spine.config import LoraConfig, RunConfig
 from mm_spine.methods.table import find
-from mm_spine.policy.families import FAMILIES
+from mm_spine.policy.families import FAMILIES, family_of
 from mm_spine.policy.head import CHUNK_BYTES, CHUNKS_ALIVE
-from mm_spine.policy.parameters import described_parameters
+from mm_spine.policy.parameters import described_parameters, read_text_config
+from mm_spine.processors.image_tokens import ImageTokens
 from mm_spine.sampling.kv_cache import PREFILL_TOKENS
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -37,8 +39,13 @@ DRAW_BYTES = 8 * 64 * 2**20
 PROMPT_TEXT = 120
 """Tokens of a prompt beside its image. Our assumption."""
 
-MOST_PIXELS = 12_845_056
-"""Pixels to which Qwen2.5-VL's processor reduces an image: 16,384 tokens."""
+
+# Names of the families' mergers, and of the projector that stands in their place in others.
+_MERGERS = sorted({merger for family in FAMILIES.values() for merger in family.mergers})
+_VISION_PART = re.compile(
+    rf"(^|\.)(visual\.((?P<merger>{'|'.join(_MERGERS)})\.)?|(?P<projector>multi_modal_projector\.)"
+    r"|vision_tower\.|image_newline$)"
+)
 
 
 class Sizes(NamedTuple):
@@ -53,15 +60,13 @@ class Sizes(NamedTuple):
 
 
 def read_sizes(folder: Path) -> Sizes:
-    """Read the sizes from config.json: from its `text_config`, or in older files from the top level."""
-    config = json.loads((folder / "config.json").read_text())
-    text = config.get("text_config", config)
-    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    """Read the sizes that config.json gives, or leaves to transformers. Raises ModelError."""
+    text = read_text_config(folder)
+    hidden, heads = text.hidden_size, text.num_attention_heads
     # Qwen3's heads need not add up to the hidden width.
-    head = text.get("head_dim") or hidden // heads
-    keys = text.get("num_key_value_heads", heads) * head
-    vocabulary = text.get("vocab_size", config.get("vocab_size"))
-    return Sizes(text["num_hidden_layers"], hidden, heads * head, keys, text["intermediate_size"], vocabulary)
+    head = getattr(text, "head_dim", None) or hidden // heads
+    keys = text.num_key_value_heads * head
+    return Sizes(text.num_hidden_layers, hidden, heads * head, keys, text.intermediate_size, text.vocab_size)
 
 
 def count_parameters(folder: Path) -> dict[str, int]:
@@ -85,9 +90,10 @@ def _stored(shard: Path) -> Iterator[tuple[str, Sequence[int]]]:
 
 def _part(name: str) -> str:
     """Return the part of the model that a tensor of this name belongs to, in any family."""
-    _, visual, inside = name.partition("visual.")
-    mergers = {merger for family in FAMILIES.values() for merger in family.mergers}
-    return "text" if not visual else "merger" if inside.split(".")[0] in mergers else "tower"
+    found = _VISION_PART.search(name)
+    if found is None:
+        return "text"
+    return "merger" if found["merger"] or found["projector"] else "tower"
 
 
 def count_adapter(sizes: Sizes, lora: LoraConfig) -> int:
@@ -110,32 +116,29 @@ class Load(NamedTuple):
 
 
 class Described(NamedTuple):
-    """What is read of a model: parameters by part, sizes of the text model, pixels along a side of an image token (0:
-    it takes no images), and the pixels to which its processor reduces an image."""
+    """What is read of a model: parameters by part, sizes of the text model, and the tokens of an image."""
 
     counts: dict[str, int]
     sizes: Sizes
-    side: int
-    most_pixels: int
+    image: ImageTokens
 
 
 def describe(folder: Path) -> Described:
     """Read a model folder, of which config.json is enough."""
-    vision = json.loads((folder / "config.json").read_text()).get("vision_config")
-    side = 0 if vision is None else vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
-    return Described(count_parameters(folder), read_sizes(folder), side, _most_pixels(folder))
+    config = json.loads((folder / "config.json").read_text())
+    family = family_of(config.get("model_type"), folder)
+    image = family.image_tokens(config, _image_processor(folder))
+    return Described(count_parameters(folder), read_sizes(folder), image)
 
 
-def _most_pixels(folder: Path) -> int:
-    """Return the pixels to which the folder's image processor reduces an image, MOST_PIXELS where no file says it."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
+def _image_processor(folder: Path) -> dict[str, Any]:
+    """Return the settings of the folder's image processor, none where no file holds them."""
+    found: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            found = json.loads((folder / name).read_text())
-            found = found.get("image_processor", found)
-            pixels = found.get("max_pixels") or (found.get("size") or {}).get("longest_edge")
-            if pixels:
-                return int(pixels)
-    return MOST_PIXELS
+            settings = json.loads((folder / name).read_text())
+            found |= settings.get("image_processor", settings)
+    return found
 
 
 def load_of(config: RunConfig, model: Described) -> Load:
@@ -157,12 +160,11 @@ def load_of(config: RunConfig, model: Described) -> Load:
 
 
 def prompt_tokens(config: RunConfig, model: Described) -> int:
-    """Return the tokens of a prompt with one image, at most: pixels / side^2, and PROMPT_TEXT.
+    """Return the tokens of a prompt with one image, at most: those of the image, and PROMPT_TEXT.
 
-    The pixels are `model.max_pixels`, else those of the processor, else MOST_PIXELS.
+    Its pixels are at most `model.max_pixels`, else those of the processor.
     """
-    pixels = config.model.max_pixels or model.most_pixels
-    return PROMPT_TEXT + (pixels // model.side**2 if model.side else 0)
+    return PROMPT_TEXT + model.image.within(config.model.max_pixels)
 
 
 def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mm_spine.benchmarks import Benchmark
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.policy.families import FAMILIES
+from mm_spine.policy.families import FAMILIES, Encode, Family
 from mm_spine.processors.chat import EncodedImage, content, encode, encode_text
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import ImageLike, LabelledSet, Question
@@ -26,20 +26,28 @@ QWEN_PIXELS = (3136, 12_845_056)
 class PromptReader(NamedTuple):
     """What renders prompts: a model's processor, or the tokenizer of a text-only model, with its pixel limits.
 
-    `remark` says so if the processor is not that of the model to be used.
+    `remark` says so if the processor is not that of the model to be used. `family` is None for a model of none.
     """
 
     processor: Any
     min_pixels: int | None = None
     max_pixels: int | None = None
     remark: str = ""
+    family: Family | None = None
+
+    @property
+    def encode(self) -> Encode:
+        if self.family is None:
+            return encode if hasattr(self.processor, "image_processor") else encode_text
+        return self.family.encode
 
 
 class ImageSize(NamedTuple):
-    """Width and height of an image in pixels: of the file, and as the model gets it."""
+    """Width and height of an image in pixels: of the file, and as the model gets it, in `tiles` tiles if not 0."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
+    tiles: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,19 +73,20 @@ def prompt_reader(benchmark: Benchmark, model: str | None = None) -> PromptReade
             "no --model: the embedded model's processor stands in, with Qwen2.5-VL's pixel limits. Image sizes and "
             "image tokens are those of Qwen2.5-VL; the chat template differs, and text tokens are counted too high."
         )
-        return PromptReader(_processor(str(MODEL_DIR)), *QWEN_PIXELS, remark)
-    return PromptReader(_processor(model or str(benchmark.default_model)))
+        return PromptReader(*_processor(str(MODEL_DIR))[:1], *QWEN_PIXELS, remark)
+    processor, family = _processor(model or str(benchmark.default_model))
+    return PromptReader(processor, family=family)
 
 
-def _processor(name: str) -> Any:
-    """Load the processor class of the model's family; of an unknown family, what AutoProcessor finds."""
+def _processor(name: str) -> tuple[Any, Family | None]:
+    """Load the processor class of the model's family; of an unknown family (None), what AutoProcessor finds."""
     import transformers
 
     place = Path(name).expanduser() if Path(name).exists() else name
     try:
         family = FAMILIES.get(transformers.AutoConfig.from_pretrained(place).model_type)
         reader = getattr(transformers, family.auto_processor if family else "AutoProcessor")
-        return reader.from_pretrained(place)
+        return reader.from_pretrained(place), family
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {name}: no processor there; give a model folder or hub id ({error})") from error
 
@@ -126,19 +135,20 @@ def _is_there(image: ImageLike) -> bool:
 
 def render_prompt(question: Question, reader: PromptReader) -> RenderedPrompt:
     """Render the question with chat template, pixel limits and processor. Raises BadQuestion if it cannot be asked."""
+    encoded = reader.encode(question, reader.processor, reader.min_pixels, reader.max_pixels)
     if not hasattr(reader.processor, "image_processor"):
-        ids_L = encode_text(question, reader.processor).ids_L
+        ids_L = encoded.ids_L
         return RenderedPrompt(visible(_decoded(reader.processor, ids_L)), (), len(ids_L), 0)
     originals = [open_image(image, question.id).size for image in question.images]
-    encoded = encode(question, reader.processor, reader.min_pixels, reader.max_pixels)
     # The processor's images follow the order in which the prompt names them; number them as the question lists them.
     numbers = [part["image"] for part in content(question.prompt, len(originals)) if part["type"] == "image"]
-    patch = reader.processor.image_processor.patch_size
-    resized = {number: _size(image, patch) for number, image in zip(numbers, encoded.images, strict=True)}
+    sizes = {n: _size(image, reader.processor) for n, image in zip(numbers, encoded.images, strict=True)}
     text = _decoded(reader.processor.tokenizer, encoded.ids_L)
+    seen = encoded.ids_L[encoded.types_L != 0]
+    token = _decoded(reader.processor.tokenizer, seen[:1]) if len(seen) else reader.processor.image_token
     return RenderedPrompt(
-        prompt=visible(_collapsed(text, reader.processor.image_token)),
-        images=tuple(ImageSize(original, resized[i]) for i, original in enumerate(originals, 1)),
+        prompt=visible(_collapsed(text, token)),
+        images=tuple(ImageSize(original, *sizes[i]) for i, original in enumerate(originals, 1)),
         text_tokens=int((encoded.types_L == 0).sum()),
         image_tokens=int((encoded.types_L != 0).sum()),
     )
@@ -149,9 +159,14 @@ def _decoded(tokenizer: Any, ids_L: Tensor) -> str:
     return text
 
 
-def _size(image: EncodedImage, patch: int) -> tuple[int, int]:
+def _size(image: EncodedImage, processor: Any) -> tuple[tuple[int, int], int]:
+    """Return width and height in pixels as the model gets the image, and the number of such tiles, 0 if it has none."""
+    if image.pixel_values.dim() == 4:
+        tiles, _, height, width = image.pixel_values.shape
+        return (width, height), tiles
+    patch = processor.image_processor.patch_size
     _, height, width = image.grid_thw.tolist()
-    return width * patch, height * patch
+    return (width * patch, height * patch), 0
 
 
 def _collapsed(text: str, token: str) -> str:
@@ -173,8 +188,9 @@ def row_lines(question: Question, labelled: LabelledSet, reader: PromptReader) -
         yield f"prompt, not rendered:\n{_indented(visible(question.prompt))}"
     else:
         yield f"prompt:\n{_indented(row.prompt)}"
-        for number, (original, resized) in enumerate(row.images, 1):
-            yield f"image {number}: {_pixels(original)} -> {_pixels(resized)} pixels"
+        for number, (original, resized, tiles) in enumerate(row.images, 1):
+            cut = f"{tiles} tile{'' if tiles == 1 else 's'} of " if tiles else ""
+            yield f"image {number}: {_pixels(original)} -> {cut}{_pixels(resized)} pixels"
         yield f"tokens: {row.text_tokens} text + {row.image_tokens} image = {row.text_tokens + row.image_tokens}"
     yield f"answer: {visible(_listed(_given(question)))}"
     golds = labelled.key.get(question.id)

@@ -31,10 +31,13 @@ class ModelConfig(Section):
         default=False, description="also train the merger between vision tower and language model"
     )
     min_pixels: Count | None = Field(
-        default=None, description="smaller images are enlarged to this many pixels; null: the processor's value"
+        default=None,
+        description="smaller images are enlarged to this many pixels; null: the processor's value (Qwen families only)",
     )
     max_pixels: Count | None = Field(
-        default=None, description="larger images are reduced to this many pixels; null: the processor's value"
+        default=None,
+        description="larger images are reduced to this many pixels; null: the processor's value (Qwen families and "
+        "InternVL, whose tiles count)",
     )
 
     @model_validator(mode="after")

@@ -5,14 +5,13 @@ Sampler, trainer, reference and every entropy use these functions, so that they 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from mm_spine.processors.chat import VISION_SPECIALS
 
 IMPOSSIBLE = -1e4
 """Stands for a log-probability of -inf where 0 * -inf would be nan. Its exponential is 0 in every precision."""
@@ -72,9 +71,9 @@ def _places(ids: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(ids, device=device)
 
 
-def banned_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids of the vision specials that this tokenizer knows, ascending."""
-    ids = (tokenizer.convert_tokens_to_ids(token) for token in VISION_SPECIALS)
+def banned_ids(tokenizer: Any, tokens: Iterable[str]) -> tuple[int, ...]:
+    """Return the ids of those `tokens` that this tokenizer knows, ascending."""
+    ids = (tokenizer.convert_tokens_to_ids(token) for token in tokens)
     return tuple(sorted(i for i in ids if i is not None and i != tokenizer.unk_token_id))
 
 

@@ -93,6 +93,7 @@ class ImageCache:
 
     `train` names the tower's mergers that train: the cache then holds what enters them, the patches of a token side by
     side. `checksum` returns the checksum of the tower's weights; it is called once, and only if there is a folder.
+    `width` is that of an image token in the text model.
     """
 
     # The tower runs on one image at a time, because its rows are not bit-equal to the same rows in a larger batch.
@@ -103,11 +104,13 @@ class ImageCache:
         train: Sequence[str] = (),
         config: CacheConfig | None = None,
         checksum: Callable[[], str] = lambda: "",
+        width: int = 0,
     ) -> None:
         config = config or CacheConfig()
         self._tower = tower
         self._train = tuple(train)
         self._checksum = checksum
+        self._width = width
         self._memory = _Memory(int(config.memory_gb * 1e9), warn=config.folder is None)
         self._disk = None if config.folder is None else _Disk(config.folder / FOLDER, int(config.disk_gb * 1e9))
         self.hits = self.misses = self.disk_hits = self.tower_runs = 0
@@ -164,7 +167,7 @@ class ImageCache:
         """Return the features of no image, in shapes that can be joined with others."""
         if self._tower is None:
             return Features(torch.zeros(0, 0))
-        width = self._tower.merger.hidden_size if self._train else self._tower.config.out_hidden_size
+        width = self._tower.get_submodule(self._train[0]).hidden_size if self._train else self._width
         none = torch.zeros(0, width, dtype=self._tower.dtype, device=self._tower.device)
         layers = len(getattr(self._tower, "deepstack_merger_list", ()))
         return Features(none, (none,) * layers)

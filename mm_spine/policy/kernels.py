@@ -6,6 +6,7 @@ Everywhere here q is (B, Hq, T, D), and k and v are (B, Hkv, K, D): Hq / Hkv que
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol
@@ -149,7 +150,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Attend without gradient: return the output (B, Hq, T, D) and the scores' log-sum-exp (B, Hq, T).
 
-    `bias` (B, 1, 1, K) is added to the scores (`padding_bias`).
+    `bias` (B, 1, 1 or T, K) is added to the scores (`padding_bias`, `mutual_bias`).
     """
     return ATTEND.get(q.device.type, attend_plainly)(q, k, v, scale, bias, causal)
 
@@ -160,6 +161,20 @@ def padding_bias(width: int, ends_B: Tensor, dtype: torch.dtype) -> Tensor:
     wide = torch.zeros(len(ends_B), 1, 1, -(-width // 16) * 16, dtype=dtype, device=ends_B.device)
     behind = torch.arange(wide.shape[-1], device=ends_B.device) >= ends_B[:, None, None, None]
     return wide.masked_fill_(behind, -torch.inf)[..., :width]
+
+
+def mutual_bias(width: int, spans: Sequence[Sequence[tuple[int, int]]], like: Tensor) -> Tensor:
+    """Return the bias (B, 1, width, width) of causal rows in which the tokens of each span read one another both ways.
+
+    It has the type and device of `like`.
+    """
+    # Rows start at multiples of 16 bytes, as in `padding_bias`.
+    wide = torch.full((len(spans), 1, width, -(-width // 16) * 16), -torch.inf, dtype=like.dtype, device=like.device)
+    wide = wide.triu_(1)
+    for row, inside in zip(wide, spans, strict=True):
+        for start, stop in inside:
+            row[:, start:stop, start:stop] = 0
+    return wide[..., :width]
 
 
 def attend_plainly(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from operator import itemgetter
@@ -17,7 +18,7 @@ from mm_spine.config import CacheConfig, LoraConfig, ModelConfig, PromptConfig
 from mm_spine.policy import attention, partitioned
 from mm_spine.policy.distribution import banned_ids
 from mm_spine.policy.errors import FrozenError, ModelError
-from mm_spine.policy.families import Family, family_of, lora_targets, rope_positions
+from mm_spine.policy.families import Family, check_trainable, family_of, lora_targets
 from mm_spine.policy.finite import assert_finite
 from mm_spine.policy.folder import read_family, resolve_model
 from mm_spine.policy.image_cache import ImageCache
@@ -30,6 +31,7 @@ from mm_spine.policy.text import TextPolicy
 from mm_spine.policy.turn_end import end_ids
 from mm_spine.processors.chat import Chat, Encoded, EncodedImage, fewest_tokens
 from mm_spine.processors.markers import PROMPT_LIMIT
+from mm_spine.processors.tiles import runs
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import ImageLike, Question
 
@@ -71,21 +73,22 @@ class Policy:
         self.tokenizer = self.family.tokenizer(processor)
         self.tower = self.family.tower(model)
         language_model = self.family.language_model(model)
-        _check_trainable(model.config.model_type, language_model, self.tower, self.config)
+        check_trainable(model.config.model_type, self.family, language_model, self.config)
         self.peft = _add_lora(model, language_model, self.config.lora, seed) if self.config.train == "lora" else None
         self.model = model
         self._freeze()
         language_model.config._attn_implementation = attention.NAME
-        if self.tower is not None and _flash_attn_fits(self.tower):
+        if _flash_attn_fits(self.family, self.tower):
             self.tower.config._attn_implementation = FLASH
         # Mergers that train belong to the text policy; the image cache then holds what enters them.
         train_merger = self.config.train_merger
         mergers = self.family.mergers if train_merger else ()
         self.text = TextPolicy(language_model, model.lm_head.weight, self.family, self.tower if train_merger else None)
-        self.images = ImageCache(self.tower, mergers, cache, self.tower_checksum)
+        width = language_model.config.hidden_size
+        self.images = ImageCache(self.tower, mergers, cache, self.tower_checksum, width)
         # Whether ranks divide the text model's weights, so that each use of them is a collective.
         self.partitioned = any(map(partitioned.is_partitioned, self.text.parameters()))
-        self.banned = banned_ids(self.tokenizer)
+        self.banned = banned_ids(self.tokenizer, self.family.vision_tokens)
         self.skipped: dict[str, str] = {}
         # Counts the changes of the trainable weights. A sampler takes the number over with the weights.
         self.version = 0
@@ -135,8 +138,13 @@ class Policy:
 
     @property
     def context(self) -> int:
-        """The most tokens that the text model has positions for, prompt and response together."""
-        return int(self.text.language_model.config.max_position_embeddings)
+        """The most tokens of a prompt and its response together.
+
+        The text model has no positions for more, or a token at the end would not see the first one.
+        """
+        config = self.text.language_model.config
+        # The attention over token trees has no window. Within this length a window hides nothing, so it is exact.
+        return min(int(config.max_position_embeddings), self.family.window(config) or sys.maxsize)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -164,10 +172,12 @@ class Policy:
         except BadQuestion:
             return False
         if length + new_tokens > self.context:
+            window = self.family.window(self.text.language_model.config)
+            why = f" (each token sees {window} tokens)" if window == self.context else ""
             self._skip(
                 question,
                 f"{question.id}: its prompt of {length} tokens and {new_tokens} new ones do not fit in the model's "
-                f"context of {self.context}; shorten it, or lower model.max_pixels or max_new_tokens",
+                f"context of {self.context}{why}; shorten it, or lower model.max_pixels or max_new_tokens",
             )
             return False
         return True
@@ -202,7 +212,7 @@ class Policy:
                     f"not fit in the model's context of {self.context}; shorten it"
                 )
         encoded = self._read(question)
-        positions = rope_positions(self.model, encoded)
+        positions = self.family.positions(self.model, encoded)
         image_at = encoded.types_L.nonzero()[:, 0]
         # Run the tower now, while the pixels are in memory; the prompt keeps only the keys of its images.
         read = [self.images.features(image) for image in encoded.images]
@@ -216,7 +226,9 @@ class Policy:
         keys = tuple(image.key for image in encoded.images)
         features = partial(self.images.joined, keys, partial(self._images_again, question, keys))
         ids, positions, image_at = (x.to(self.device) for x in (encoded.ids_L, positions, image_at))
-        return Prompt(ids, positions, image_at, keys, tuple(image.grid_thw for image in encoded.images), features)
+        grids = tuple(image.grid_thw for image in encoded.images)
+        mutual = runs(encoded.types_L) if self.family.mutual else ()
+        return Prompt(ids, positions, image_at, keys, grids, features, mutual)
 
     def _read(self, question: Question) -> Encoded:
         return self.family.encode(question, self.processor, self.config.min_pixels, self.config.max_pixels, self.chat)
@@ -342,21 +354,14 @@ def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _flash_attn_fits(tower: Any) -> bool:
+def _flash_attn_fits(family: Family, tower: Any) -> bool:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
-    width = tower.config.hidden_size // tower.config.num_heads
+    if tower is None or family.flash_width is None:
+        return False
+    width = family.flash_width(tower.config)
     # Asked for all the same: where transformers does not find the package it would look for a kernel on the hub.
     return not why_not_flash_attn(tower.device, tower.dtype, width) and is_flash_attn_2_available()
-
-
-def _check_trainable(kind: str, language_model: Any, tower: Any, config: ModelConfig) -> None:
-    """Raise ModelError for a model that a packed row cannot hold, or for a merger that does not exist."""
-    # The attention over token trees has no window: every token reads all tokens of its path.
-    if "sliding_attention" in (getattr(language_model.config, "layer_types", None) or ()):
-        raise ModelError(f"model ({kind}): its layers see a sliding window only; set use_sliding_window to false")
-    if tower is None and config.train_merger:
-        raise ModelError(f"model.train_merger: a model of type {kind} has no vision tower, hence no merger; unset it")
 
 
 def _add_lora(model: Any, language_model: Any, lora: LoraConfig, seed: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ from mm_spine.policy.tree_attention import AttentionPlan
 class Prompt:
     """An encoded prompt of L tokens, of which I are image tokens at the places `image_at_I`.
 
-    `image_keys` and `image_grids` (3,), in patches, have one entry per image.
+    `image_keys` and `image_grids` (3,), as in `EncodedImage`, have one entry per image. The tokens start..stop of each
+    span in `mutual` read one another both ways.
     """
 
     # A prompt holds no features, so that a run can keep all its prompts: `features` takes them from the image cache.
@@ -34,6 +36,7 @@ class Prompt:
     image_keys: tuple[str, ...]
     image_grids: tuple[Tensor, ...]
     features: Callable[[], Features]
+    mutual: tuple[tuple[int, int], ...] = ()
 
     @property
     def features_ID(self) -> Tensor:
@@ -85,10 +88,11 @@ def pack(rows: Sequence[Branches], least_saved: int = LEAST_SAVED) -> PackedBatc
     predict_at_S, target_S, prediction_K, slot_K = (torch.from_numpy(x).to(device) for x in distinct)
     ids = [ids for row, tree in pairs for ids in (row.prompt.ids_L, torch.from_numpy(tree.ids_P).to(device))]
     nodes = tuple(node for each in laid for node in _nodes(*each))
+    mutual = frozenset(node for row, tree, start in laid for node in _both_ways(row, tree, start))
     return PackedBatch(
         ids_1P=torch.cat(ids)[None],
         positions_31P=torch.cat([_positions(row, tree) for row, tree in pairs], dim=1)[:, None],
-        plan=AttentionPlan(nodes, starts[-1], device, wanted=np.unique(distinct[0])),
+        plan=AttentionPlan(nodes, starts[-1], device, wanted=np.unique(distinct[0]), mutual=mutual),
         features_ID=torch.cat([row.prompt.features_ID for row in rows]),
         image_at_I=torch.cat([start + row.prompt.image_at_I for row, _, start in laid]),
         predict_at_S=predict_at_S,
@@ -116,9 +120,19 @@ def _positions(row: Branches, tree: Tree) -> Tensor:
 
 
 def _nodes(row: Branches, tree: Tree, start: int) -> list[Node]:
-    first = start + len(row.prompt.ids_L)
-    below = [Node(*(first + place for place in node)) for node in tree.nodes]
-    return [Node(start, first, first + len(tree.ids_P)), *below]
+    first, end = start + len(row.prompt.ids_L), _end(row, tree, start)
+    # A span whose tokens read one another both ways is a node of its own, below the text before it.
+    cuts = sorted({start, first, *(start + place for span in row.prompt.mutual for place in span)})
+    prompt = [Node(begin, stop, end) for begin, stop in pairwise(cuts)]
+    return [*prompt, *(Node(*(first + place for place in node)) for node in tree.nodes)]
+
+
+def _both_ways(row: Branches, tree: Tree, start: int) -> list[Node]:
+    return [Node(start + begin, start + stop, _end(row, tree, start)) for begin, stop in row.prompt.mutual]
+
+
+def _end(row: Branches, tree: Tree, start: int) -> int:
+    return start + len(row.prompt.ids_L) + len(tree.ids_P)
 
 
 def _distinct(laid: Sequence[tuple[Branches, Tree, int]], longest: int) -> tuple[np.ndarray, ...]:

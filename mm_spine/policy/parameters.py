@@ -56,6 +56,19 @@ def check_parameters(folder: Path, family: Family, config: Mapping[str, Any], sh
     check_tied(folder, model, shapes)
 
 
+def read_text_config(folder: Path) -> Any:
+    """Return the text model's part of config.json, with transformers' defaults for what it leaves out.
+
+    Raises ModelError.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    except Exception as error:
+        raise _no_model(folder, error) from error
+
+
 def described_parameters(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
     """Return name and shape of the parameters that config.json describes, without weights; tied ones once.
 
@@ -102,19 +115,21 @@ def check_tied(folder: Path, model: Any, shapes: Mapping[str, Any]) -> None:
     text = model.config.get_text_config()
     # Some families say it for the whole model, some for the text model, and some for only one of them.
     tied = any(getattr(config, "tie_word_embeddings", False) for config in (model.config, text))
-    if not tied or "lm_head.weight" not in shapes:
+    # Some families store it as `language_model.lm_head.weight`.
+    head = next((name for name in shapes if name.endswith("lm_head.weight")), None)
+    if not tied or head is None:
         return
     from safetensors import safe_open
 
-    embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), "lm_head.weight")
+    embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), head)
     values: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
-            names = set(stored.keys()) & {embedding, "lm_head.weight"}
+            names = set(stored.keys()) & {embedding, head}
             values |= {name: stored.get_tensor(name) for name in names}
-    if not torch.equal(values[embedding], values["lm_head.weight"]):
+    if not torch.equal(values[embedding], values[head]):
         raise ModelError(
-            f"model={folder}: config.json says tie_word_embeddings=true, but lm_head.weight is stored and differs from "
+            f"model={folder}: config.json says tie_word_embeddings=true, but {head} is stored and differs from "
             f"{embedding}; set it to false, or fetch the folder again"
         )
 

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from mm_spine.policy.errors import ModelError
 from mm_spine.policy.families import Family
 
-PREFIXES = (("", ""), ("visual.", "model.visual."), ("model.", "model.language_model."))
+PREFIXES = (
+    ("", ""),
+    ("visual.", "model.visual."),
+    ("model.", "model.language_model."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    *((part, f"model.{part}") for part in ("vision_tower.", "multi_modal_projector.", "image_newline")),
+)
 """How names in weight files begin, and the names of the parameters they belong to."""
 
 

@@ -12,7 +12,7 @@ from mm_spine.policy.errors import ModelError
 from mm_spine.policy.families import Family
 from mm_spine.policy.parameters import first_line
 from mm_spine.policy.turn_end import QUESTION, end_ids
-from mm_spine.processors.chat import PLAIN, VISION_SPECIALS, Chat, special_tokens
+from mm_spine.processors.chat import PLAIN, Chat, special_tokens
 
 RENDER_SECONDS = 10.0
 """Longest time that a chat template may take for a question of a few words. Our choice."""
@@ -68,10 +68,10 @@ def check_chat(folder: Path, family: Family, processor: Any, chat: Chat) -> None
         return
     system = (chat.system or "").strip()
     # A special token would end the system's turn, or stand for an image that does not exist.
-    for token in sorted({*special_tokens(family.tokenizer(processor)), *VISION_SPECIALS}):
+    for token in sorted({*special_tokens(family.tokenizer(processor)), *family.vision_tokens}):
         if token in system:
             raise ModelError(f"prompt.system: it contains the special token {token}; take it out")
-    turns = chat.turns([{"type": "text", "text": QUESTION}] if family.mergers else QUESTION)
+    turns = chat.turns([{"type": "text", "text": QUESTION}] if family.placeholder else QUESTION)
     text = _rendered(
         folder,
         lambda: processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **chat.arguments),
@@ -88,10 +88,8 @@ def check_chat(folder: Path, family: Family, processor: Any, chat: Chat) -> None
 
 def _check_vision_tokens(folder: Path, family: Family, config: Any, tokenizer: Any) -> None:
     """Raise ModelError if the tokenizer lacks a vision token, or gives it another id than config.json."""
-    if not family.mergers:
-        return
     vocabulary = tokenizer.get_vocab()
-    for token, key in (("<|image_pad|>", "image_token_id"), ("<|vision_start|>", "vision_start_token_id")):
+    for token, key in family.named.items():
         found, wanted = vocabulary.get(token), getattr(config, key, None)
         if found is None or wanted not in (None, found):
             raise ModelError(
@@ -108,13 +106,13 @@ def _check_template(folder: Path, family: Family, processor: Any) -> None:
             "give a model that is trained for chats, with its template"
         )
     content: Any = QUESTION
-    if family.mergers:
+    if family.placeholder:
         content = [{"type": "image", "image": "one"}, {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": content}]
     text = _rendered(folder, lambda: processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
     if text.count(QUESTION) != 1:
         raise ModelError(f"model={folder}: its chat template does not show the user's question once; fetch it again")
-    if family.mergers and text.count("<|image_pad|>") != 1:
+    if family.placeholder and text.count(family.placeholder) != 1:
         raise ModelError(f"model={folder}: its chat template has no place for the image of a question; fetch it again")
 
 

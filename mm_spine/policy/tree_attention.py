@@ -47,7 +47,8 @@ class Part(NamedTuple):
 class AttentionPlan:
     """Which tokens of a row of `length` tokens read which: `nodes` cover the row, depth-first.
 
-    Of the last layer only the outputs at `wanted` (ascending places) are used; `narrowed` computes no others.
+    The tokens of `mutual` nodes read one another both ways, as those of an image do in Gemma 3. Of the last layer only
+    the outputs at `wanted` (ascending places) are used; `narrowed` computes no others.
     """
 
     nodes: tuple[Node, ...]
@@ -55,6 +56,7 @@ class AttentionPlan:
     device: torch.device
     wanted: np.ndarray
     partial: bool = False
+    mutual: frozenset[Node] = frozenset()
 
     @cached_property
     def narrowed(self) -> AttentionPlan:
@@ -72,7 +74,10 @@ class AttentionPlan:
         lone = [node for node in self.nodes if self._is_read_by_its_end_only(node)]
         ends = (Part(slice(node.stop - 1, node.stop), slice(node.start, node.stop)) for node in lone)
         others = [node for node in self.nodes if node not in lone and self._queries(node.start, node.stop) is not None]
-        return (*ends, *(_causal_part(bucket, self.device) for bucket in _buckets(others)))
+        causal = [node for node in others if node not in self.mutual]
+        pairs = ((self._queries(node.start, node.stop), node) for node in others if node in self.mutual)
+        both_ways = (Part(at, slice(node.start, node.stop)) for at, node in pairs if at is not None)
+        return (*ends, *both_ways, *(_causal_part(bucket, self.device) for bucket in _buckets(causal)))
 
     @cached_property
     def descendants(self) -> tuple[Part, ...]:
@@ -83,7 +88,7 @@ class AttentionPlan:
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """The same parts as calls of flash-attn, without padding."""
-        return varlen_calls(self.nodes, self.wanted if self.partial else None, self.device)
+        return varlen_calls(self.nodes, self.wanted if self.partial else None, self.device, self.mutual)
 
     @cached_property
     def block_mask(self) -> Any:
@@ -95,6 +100,13 @@ class AttentionPlan:
 
         def reads(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key <= query) & (query < end_P[key])
+
+        if self.mutual:
+            node_P = torch.arange(len(sizes)).repeat_interleave(sizes).to(self.device)
+            both = torch.tensor([node in self.mutual for node in self.nodes]).repeat_interleave(sizes).to(self.device)
+
+            def reads(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                return ((key <= query) & (query < end_P[key])) | (both[key] & (node_P[query] == node_P[key]))
 
         on_cuda = self.device.type == "cuda"
         return create_block_mask(reads, None, None, self.length, self.length, str(self.device), _compile=on_cuda)

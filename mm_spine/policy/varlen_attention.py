@@ -11,7 +11,7 @@ Signatures and shapes are those of flash-attn 2.8.3: tokens of all sequences in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +35,12 @@ class Call(NamedTuple):
     causal: bool
 
 
-def varlen_calls(nodes: Sequence[Node], wanted: np.ndarray | None, device: torch.device) -> tuple[Call, ...]:
+def varlen_calls(
+    nodes: Sequence[Node], wanted: np.ndarray | None, device: torch.device, mutual: Collection[Node] = ()
+) -> tuple[Call, ...]:
     """Return the calls that compute the outputs at the ascending places `wanted`, all for None; none if it is empty.
 
-    `nodes` lie depth-first.
+    `nodes` lie depth-first. The tokens of `mutual` nodes read one another both ways.
     """
 
     def places(start: int, stop: int) -> np.ndarray:
@@ -55,6 +57,9 @@ def varlen_calls(nodes: Sequence[Node], wanted: np.ndarray | None, device: torch
             ends.pop()
         levels.extend([] for _ in range(len(ends) + 1 - len(levels)))
         mine, below = places(node.start, node.stop), places(node.stop, node.end)
+        if node in mutual:
+            # Its own tokens read it as its descendants do.
+            mine, below = mine[:0], np.concatenate([mine, below])
         if len(mine):
             # The mask is aligned with the last query: keys behind it are left out.
             last = mine[-1] + 1
@@ -94,12 +99,13 @@ class _Varlen(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, calls: Sequence[Call], scale: float) -> Tensor:
         exact = torch.promote_types(q.dtype, torch.float32)
         merged = q.new_zeros(q.shape, dtype=exact)
-        lse_HP = q.new_zeros(q.shape[1], q.shape[0], dtype=torch.float32)
+        # Nothing is read yet: what comes first takes it all, also where no causal call has the query.
+        lse_HP = q.new_full((q.shape[1], q.shape[0]), -torch.inf, dtype=torch.float32)
         for call in calls:
             at = call.queries
             more, more_lse_HT = _forward(call, q, k, v, scale)
             if call.causal:
-                # The first call, which has every query.
+                # The first call.
                 merged[at], lse_HP[:, at] = more.to(exact), more_lse_HT
             else:
                 before_HT = lse_HP[:, at]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mm_spine.policy import attention
-from mm_spine.policy.kernels import attend, padding_bias
+from mm_spine.policy.kernels import attend, mutual_bias, padding_bias
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Prompt
 
@@ -127,19 +127,22 @@ def chunks(items: Sequence[T], length: Callable[[T], int]) -> Iterator[Sequence[
 class PromptPass:
     """A forward over prompts, whose keys and values it collects in `held`."""
 
-    # Attention is causal and padding comes last, so that no mask is needed.
+    # Attention is causal and padding comes last, so that no mask is needed, but for tokens that read both ways.
 
     def __init__(self) -> None:
         self.held = KeyValues()
+        self.bias: Tensor | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         self.held.layers.append(torch.stack([key, value]))
-        return attend(query, key, value, scale, causal=True)[0].transpose(1, 2)
+        return attend(query, key, value, scale, self.bias, causal=self.bias is None)[0].transpose(1, 2)
 
     def forward(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
         """Return the last hidden state of each prompt, (B, D)."""
         ends = [len(prompt.ids_L) for prompt in prompts]
         width = max(ends)
+        if any(prompt.mutual for prompt in prompts):
+            self.bias = mutual_bias(width, [p.mutual for p in prompts], policy.text.head.weight)
         hidden = policy.text.hidden(
             torch.stack([pad(p.ids_L, (0, width - len(p.ids_L))) for p in prompts]),
             torch.stack([pad(p.positions_3L, (0, width - len(p.ids_L))) for p in prompts], dim=1),

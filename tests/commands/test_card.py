@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from public_configs import DESCRIBED, write_config
+from public_configs import DESCRIBED, OTHER_FAMILIES, write_config
 
 from mm_spine.commands import card
 from mm_spine.commands.card import CARDS, advice, decoding_seconds, find_card, peak, phases, seconds, shortage
@@ -29,6 +29,14 @@ def totals(name: str, where: str, *overrides: str) -> dict[str, int]:
     config = slake(*overrides)
     found = phases(config, load_of(config, DESCRIBED[name]), CARDS[where])
     return {phase: sum(parts.values()) for phase, parts in found.items()}
+
+
+@pytest.mark.parametrize("name", OTHER_FAMILIES)
+def test_released_models_of_other_families_are_counted(tmp_path: Path, name: str) -> None:
+    _, parameters, image_tokens = OTHER_FAMILIES[name]
+    found = describe(write_config(tmp_path, name))
+    assert sum(found.counts.values()) == parameters
+    assert found.image.within(None) == image_tokens
 
 
 @pytest.mark.parametrize("name", ["3B", "7B"])

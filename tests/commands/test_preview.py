@@ -66,7 +66,7 @@ def test_the_prompt_is_what_the_model_gets(reader: PromptReader) -> None:
 
 def test_sizes_are_before_and_after_the_pixel_limits(reader: PromptReader) -> None:
     question = Question("q", (Image.new("RGB", (1000, 500)),), "What?", TEXT)
-    assert render_prompt(question, reader).images == (((1000, 500), (1008, 504)),)
+    assert render_prompt(question, reader).images == (((1000, 500), (1008, 504), 0),)
     small = render_prompt(question, reader._replace(max_pixels=50176))
     assert small.images[0].original == (1000, 500)
     assert small.images[0].resized[0] * small.images[0].resized[1] <= 50176

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from exactness import InDouble, assert_exact, assert_exact_gradients, double_of
-from families import KINDS, LORA, MERGER, TEXT, VISION, ask, mixed, move
+from families import KINDS, LORA, MERGER, MERGING, TEXT, VISION, ask, mixed, move
 from small import BASE
 from tiny import (
-    BANNED,
     END,
     TEMPERATURE,
+    banned,
     entropy,
     inputs,
     plain_log_probs,
@@ -186,7 +186,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
     assert len(runs) == 2, "forward, and again in backward"
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", MERGING)
 def test_trained_mergers_get_the_gradient_of_the_plain_forward(kind: str) -> None:
     policy = tiny_policy(3, MERGER, kind=kind)
     names = {name.split(".")[0] for name in policy.trainable()} - {"language_model", "head"}
@@ -224,7 +224,7 @@ def test_greedy_is_transformers_own_greedy_search(kind: str) -> None:
     drawn = sampler.sample(questions, 2, step=0, purpose="test", greedy=True)
     for question, row in zip(questions, drawn, strict=True):
         made = inputs(question, (), kind)
-        found = plain.generate(**made, do_sample=False, max_new_tokens=12, suppress_tokens=list(BANNED))
+        found = plain.generate(**made, do_sample=False, max_new_tokens=12, suppress_tokens=list(banned(kind)))
         expected = tuple(found[0, made["input_ids"].shape[1] :].tolist())
         assert [rollout.token_ids for rollout in row] == [expected, expected]
 
@@ -328,14 +328,15 @@ def test_the_tower_with_all_its_mergers_is_frozen(kind: str) -> None:
     assert not any(p.requires_grad for p in tower.values())
     policy.assert_frozen()
     start = policy.tower_checksum()
-    for name in (f"{FAMILIES[kind].mergers[-1]}.", "blocks.0."):
+    last = "multi_modal_projector" if kind not in MERGING else FAMILIES[kind].mergers[-1]
+    for name in (f"{last}.", "blocks.0." if kind in MERGING else "vision_tower.encoder."):
         with torch.no_grad():
             next(p for n, p in tower.items() if n.startswith(name)).view(-1)[0] += 1e-3
         assert policy.tower_checksum() != start
         start = policy.tower_checksum()
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", MERGING)
 def test_with_trained_mergers_the_rest_of_the_tower_is_frozen(kind: str) -> None:
     policy, frozen = tiny_policy(config=MERGER, kind=kind), tiny_policy(kind=kind)
     mergers = [p for n, p in policy.tower.named_parameters() if n.split(".")[0] in FAMILIES[kind].mergers]

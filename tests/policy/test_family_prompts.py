@@ -26,7 +26,7 @@ def test_prompts_and_positions_are_those_of_transformers(kind: str) -> None:
         prompt, made = policy.prompt(question), inputs(question, (), kind)
         assert torch.equal(prompt.ids_L, made["input_ids"][0])
         expected = torch.arange(len(prompt.ids_L)).expand(3, -1)
-        if question.images:
+        if question.images and hasattr(plain.model, "get_rope_index"):
             expected = plain.model.get_rope_index(
                 made["input_ids"], made["mm_token_type_ids"], made["image_grid_thw"], attention_mask=None
             )[0][:, 0]

@@ -60,12 +60,18 @@ def plan_of(prompts: list[int], leaves: list[list[list[int]]]) -> AttentionPlan:
 
 
 def visible(plan: AttentionPlan) -> Tensor:
-    """True where a query (row) may read a key, by the definition: own node's earlier tokens, ancestors whole."""
+    """True where a query (row) may read a key, by the definition: own node's earlier tokens, ancestors whole.
+
+    Of a mutual node its later tokens too.
+    """
     mask = torch.zeros(plan.length, plan.length, dtype=torch.bool)
     for node in plan.nodes:
         mask[node.start : node.stop, node.start : node.stop] = True
         mask[node.stop : node.end, node.start : node.stop] = True
-    return mask.tril()
+    mask = mask.tril()
+    for node in plan.mutual:
+        mask[node.start : node.stop, node.start : node.stop] = True
+    return mask
 
 
 def random_inputs(length: int, heads: tuple[int, int], width: int, dtype: torch.dtype, seed: int) -> Inputs:
@@ -120,6 +126,40 @@ def test_flex_attention_reads_the_same_keys(heads: tuple[int, int]) -> None:
     """Uncompiled, it has no gradient on a CPU; the test below takes it on a card."""
     plan = deep_plan()
     made = random_inputs(plan.length, heads, 16, torch.float32, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not compiled
+        out = tree_attention(*(x.detach() for x in made[:3]), plan, None, "flex")
+    assert_close((out,), dense(made, visible(plan), 0.25)[:1], 1e-5)
+
+
+def plan_with_images() -> AttentionPlan:
+    """`deep_plan` with two images in its first prompt: it becomes text, image, text, image, text."""
+    plan = deep_plan()
+    prompt, *rest = plan.nodes
+    cuts = [0, 5, 14, 20, 22, prompt.stop]
+    pieces = [Node(start, stop, prompt.end) for start, stop in pairwise(cuts)]
+    return replace(plan, nodes=(*pieces, *rest), mutual=frozenset((pieces[1], pieces[3])))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wanted", [None, [3, 8, 21, 32, 40], [32]], ids=["all", "some", "one"])
+def test_tokens_of_an_image_read_one_another_both_ways(backend: str, wanted: list[int] | None) -> None:
+    plan = plan_with_images()
+    assert visible(plan)[5, 13] and not visible(plan)[4, 5] and not visible(plan)[13, 20]
+    made, kept = random_inputs(plan.length, (4, 2), 16, torch.float32, 0), torch.ones(plan.length)
+    if wanted is not None:
+        kept = torch.zeros(plan.length).index_fill(0, torch.tensor(wanted), 1)
+        made = made._replace(grad=made.grad * kept[None, :, None, None])
+        plan = replace(plan, wanted=np.array(wanted)).narrowed
+    out, *gradients = in_parts(made, plan, backend)
+    expected, *others = dense(made, visible(plan), 0.25)
+    mask = kept[None, :, None, None]
+    assert_close((out * mask, *gradients), (expected * mask, *others), 1e-5)
+
+
+def test_flex_attention_reads_images_both_ways() -> None:
+    plan = plan_with_images()
+    made = random_inputs(plan.length, (4, 2), 16, torch.float32, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
         out = tree_attention(*(x.detach() for x in made[:3]), plan, None, "flex")

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from exactness import InDouble, assert_exact, double_of
-from families import VISION, ask
+from families import MERGING, ask
 from tiny import tiny_model, tiny_policy, tiny_processor
 from torch import Tensor
 from transformers import modeling_flash_attention_utils as loaded
@@ -33,7 +33,7 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "why_not_flash_attn", lambda *_: "")
 
 
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", MERGING)
 def test_the_tower_attends_over_images_of_unequal_sizes_in_one_call(kind: str, flash_attn: None) -> None:
     """Features of three images by the rule of `exactness`; a call for each layer, not one for each window or image."""
     (question,) = ask(kind, (3,))
@@ -73,7 +73,7 @@ def test_without_flash_attn_the_tower_stays_as_it_is() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("kind", VISION)
+@pytest.mark.parametrize("kind", MERGING)
 def test_the_tower_on_a_card_agrees(kind: str) -> None:
     """In bfloat16, with flash-attn where it is installed, against the same weights in fp32."""
     (question,) = ask(kind, (3,))

@@ -6,7 +6,6 @@ first rank of the group samples the questions of the whole group.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 
 from mm_spine import distributed
 from mm_spine.config import ConfigError, RunConfig
+from mm_spine.policy.folder import read_family
+from mm_spine.policy.parameters import read_text_config
 
 MAX_TEMPERATURE = 2.0
 """The highest temperature that vLLM takes."""
@@ -23,9 +24,20 @@ def check_config(config: RunConfig, folder: Path | None) -> None:
     """Raise ConfigError for settings that cannot work here, with the model in `folder` if it is on this machine."""
     for section, decoding in (("sampling", config.sampling), ("evaluation", config.evaluation)):
         check_temperature(decoding.temperature, f"{section}.temperature")
+    if folder is not None:
+        _check_family(folder)
     cards = torch.cuda.device_count() if torch.cuda.is_available() else None
     heads = None if folder is None else _heads(folder)
     check_layout(config.sampling.vllm.tensor_parallel, distributed.local_processes(), cards, heads)
+
+
+def _check_family(folder: Path) -> None:
+    """Raise ConfigError for a model whose images this package does not hand to vLLM."""
+    if not read_family(folder).vllm:
+        raise ConfigError(
+            f"sampling.backend=vllm: {folder} reads images in tiles, which this package does not hand to vLLM; "
+            "use sampling.backend=hf"
+        )
 
 
 def check_temperature(temperature: float, name: str = "temperature") -> None:
@@ -37,8 +49,7 @@ def check_temperature(temperature: float, name: str = "temperature") -> None:
 
 
 def _heads(folder: Path) -> int:
-    config = json.loads((folder / "config.json").read_text())
-    return int(config.get("text_config", config)["num_attention_heads"])
+    return int(read_text_config(folder).num_attention_heads)
 
 
 def check_layout(wanted: int, ranks: int, cards: int | None, heads: int | None = None) -> None:
