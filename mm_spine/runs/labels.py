@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mm_spine import evaluation, files
+from mm_spine.benchmarks.own_prompts import without_request
 from mm_spine.config import ConfigError
 from mm_spine.evaluation import Item
 from mm_spine.evaluation.vote_accuracy import step_accuracy
 from mm_spine.files import fingerprint
 from mm_spine.runs.folder import RunFolder
-from mm_spine.runs.plan import check, load_config
+from mm_spine.runs.plan import Splits, check, load_config
 from mm_spine.runs.summary import Summary, metrics_by_split
 from mm_spine.types import AnswerSpec, ImageLike, LabelledSet, Question
 
@@ -40,16 +42,35 @@ class LabelSheet:
         if not self.folder.finished:
             raise ConfigError(f"{path}: no finished run there (no summary.json); run `mm-spine adapt` to its end first")
         self.plan = check(load_config(str(self.folder.config_file)), allow_labels=True)
-        splits = self.plan.load_splits()
         self.seed = self.plan.config.seed
-        self.sets = {"adapted": splits.adapted}
-        if splits.held_out is not None:
-            self.sets["held_out"] = splits.held_out
         started = fingerprint.read(path)
         if started is None:
             log.warning("%s: no %s; whether the questions are still the same is not checked", path, fingerprint.FILE)
         self.started: Mapping[str, fingerprint.Digests] = (started or {}).get("questions", {})
+        splits = self._load()
+        self.sets = {"adapted": splits.adapted}
+        if splits.held_out is not None:
+            self.sets["held_out"] = splits.held_out
         self.before, self.after = (self.folder.read_items(when) for when in ("before", "after"))
+
+    def _load(self) -> Splits:
+        """Load the questions as the run asked them."""
+        splits, config = self.plan.load_splits(), self.plan.config
+        if self._has_asked(splits):
+            return splits
+        # Version 0.1 asked the prompts of a folder as written, whatever the configuration said.
+        prompt = config.prompt.model_copy(update={"style": "verbatim"})
+        plain = replace(self.plan, config=config.model_copy(update={"prompt": prompt})).load_splits()
+        return plain if self._has_asked(plain) else splits
+
+    def _has_asked(self, splits: Splits) -> bool:
+        """Whether the run has asked one of these prompts in these words."""
+        then = self.started.get("adapted", {})
+        return any(
+            fingerprint.digest(question.prompt) == then[question.id]["prompt"]
+            for question in splits.adapted.questions
+            if question.id in then
+        )
 
     @property
     def path(self) -> Path:
@@ -175,7 +196,7 @@ def _line(split: str, question: Question, answer: str) -> dict[str, str]:
     return {
         "id": question.id,
         "split": split,
-        "question": question.prompt,
+        "question": without_request(question.prompt, question.spec),
         "images": " ".join(map(_name, question.images)),
         "form": _form(question.spec),
         "answer": answer,

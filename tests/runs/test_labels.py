@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from lab import Lab, summary_of
 from saved_runs import AFTER, BEFORE, item
 from small import golds_of
@@ -175,6 +176,25 @@ def test_only_questions_on_the_sheet_must_be_those_of_the_run(lab: Lab, unlabell
             LabelSheet(unlabelled).apply()
     finally:
         table.write_text("".join(was))
+
+
+def test_a_run_of_a_version_that_added_no_request_is_labelled_as_it_was_asked(unlabelled: Path) -> None:
+    config = unlabelled / "config.yaml"
+    saved = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**saved, "prompt": "reason"}))
+    sheet = LabelSheet(unlabelled)
+    assert sheet.draw(3) == 3
+    assert all("\n" not in row["question"] for row in rows_of(sheet.path))
+
+
+def test_the_sheet_shows_the_question_without_the_request(lab: Lab, unlabelled: Path) -> None:
+    (unlabelled / "fingerprint.json").unlink()
+    config = unlabelled / "config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "prompt": "short"}))
+    sheet = LabelSheet(unlabelled)
+    assert any("Answer with" in question.prompt for question in sheet.sets["adapted"].questions)
+    sheet.draw(3)
+    assert not any("Answer with" in row["question"] for row in rows_of(sheet.path))
 
 
 def test_votes_are_graded_by_the_labels_and_the_report_lacks_nothing(lab: Lab, unlabelled: Path) -> None:
