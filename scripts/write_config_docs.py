@@ -31,7 +31,7 @@ Written by `scripts/write_config_docs.py` from the package `mm_spine.config`. To
 modules and run the script again.
 
 A run is configured by one tree of keys. Its layers, each overriding those before it: the defaults below; the options
-of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`); `--method` and
+of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`, a folder for `configs/own.yaml`); `--method` and
 `--seed`; the `KEY=VALUE` arguments in their order.
 
 ```bash

@@ -58,7 +58,7 @@ class LabelSheet:
         splits, config = self.plan.load_splits(), self.plan.config
         if self._has_asked(splits):
             return splits
-        # Version 0.1 asked the prompts of a folder as written, whatever the configuration said.
+        # Earlier versions asked the prompts of a folder as written, whatever the configuration said.
         prompt = config.prompt.model_copy(update={"style": "verbatim"})
         plain = replace(self.plan, config=config.model_copy(update={"prompt": prompt})).load_splits()
         return plain if self._has_asked(plain) else splits
