@@ -11,8 +11,7 @@ differ. `answer` goes to the answer key and nowhere else.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from mm_spine.benchmarks.benchmark import Benchmark, Row
 from mm_spine.benchmarks.columns import COLUMNS, CONVERT, Columns, load_columns
 from mm_spine.benchmarks.images import Folder, inside, root_of
-from mm_spine.benchmarks.prompts import options
+from mm_spine.benchmarks.own_prompts import VERBATIM, without_request, write_prompt
 from mm_spine.benchmarks.rows import Cell
 from mm_spine.benchmarks.tables import SUFFIXES, Table, read_table
 from mm_spine.processors import answers
@@ -52,12 +51,17 @@ class FolderBenchmark(Benchmark):
         return tuple(self.tables)
 
     def load(self, split: str, source: str | None = None, prompt: str = "reason") -> LabelledSet:
-        """Return the questions of `split`. Their prompts are asked as written, so `prompt` changes nothing."""
+        """Return the questions of `split`. A prompt without a request for the form of its answer gets that of `prompt`.
+
+        Says in the log how many do.
+        """
         if source is not None:
             raise ValueError(f"source={source!r}: {self.folder} is the source of its own questions; leave source out")
         if split not in self.tables:
             raise ValueError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
-        labelled = load_table(self.folder, self.tables[split])
+        labelled = load_table(self.folder, self.tables[split], prompt)
+        if split == self.adapt_split:
+            _say_what_was_added(self.tables[split].name, labelled.questions)
         for problem in labelled.problems:
             log.warning("%s", problem)
         return labelled
@@ -106,9 +110,20 @@ def _only(folder: Path, names: list[str] | tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def load_table(folder: Path, path: Path | None = None) -> LabelledSet:
+def _say_what_was_added(table: str, questions: Sequence[Question]) -> None:
+    ends = [question for question in questions if without_request(question.prompt, question.spec) != question.prompt]
+    if ends:
+        log.info(
+            '%s: %d of %d prompts end with a request for the form of the answer, added where a prompt has none: "%s"; '
+            "with prompt=verbatim none is added",
+            table, len(ends), len(questions), ends[0].prompt.splitlines()[-1],
+        )  # fmt: skip
+
+
+def load_table(folder: Path, path: Path | None = None, style: str = VERBATIM) -> LabelledSet:
     """Read the questions of a table in `folder`, the first that is found if `path` is None.
 
+    `style` is that of the request which a prompt gets that has none; `verbatim`: no prompt gets any.
     A line that cannot be read is skipped; a gold that cannot be graded against is dropped, and its question kept. Both
     are in `problems` of the result. Raises ValueError for a wrong `columns.yaml`, or where no line can be read.
     """
@@ -119,7 +134,7 @@ def load_table(folder: Path, path: Path | None = None) -> LabelledSet:
     if table.rows and (missing := columns.check(path.name, present)):
         problems.append((0, missing))
     problems += [(0, f"{path.relative_to(folder)}: {why}") for why in columns.misspelt(present)]
-    labelled = _labelled(table, columns, path, problems)
+    labelled = _labelled(table, columns, path, style, problems)
     unit = "row" if path.suffix.lower() in (".json", ".parquet") else "line"
     sentences = tuple(
         visible_line(f"{path.relative_to(folder)}, {unit} {number} {why}" if number else why)
@@ -130,7 +145,7 @@ def load_table(folder: Path, path: Path | None = None) -> LabelledSet:
     return LabelledSet(labelled.questions, labelled.key, labelled.tags, sentences)
 
 
-def _labelled(table: Table, columns: Columns, path: Path, problems: list[tuple[int, str]]) -> LabelledSet:
+def _labelled(table: Table, columns: Columns, path: Path, style: str, problems: list[tuple[int, str]]) -> LabelledSet:
     """Make questions, answer key and tags of the rows of `path`; add what is wrong with a row to `problems`."""
     questions: dict[str, Question] = {}
     key: dict[str, tuple[str, ...]] = {}
@@ -138,7 +153,7 @@ def _labelled(table: Table, columns: Columns, path: Path, problems: list[tuple[i
     images = Folder(path.parent, root_of(path.parent))
     for number, row in _rows(table, path):
         try:
-            question = _question(row, columns, images, f"{path.stem}-{number}")
+            question = _question(row, columns, images, f"{path.stem}-{number}", style)
             if question.id in questions:
                 raise ValueError(f"the id {question.id!r} was used before; give each line its own")
         except (ValueError, OSError, RecursionError) as error:
@@ -170,18 +185,20 @@ def _rows(table: Table, path: Path) -> Iterator[tuple[int, Row]]:
         yield number, {name: value for name, value in cells.items() if not filled or value not in ("", None)}
 
 
-def _question(row: Row, columns: Columns, images: Folder, default_id: str) -> Question:
+def _question(row: Row, columns: Columns, images: Folder, default_id: str, style: str) -> Question:
     name = columns.value(row, "id") if columns.values(row, "id") else default_id
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
         raise ValueError(f"id must be a text or an integer, found {name!r}")
     spec = _spec(row, columns)
     check_characters("id", str(name))
-    prompt = _prompt(row, columns, spec.choices)
-    return Question(str(name), tuple(_images(row, columns, images)), prompt, about(spec, prompt))
+    text = _text(row, columns)
+    # The words of the question, and not those of the request, help to read an answer.
+    spec = about(spec, write_prompt(text, spec, VERBATIM))
+    return Question(str(name), tuple(_images(row, columns, images)), write_prompt(text, spec, style), spec)
 
 
-def _prompt(row: Row, columns: Columns, choices: tuple[str, ...]) -> str:
-    """Return the prompt as written; if it does not name all options, list them below it."""
+def _text(row: Row, columns: Columns) -> str:
+    """Return the prompt as written."""
     prompt = columns.value(row, "prompt")
     if prompt is None:
         wanted = " or ".join(map(repr, columns.names["prompt"])) or "a default"
@@ -191,8 +208,7 @@ def _prompt(row: Row, columns: Columns, choices: tuple[str, ...]) -> str:
     if len(prompt) > PROMPT_LIMIT:
         raise ValueError(f"its prompt of {len(prompt):,} characters is longer than {PROMPT_LIMIT:,}; shorten it")
     check_characters("the prompt", prompt)
-    shown = all(re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", prompt) for choice in choices)
-    return prompt if shown else f"{prompt}\n{options(choices)}"
+    return prompt
 
 
 def _spec(row: Row, columns: Columns) -> AnswerSpec:

@@ -31,8 +31,8 @@ Written by `scripts/write_config_docs.py` from the package `mm_spine.config`. To
 modules and run the script again.
 
 A run is configured by one tree of keys. Its layers, each overriding those before it: the defaults below; the options
-of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`); `--method` and
-`--seed`; the `KEY=VALUE` arguments in their order.
+of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`, a folder for
+`configs/own.yaml`); `--method` and `--seed`; the `KEY=VALUE` arguments in their order.
 
 ```bash
 mm-spine adapt digits --output runs/a --method ttrl --seed 1 optim.steps=24 sampling.votes=32

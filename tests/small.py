@@ -20,6 +20,8 @@ from mm_spine.types import Question, Rollout
 FAVOURED = ("1", "2", "Ġ", "<|im_end|>")
 # Most of its responses reach the limit of 6 tokens, and are to vote all the same.
 BASE = {
+    # Its prompts are to leave room for an answer within the model's few positions.
+    "prompt": "verbatim",
     "method": {"name": "spine", "share": 0.5},
     "sampling": {"votes": {"max": 4, "cut_off": "count"}, "train_rollouts": 4, "max_new_tokens": 6},
     "optim": {"steps": 3, "questions_per_step": 4, "lr": 0.0005, "schedule": "linear"},

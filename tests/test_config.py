@@ -90,7 +90,8 @@ def test_a_benchmark_name_reads_its_yaml_and_an_empty_yaml_is_all_defaults(tmp_p
 def test_a_folder_reads_no_yaml_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, "seed: 99", "mine.yaml")
     assert load_config(str(tmp_path / "mine")).seed == 0
-    assert load_config("./digits") == configure({"benchmark": "./digits"}), "a folder named as a benchmark"
+    named = load_config("mine").model_copy(update={"benchmark": "./digits"})
+    assert load_config("./digits") == named, "a folder named as a benchmark"
 
 
 def test_merge_keeps_both_arguments_and_replaces_lists_whole() -> None:
@@ -320,7 +321,10 @@ def test_an_unknown_benchmark_in_yaml_names_the_nearest(tmp_path: Path) -> None:
         check(config)
 
 
-@pytest.mark.parametrize("path", sorted(shipped("digits").parent.glob("*.yaml")), ids=lambda path: path.stem)
+BY_NAME = [path for path in sorted(shipped("digits").parent.glob("*.yaml")) if path.stem != "own"]
+
+
+@pytest.mark.parametrize("path", BY_NAME, ids=lambda path: path.stem)
 def test_every_shipped_configuration_builds_for_every_method(path: Path) -> None:
     for name in METHODS:
         config = load_config(str(path), (), name)

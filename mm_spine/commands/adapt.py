@@ -42,18 +42,23 @@ def adapt(
     """Adapt a model to unlabelled questions; evaluate before and after."""
     from mm_spine import distributed
     from mm_spine.runs.listeners.live import watching
-    from mm_spine.runs.plan import check, load_config
+    from mm_spine.runs.plan import ModelNotSet, check, load_config
     from mm_spine.runs.run import run
 
     config = load_config(target, overrides or (), method, seed)
-    plan = check(config, allow_labels, whole_model=card is None)
+    try:
+        plan = check(config, allow_labels, whole_model=card is None)
+    except ModelNotSet as error:
+        raise ConfigError("\n".join([str(error), *advice_on_model(target, overrides or ())])) from error
     if dry_run:
         print_plan(config, plan.model, card)
+        printing.print_own_values(config, target, overrides or ())
         return
     if card is not None:
         raise ConfigError(f"--card={card} is for --dry-run: add it, or leave --card out")
     if output is None:
         raise ConfigError("--output is not set: name a folder for this run")
+    printing.print_own_values(config, target, overrides or ())
     try:
         with watching() as listener:
             summary = run(config, output, resume=resume, allow_labels=allow_labels, listener=listener)
@@ -78,6 +83,13 @@ def adapt(
         printing.print_line(f"method {config.method.name} ran with {change}")
     printing.print_losses(summary["skipped"].values(), summary["bad_rows"])
     printing.print_written(output)
+
+
+def advice_on_model(target: str, overrides: Sequence[str]) -> list[str]:
+    """Return lines on which model to take for which card."""
+    from mm_spine.commands.model_choice import card_here, choice_lines
+
+    return list(choice_lines(target, overrides, card_here()))
 
 
 def resume_command(arguments: Sequence[str]) -> str:

@@ -19,6 +19,8 @@ import torch
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.benchmarks import Benchmark, resolve
 from mm_spine.benchmarks.benchmark import Entry
+from mm_spine.benchmarks.folder import FolderBenchmark
+from mm_spine.benchmarks.own_prompts import write_prompt
 from mm_spine.benchmarks.prompts import asks_yes_no, render
 from mm_spine.benchmarks.prompts import options as lettered
 from mm_spine.config import ConfigError, RunConfig
@@ -164,7 +166,7 @@ def question_of(
     """Build the question as the model gets it; images stay unopened.
 
     Choices are listed and instructions on how to answer are added, unless `as_is`. No instructions are added where the
-    benchmark's own questions have none: those of the embedded benchmark and of a folder.
+    questions of the embedded benchmark are meant, which have none.
 
     Raises:
         ValueError: the question is empty or not UTF-8, the kind is unknown, or the choices cannot be used.
@@ -177,6 +179,8 @@ def question_of(
     _check_text(words, *choices)
     if as_is:
         prompt = words
+    elif isinstance(benchmark, FolderBenchmark):
+        prompt = write_prompt(words, spec, settings.config.prompt.style)
     elif benchmark is not None and benchmark.source is None:
         prompt = "\n".join([words, *lettered(spec.choices).splitlines()])
     else:

@@ -30,6 +30,7 @@ def evaluate(
     # Quoted as JSON: YAML would read a folder named 007 as a number.
     path = f"model.path={json.dumps(model)}"
     config = load_config(benchmark, [*(overrides or ()), path], "none", seed)
+    printing.print_own_values(config, benchmark, [*(overrides or ()), path], ("model", "evaluation"))
     with watching() as listener:
         figures = evaluate_model(config, output, listener)
     skipped, bad_rows, breakdowns = (figures.pop(name) for name in ("skipped", "bad_rows", "breakdown"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from mm_spine.words import visible, visible_line
 if TYPE_CHECKING:
     from mm_spine.commands.graded_rows import GradeSummary
     from mm_spine.commands.voted_rows import VoteSummary
+    from mm_spine.config import RunConfig
 
 console = Console()
 
@@ -41,6 +43,17 @@ def print_line(text: str) -> None:
 def print_written(path: Path) -> None:
     """Print where a command has written its result."""
     print_line(f"written to {path}")
+
+
+def print_own_values(config: RunConfig, target: str, overrides: Sequence[str], sections: Sequence[str] = ()) -> None:
+    """Print the values of own.yaml that a folder is run with, only those of `sections` if there are any."""
+    from mm_spine.config.layers import parse_overrides
+    from mm_spine.runs import own
+
+    # Before the processes of a run know each other, only the launcher's variable tells them apart.
+    if own.applies_to(target) and os.environ.get("RANK", "0") == "0":
+        for line in own.used_lines(config, parse_overrides(overrides), sections):
+            print_line(line)
 
 
 def print_runs(runs: Sequence[Path]) -> None:

@@ -58,7 +58,7 @@ class GradingRules:
     def released(self) -> LabelledSet:
         """The benchmark's split, loaded on first use. Raises ValueError if it cannot be loaded."""
         assert self.benchmark is not None
-        return self.benchmark.load(self.split or self.benchmark.adapt_split, self.source)
+        return self.benchmark.load(self.split or self.benchmark.adapt_split, self.source, "verbatim")
 
     @cached_property
     def questions(self) -> Mapping[str, Question]:

@@ -103,9 +103,11 @@ def write_tasks(
 
 
 def config_of(target: str) -> RunConfig:
-    """Return the shipped configuration of a benchmark, or the defaults where it has none."""
-    known = shipped(target) if target in BENCHMARKS else None
-    return configure(read_yaml(known) if known else {})
+    """Return the shipped configuration of a benchmark, or of a folder what own.yaml says for the largest models."""
+    known = shipped(target if target in BENCHMARKS else "own")
+    values = read_yaml(known) if known else {}
+    *_, largest = values.pop("sizes", [{}])
+    return configure(values, {"evaluation": largest.get("evaluation", {})})
 
 
 def _docs(labelled: LabelledSet, where: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -101,7 +101,8 @@ def read_run(path: Path) -> SavedRun:
         environment=reader.read_mapping("environment.json", read_json),
         steps=reader.read_lines("steps.jsonl", {"step"}, no_steps),
         timings=reader.read_lines("timings.jsonl", {"step"}, no_steps),
-        accuracy=reader.read_lines("evaluation/steps.jsonl", {"step"}, no_steps),
+        # Nor is it worth one that nothing could be graded where no question has an answer.
+        accuracy=reader.read_lines("evaluation/steps.jsonl", {"step"}, no_steps or _unlabelled(summary)),
         before=reader.read_lines("evaluation/before.jsonl", ITEM_KEYS),
         after=reader.read_lines("evaluation/after.jsonl", ITEM_KEYS),
         questions={(str(line["split"]), str(line["id"])): str(line["prompt"]) for line in prompts},
@@ -109,6 +110,12 @@ def read_run(path: Path) -> SavedRun:
         stopped={} if summary else reader.read_mapping("stopped.json", read_json, optional=True),
         missing=reader.missing,
     )
+
+
+def _unlabelled(summary: Json) -> bool:
+    """Whether the adapted split of a finished run has questions and none of them an answer."""
+    found = section(summary, "after")
+    return bool(number(found.get("n"))) and number(found.get("n_labelled")) == 0
 
 
 class _Reader:

@@ -16,9 +16,14 @@ from mm_spine.methods.table import Method, configure, find
 from mm_spine.policy.folder import check_model_folder
 from mm_spine.runs.folder import check_writable
 from mm_spine.runs.listeners.trackers import registry as trackers
+from mm_spine.runs.own import applies_to, own_values
 from mm_spine.sampling.registry import check_sampler, check_sampling
 from mm_spine.types import LabelledSet, Question
 from mm_spine.words import nearest
+
+
+class ModelNotSet(ConfigError):
+    """Report a run that names no model, on a benchmark that ships none."""
 
 
 def load_config(
@@ -26,15 +31,18 @@ def load_config(
 ) -> RunConfig:
     """Resolve the configuration of a benchmark's name, a folder, or a YAML file.
 
-    Later wins: the method's own options, the YAML, `method` and `seed`, the overrides. Raises ConfigError.
+    Later wins: the method's own options, the YAML (own.yaml for a folder), `method` and `seed`, the overrides. Raises
+    ConfigError.
     """
     path = Path(target)
     if path.suffix in (".yaml", ".yml"):
         layer = read_yaml(path)
     else:
-        # A folder gets no shipped configuration, even when its last part is the name of a benchmark.
+        # A folder gets own.yaml, even when its last part is the name of a benchmark.
         known = shipped(target) if target in BENCHMARKS else None
-        layer = merge(read_yaml(known) if known else {}, {"benchmark": target})
+        named = read_yaml(known) if known else {}
+        values = own_values(parse_overrides(overrides)).layer if applies_to(target) else named
+        layer = merge(values, {"benchmark": target})
     if method is not None:
         layer = merge(layer, {"method": {"name": method}})
     if seed is not None:
@@ -124,7 +132,7 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
     trackers.check(config.reporting)
     model = config.model.path or benchmark.default_model
     if model is None:
-        raise ConfigError(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
+        raise ModelNotSet(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
     if whole_model and Path(model).exists():
         check_model_folder(Path(model))
     check_sampling(config, Path(model) if Path(model).exists() else None)

@@ -159,7 +159,7 @@ def test_a_folder_resolves_and_its_bad_lines_are_logged(folder: Path, caplog: py
     with caplog.at_level(logging.WARNING):
         assert [question.id for question in benchmark.load("adapt").questions] == ["good"]
     assert "line 2 skipped" in caplog.text
-    assert [question.prompt for question in benchmark.load("held_out").questions] == ["Held out?"]
+    assert [question.prompt for question in benchmark.load("held_out", None, "verbatim").questions] == ["Held out?"]
     with pytest.raises(ValueError, match="no split 'test'; it has adapt, held_out"):
         benchmark.load("test")
 

@@ -26,7 +26,7 @@ def test_a_chat_has_the_prompt_and_images_of_its_question(harness: Any, folder: 
 
 
 def test_models_that_take_images_apart_get_them_in_order_and_marks_in_the_text(folder: Path, tmp_path: Path) -> None:
-    (task,) = lmms_tasks.write_tasks(str(folder), tmp_path)
+    (task,) = lmms_tasks.write_tasks(str(folder), tmp_path, prompt="verbatim")
     doc, choice, turned, _ = files.read_json_lines(tmp_path / f"{task}.jsonl")
     assert lmms_tasks.doc_to_text(doc) == "Is <image> like\n\n<image>, image 1?"
     assert lmms_tasks.doc_to_text(choice) == "Which?\n(A) one\n(B) two"
@@ -44,6 +44,7 @@ def test_the_shipped_tasks_are_those_of_the_embedded_benchmark(tmp_path: Path) -
 
 def test_a_task_is_asked_as_the_benchmarks_configuration_says(tmp_path: Path) -> None:
     assert lmms_tasks.config_of("slake").evaluation.max_new_tokens == 2048
+    assert lmms_tasks.config_of("a/folder").evaluation.max_new_tokens == 1024
     assert "max_new_tokens: 48\n" in (lmms_tasks.SHIPPED / f"{DIGITS}.yaml").read_text()
     lmms_tasks.write_tasks("digits", tmp_path, splits=["tune"], max_new_tokens=7)
     assert "max_new_tokens: 7\n" in (tmp_path / "mm_spine_digits_tune.yaml").read_text()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from lab import Lab, summary_of
 from saved_runs import AFTER, BEFORE, item
 from small import golds_of
@@ -131,7 +132,7 @@ def test_what_cannot_be_used_is_named_and_costs_itself_alone(
     bad = rows_of(sheet.path)[1]["id"]
     fill(sheet.path, lambda row: "no number" if row["id"] == bad else "1")
     assert sheet.apply()["labels"]["used"] == 2
-    assert any("line 3: left out" in record.getMessage() for record in caplog.records)
+    assert any("row 3: left out" in record.getMessage() for record in caplog.records)
     with pytest.raises(ConfigError, match="split='train'"):
         sheet.draw(3, "train")
 
@@ -143,7 +144,7 @@ def test_a_second_answer_to_a_question_is_said(unlabelled: Path, caplog: pytest.
     first, *rest = rows_of(sheet.path)
     files.write_csv(sheet.path, [first, *rest, {**first, "answer": "2"}])
     assert sheet.apply()["labels"] == {"file": "labels.csv", "drawn": 3, "used": 2}
-    assert any(f"line 4: question {first['id']!r} has another answer above" in m for m in caplog.messages)
+    assert any(f"row 4: question {first['id']!r} has another answer above" in m for m in caplog.messages)
 
 
 def test_changed_questions_are_not_labelled(lab: Lab, unlabelled: Path) -> None:
@@ -152,9 +153,63 @@ def test_changed_questions_are_not_labelled(lab: Lab, unlabelled: Path) -> None:
     try:
         table.write_text(was.replace("digit", "letter"))
         with pytest.raises(ConfigError, match="changed since the run; restore the data"):
-            LabelSheet(unlabelled)
+            LabelSheet(unlabelled).draw(6)
     finally:
         table.write_text(was)
+
+
+def test_only_questions_on_the_sheet_must_be_those_of_the_run(lab: Lab, unlabelled: Path) -> None:
+    sheet = LabelSheet(unlabelled)
+    sheet.draw(1)
+    (drawn,) = (row["id"] for row in rows_of(sheet.path))
+    fill(sheet.path, lambda row: "1")
+    table = lab.folder / "without-answers" / "questions.jsonl"
+    was = table.read_text().splitlines(keepends=True)
+    changed = [line.replace("digit", "letter") if f"questions-{i + 1}" != drawn else line for i, line in enumerate(was)]
+    try:
+        table.write_text("".join(changed))
+        assert LabelSheet(unlabelled).apply()["labels"]["used"] == 1
+        with pytest.raises(ConfigError, match="changed since the run"):
+            LabelSheet(unlabelled).draw(6)
+        table.write_text("".join(line.replace("digit", "letter") for line in was))
+        with pytest.raises(ConfigError, match=f"{drawn}' changed since the run"):
+            LabelSheet(unlabelled).apply()
+    finally:
+        table.write_text("".join(was))
+
+
+def test_a_run_of_a_version_that_added_no_request_is_labelled_as_it_was_asked(unlabelled: Path) -> None:
+    config = unlabelled / "config.yaml"
+    saved = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**saved, "prompt": "reason"}))
+    sheet = LabelSheet(unlabelled)
+    assert sheet.draw(3) == 3
+    assert all("\n" not in row["question"] for row in rows_of(sheet.path))
+
+
+def test_the_sheet_shows_the_question_without_the_request(lab: Lab, unlabelled: Path) -> None:
+    (unlabelled / "fingerprint.json").unlink()
+    config = unlabelled / "config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "prompt": "short"}))
+    sheet = LabelSheet(unlabelled)
+    assert any("Answer with" in question.prompt for question in sheet.sets["adapted"].questions)
+    sheet.draw(3)
+    assert not any("Answer with" in row["question"] for row in rows_of(sheet.path))
+
+
+def test_votes_are_graded_by_the_labels_and_the_report_lacks_nothing(lab: Lab, unlabelled: Path) -> None:
+    graded = files.read_json_lines(lab.run("base") / "evaluation/steps.jsonl")
+    sheet = LabelSheet(unlabelled)
+    assert not (unlabelled / "evaluation/steps.jsonl").exists()
+    assert not any("evaluation/steps.jsonl" in sentence for sentence in read_run(unlabelled).missing)
+    sheet.draw(6)
+    fill(sheet.path, lambda row: "1")
+    sheet.apply()
+    rows = files.read_json_lines(unlabelled / "evaluation/steps.jsonl")
+    assert [row["step"] for row in rows] == [row["step"] for row in graded]
+    assert [row["majority_ratio"] for row in rows] == [row["majority_ratio"] for row in graded]
+    assert all(0 <= row["label_accuracy"] <= 1 for row in rows)
+    assert not any("evaluation/steps.jsonl" in sentence for sentence in read_run(unlabelled).missing)
 
 
 def test_a_run_whose_questions_all_have_answers_needs_none(lab: Lab) -> None:
