@@ -14,6 +14,7 @@ from mm_spine import evaluation, files
 from mm_spine.config import ConfigError
 from mm_spine.evaluation import Item
 from mm_spine.files import fingerprint
+from mm_spine.runs import model_card
 from mm_spine.runs.folder import RunFolder
 from mm_spine.runs.plan import check, load_config
 from mm_spine.runs.summary import Summary, metrics_by_split
@@ -131,6 +132,8 @@ class LabelSheet:
         self.folder.write_items("before", before)
         self.folder.write_items("after", after)
         self.folder.write("summary.json", summary)
+        # Its figures are those of summary.json.
+        model_card.write(self.folder.path)
         return summary
 
     def _rows(self) -> list[dict[str, str]]:
