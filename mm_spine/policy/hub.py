@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 CARD = "README.md"
 """The file of a model card."""
 
-OWN_TAG = re.compile(r"\A---\n(?:.*\n)*?- mm-spine\n(?:.*\n)*?---\n")
+OWN_TAG = re.compile(r"\A---\n(?:(?!---\n).*\n)*?- mm-spine\n(?:(?!---\n).*\n)*?---\n")
 """The front matter of a card that mm-spine wrote."""
 
 
@@ -34,7 +34,7 @@ def push_folder(folder: Path, repo: str, private: bool = True) -> Pushed:
     public already but `private` is asked for, and where the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     sent = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     if "config.json" not in sent:
@@ -54,7 +54,10 @@ def push_folder(folder: Path, repo: str, private: bool = True) -> Pushed:
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload an adapted model (mm-spine)")
     except OfflineModeIsEnabled as error:
         raise ModelError(f"{repo}: HF_HUB_OFFLINE is set, so nothing was sent; unset it to push") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except ModelError:
+        raise
+    # Without a network its HTTP client raises errors of its own, which differ between its versions.
+    except Exception as error:
         raise ModelError(
             f"{repo}: nothing was sent, or not everything: {error}; `hf auth whoami` shows who is logged in"
         ) from error
