@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL.Image import Image, fromarray
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@runtime_checkable
 class ImageFile(Protocol):
     """An image that is not in memory: a member of an archive, a cell of a table. A `zipfile.Path` is an ImageFile."""
 
@@ -76,7 +77,7 @@ class Question:
         given: Iterable[ImageLike | np.ndarray]
         if images is None:
             given = ()
-        elif isinstance(images, Image | Path | str | bytes | np.ndarray) or hasattr(images, "read_bytes"):
+        elif isinstance(images, Image | Path | str | bytes | np.ndarray | ImageFile):
             given = (images,)
         else:
             given = images

@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import yaml
 
 from mm_spine import files
-from mm_spine.adapt import Adapted
 from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.compat import version_of
 from mm_spine.config import RunConfig
 from mm_spine.config.layers import read_yaml
+from mm_spine.evaluation import Metrics
+from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.files import fingerprint
 from mm_spine.methods.table import Method, changed_lines, configure
 from mm_spine.policy.errors import ModelError
 from mm_spine.policy.folder import locate_model
 from mm_spine.policy.hub import CARD
 from mm_spine.policy.model import Policy
-from mm_spine.runs.results import EvaluationResult
 from mm_spine.types import Question
 
 MEASURES = {
@@ -77,30 +77,35 @@ def of_run(run: Path) -> str:
     return card(summary, config, digests, base, config.benchmark)
 
 
-def of_result(
-    policy: Policy,
-    config: RunConfig,
-    method: Method,
-    questions: Sequence[Question],
-    ended: Adapted,
-    before: EvaluationResult | None,
-    after: EvaluationResult | None,
+class Figures(NamedTuple):
+    """The metrics of an adaptation from Python before and after it, and what changed; None where it did not ask."""
+
+    before: Metrics | None
+    after: Metrics | None
+    changes: AnswerChanges | None
+
+
+def of_python(
+    questions: Sequence[Question], config: RunConfig, method: Method, steps: int, base: Base, figures: Figures
 ) -> str:
-    """Return the card of a policy that was adapted from Python."""
-    both = before is not None and after is not None
+    """Return the card of a policy that was adapted from Python, which writes no summary.json."""
     summary = {
-        "steps": ended.steps,
+        "steps": steps,
         "label_free": method.label_free,
-        "before": before and before.metrics,
-        "after": after and after.metrics,
+        "before": figures.before,
+        "after": figures.after,
         "held_out": None,
-        "answers": {"adapted": after.changes(before)} if both else {},
+        "answers": {} if figures.changes is None else {"adapted": figures.changes},
         "method_changes": changed_lines(config, method),
     }
     names = {question.benchmark for question in questions}
     digests = {"adapted": fingerprint.of_questions(questions)}
-    base = base_of(str(policy.source or "a model that was in memory"), sees=policy.tower is not None)
     return card(summary, config, digests, base, names.pop() if len(names) == 1 else "own")
+
+
+def base_of_policy(policy: Policy) -> Base:
+    """Return what is known of the model that a policy was loaded from."""
+    return base_of(policy.source or "a model that was in memory", sees=policy.tower is not None)
 
 
 def base_of(model: str, sees: bool) -> Base:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from threading import current_thread, main_thread
 
@@ -20,11 +20,11 @@ from mm_spine.config import RunConfig
 from mm_spine.files.rollout_table import rollouts_as_table
 from mm_spine.methods.table import Method, configure, for_method
 from mm_spine.policy.model import Policy
-from mm_spine.runs import model_card
 from mm_spine.runs.evaluate import evaluate_splits
 from mm_spine.runs.listeners.finished_step import finished_step
 from mm_spine.runs.listeners.listener import Listeners, Step, listen_to_sampler
 from mm_spine.runs.listeners.notebook import following, in_notebook
+from mm_spine.runs.model_card import base_of_policy
 from mm_spine.runs.results import SPLIT, AdaptationResult, EvaluationResult, Golds, answer_key
 from mm_spine.runs.signals import noted_signals
 from mm_spine.sampling import Sampler
@@ -58,7 +58,7 @@ def adapt(
     """
     config, row = for_method(config, method)
     questions, hooks = tuple(questions), hooks or Hooks()
-    _check(questions, policy, config)
+    _check(questions, policy, config.sampling.max_new_tokens)
     if not row.label_free:
         # The reward of a control refuses to be made without the labels: this raises.
         row.reward(config.method)
@@ -70,11 +70,11 @@ def adapt(
         if answers and row.trains and ended.steps:
             finished = ended.stopped_by == "steps"
             after = _asked(questions, policy, config, listeners, "asking after") if finished else None
-    if ended.steps:
-        policy.card = model_card.of_result(policy, config, row, questions, ended, before, after)
-    return AdaptationResult(
+    result = AdaptationResult(
         questions,
         config,
+        row,
+        base_of_policy(policy),
         ended,
         reports=[step.report for step in steps.done],
         timings=[step.timing for step in steps.done],
@@ -82,6 +82,9 @@ def adapt(
         before=before,
         after=after,
     )
+    if ended.steps:
+        policy.card = result.card
+    return result
 
 
 def evaluate(
@@ -105,18 +108,18 @@ def evaluate(
     config, questions = config or configure(), tuple(questions)
     if samples is not None:
         config = configure(config.model_dump(exclude_unset=True), {"evaluation": {"samples": samples}})
-    _check(questions, policy, config)
+    _check(questions, policy, config.evaluation.max_new_tokens)
     golds = {} if key is None else answer_key(key, questions)
     with following(progress) as listeners:
         result = _asked(questions, policy, config, listeners, "asking")
     return result.graded(golds) if golds else result
 
 
-def _check(questions: Sequence[Question], policy: Policy, config: RunConfig) -> None:
+def _check(questions: Sequence[Question], policy: Policy, new_tokens: int) -> None:
     """Raise ConfigError or ValueError for questions that cannot be asked or compared."""
     check_questions(questions)
     evaluation.check_kinds(questions)
-    check_askable(questions, policy, config.sampling.max_new_tokens)
+    check_askable(questions, policy, new_tokens)
 
 
 def _asked(
@@ -144,8 +147,10 @@ class _Steps:
             listen_to_sampler(sampler, self.listeners.sampled)
             self.listeners.phase("adapting", self.config.optim.steps)
         # Signals can be noted in the main thread only.
-        noting = in_notebook() and current_thread() is main_thread()
-        with noted_signals() if noting else nullcontext([]) as received:
+        noting: AbstractContextManager[list[str]] = nullcontext([])
+        if in_notebook() and current_thread() is main_thread():
+            noting = noted_signals()
+        with noting as received:
             hooks = replace(
                 self.hooks,
                 on_step=self._finish,

@@ -16,8 +16,10 @@ from mm_spine.config import ConfigError, RunConfig
 from mm_spine.evaluation import Item, Metrics, answer_table
 from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.files.rollout_table import ROLLOUT_SCHEMA
+from mm_spine.methods.table import Method
 from mm_spine.runs.listeners.listener import StepTiming
 from mm_spine.runs.listeners.notebook import in_notebook
+from mm_spine.runs.model_card import Base, Figures, of_python
 from mm_spine.types import Question, StepReport
 
 if TYPE_CHECKING:
@@ -94,11 +96,10 @@ class EvaluationResult:
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
-        asked = {question.id: question for question in self.questions}
-        for item in self.items:
-            answer = evaluation.parse(item.greedy_text, asked[item.id].spec)
+        greedy_rows = answer_table.rows_of_one(self.questions, self.items)
+        for item, row in zip(self.items, greedy_rows, strict=True):
             score = item.greedy and item.greedy.score
-            greedy = {"id": item.id, "sample": -1, "text": item.greedy_text, "answer": answer and answer.text}
+            greedy = {"id": item.id, "sample": -1, "text": item.greedy_text, "answer": row["answer"] or None}
             rows.append({**greedy, "voted": None, "tokens": None, "entropy": None, "score": score})
             for i, text in enumerate(item.texts):
                 answer = item.answers[i]
@@ -172,12 +173,15 @@ class EvaluationResult:
 class AdaptationResult:
     """What an adaptation left behind. The weights are in the policy that was adapted.
 
-    `ended` says how the loop ended, `config` what it ran with. `before` and `after` are the evaluations around it, None
-    where `adapt` was called with `answers=False`; `after` is also None where a signal stopped the steps.
+    `ended` says how the loop ended, `config` and `method` what it ran with, `base` what was adapted. `before` and
+    `after` are the evaluations around it, None where `adapt` was called with `answers=False`; `after` is also None where
+    a signal stopped the steps.
     """
 
     questions: Sequence[Question]
     config: RunConfig
+    method: Method
+    base: Base
     ended: Adapted
     reports: Sequence[StepReport]
     timings: Sequence[StepTiming]
@@ -221,6 +225,10 @@ class AdaptationResult:
 
         Raises ValueError where there was no evaluation before or after.
         """
+        before, after = self._both()
+        return after.since(before)
+
+    def _both(self) -> tuple[EvaluationResult, EvaluationResult]:
         if self.before is None:
             raise ValueError("adapt(..., answers=False) asked for no answers; leave answers out")
         if self.after is None:
@@ -228,7 +236,23 @@ class AdaptationResult:
                 f"stopped by {self.stopped_by} before the last evaluation; "
                 "for the answers now: evaluate(questions, policy).since(result.before)"
             )
-        return self.after.since(self.before)
+        return self.before, self.after
+
+    def graded(self, key: Golds) -> AdaptationResult:
+        """Return this result with both evaluations graded against `key`; nothing is sampled again.
+
+        Raises ValueError where there was no evaluation before or after.
+        """
+        before, after = self._both()
+        return replace(self, before=before.graded(key), after=after.graded(key))
+
+    @property
+    def card(self) -> str:
+        """The model card: with scores for a `graded` result, else with what changed."""
+        figures = Figures(None, None, None)
+        if self.before is not None and self.after is not None:
+            figures = Figures(self.before.metrics, self.after.metrics, self.after.changes(self.before))
+        return of_python(self.questions, self.config, self.method, self.ended.steps, self.base, figures)
 
     def figure(self, *names: str) -> Figure:
         """Return the curves over the steps as one matplotlib figure, such as "entropy" and "loss"; without names the

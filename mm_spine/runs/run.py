@@ -187,8 +187,15 @@ class Run:
 
     def _write_card(self) -> None:
         """Write the model card of `adapted/`, once the figures are known."""
-        if self.folder.writes:
+        if not self.folder.writes:
+            return
+        try:
             model_card.write(self.folder.path)
+        except OSError:
+            raise
+        except Exception:
+            # The results are all written; a card that fails must not make the run fail.
+            log.exception("the run is complete, the model card in %s is not", self.folder.adapted)
 
     def _clean_up(self) -> None:
         """Delete the checkpoints of the finished run, unless it was asked for them by a number of steps."""

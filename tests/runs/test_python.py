@@ -202,6 +202,14 @@ def test_the_policy_has_a_card_of_what_happened_and_saves_it(adapted: Any, tmp_p
     assert not [question for question in QUESTIONS if question.prompt in text]
 
 
+def test_labels_that_come_later_put_scores_on_the_card(adapted: Any) -> None:
+    result = adapted[1].graded(KEY)
+    assert adapted[1].before is not None and not adapted[1].before.labelled
+    greedy = result.after.scores["score"]["greedy"]
+    assert f"| {100 * greedy:.1f} % [" in result.card and "5 of 5 with a right answer" in result.card
+    assert result.card != adapted[1].card == adapted[0].card
+
+
 def test_an_array_is_asked_as_the_image_it_holds() -> None:
     (picture,) = QUESTIONS[0].images
     pixels = np.asarray(picture)
