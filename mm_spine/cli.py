@@ -13,6 +13,7 @@ from mm_spine.commands import (
     compare,
     doctor,
     evaluate,
+    forecast,
     grade,
     label,
     methods,
@@ -27,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 for command in (
     adapt.adapt,
     evaluate.evaluate,
+    forecast.forecast,
     methods.methods,
     ask.ask,
     serve.serve,

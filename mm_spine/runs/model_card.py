@@ -163,6 +163,9 @@ def card(
 SECTIONS = {"Guard": "guard", "Forecast": "forecast"}
 """Title -> the key of summary.json whose facts stand under it, where the run has it."""
 
+WORDS = ("verdict", "action", "status")
+"""Facts of these sections that are a word of ours."""
+
 LIMITS = """\
 - The model learned to agree with its own majority vote. Where the vote is wrong, it became surer of a wrong answer.
 - It was adapted to one set of questions. What it does on others was measured only where held-out questions stand above.
@@ -247,18 +250,14 @@ def _percent(share: float) -> str:
 
 
 def _facts(found: Any) -> str:
-    """Return single facts as a list; longer texts and lists, which may hold texts of the data, are left out."""
-    if isinstance(found, str):
-        found = {"verdict": found}
+    """Return the numbers and the verdict of a section as a list. Other texts may hold an answer, and are left out."""
     if not isinstance(found, Mapping):
         return ""
-    shown = {name: fact for name, fact in found.items() if isinstance(fact, bool | int | float | str)}
-    lines = [
+    return "\n".join(
         f"- {name.replace('_', ' ')}: {f'{fact:.4g}' if isinstance(fact, float) else fact}"
-        for name, fact in shown.items()
-        if not isinstance(fact, str) or (len(fact) <= 200 and "\n" not in fact)
-    ]
-    return "\n".join(lines)
+        for name, fact in found.items()
+        if isinstance(fact, bool | int | float) or (name in WORDS and isinstance(fact, str) and PLAIN.fullmatch(fact))
+    )
 
 
 def _data(digests: Mapping[str, fingerprint.Digests], benchmark: str) -> str:

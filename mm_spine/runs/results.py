@@ -174,8 +174,8 @@ class AdaptationResult:
     """What an adaptation left behind. The weights are in the policy that was adapted.
 
     `ended` says how the loop ended, `config` and `method` what it ran with, `base` what was adapted. `before` and
-    `after` are the evaluations around it, None where `adapt` was called with `answers=False`. Where a signal stopped the
-    steps, `after` is None too.
+    `after` are the evaluations around it, None where `adapt` was called with `answers=False`. After a signal `after` is
+    None too.
     """
 
     questions: Sequence[Question]

@@ -94,11 +94,12 @@ def test_a_run_with_labels_as_its_reward_says_so() -> None:
 
 
 def test_guard_and_forecast_stand_in_it_where_the_run_has_them() -> None:
-    guard = {"verdict": "kept", "best_step": 8, "drift": 0.123456, "questions": ["patient-1"], "note": "x" * 300}
-    text = card(summary(guard=guard, forecast="no gain to expect"), CONFIG, DIGESTS, BASE, "own")
+    guard = {"verdict": "kept", "best_step": 8, "drift": 0.123456, "questions": ["patient-1"], "note": "Mr Smith"}
+    forecast = {"verdict": "keep", "n": 3, "gain": 0.25, "top_answer": "pneumonia", "gain_ci95": [0.1, 0.4]}
+    text = card(summary(guard=guard, forecast=forecast), CONFIG, DIGESTS, BASE, "own")
     assert "## Guard\n\n- verdict: kept\n- best step: 8\n- drift: 0.1235\n\n" in text
-    assert "## Forecast\n\n- verdict: no gain to expect\n" in text
-    assert "patient-1" not in text and "xxx" not in text
+    assert "## Forecast\n\n- verdict: keep\n- n: 3\n- gain: 0.25\n\n## Data" in text
+    assert "patient-1" not in text and "Smith" not in text and "pneumonia" not in text
 
 
 def test_no_text_of_the_data_is_in_it() -> None:
