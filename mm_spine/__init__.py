@@ -1,6 +1,6 @@
 """mm-spine: adapt a vision-language model to an unlabelled test set.
 
-The five public names load on first use: torch and transformers take seconds to import, and `mm-spine --help` needs
+The public names load on first use: torch and transformers take seconds to import, and `mm-spine --help` needs
 neither.
 """
 
@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, Any
 from mm_spine.compat import quiet_environment
 
 if TYPE_CHECKING:
-    from mm_spine.adapt import adapt
+    from mm_spine.adapt import Hooks
     from mm_spine.methods.table import configure
     from mm_spine.policy.model import Policy
+    from mm_spine.runs.python import adapt, evaluate
     from mm_spine.types import AnswerSpec, Question
 
-__all__ = ["AnswerSpec", "Policy", "Question", "adapt", "configure"]
+__all__ = ["AnswerSpec", "Hooks", "Policy", "Question", "adapt", "configure", "evaluate"]
 
 quiet_environment()
 
 _HOMES = {
     "AnswerSpec": "mm_spine.types",
+    "Hooks": "mm_spine.adapt",
     "Policy": "mm_spine.policy.model",
     "Question": "mm_spine.types",
-    "adapt": "mm_spine.adapt",
+    "adapt": "mm_spine.runs.python",
     "configure": "mm_spine.methods.table",
+    "evaluate": "mm_spine.runs.python",
 }
 
 
@@ -46,7 +49,7 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """The class of this package, so that `mm_spine.adapt` is the function in whatever order modules are imported."""
 
-    # The function `adapt` lives in the submodule `adapt`. Whenever a submodule has been imported, the import system
+    # There is a submodule of the name `adapt` too, the loop. Whenever a submodule has been imported, the import system
     # assigns it to the attribute of its name on the package, so `from mm_spine.adapt import Hooks` anywhere would make
     # `from mm_spine import adapt` give the module. A property is looked up before the attributes of the object and
     # receives that assignment: its setter drops the module, its getter always gives the function.
@@ -57,7 +60,7 @@ class _Package(ModuleType):
     @adapt.setter
     def adapt(self, submodule: ModuleType) -> None:
         if not isinstance(submodule, ModuleType):
-            raise TypeError(f"mm_spine.adapt is the function of mm_spine/adapt.py; it cannot be set to {submodule!r}")
+            raise TypeError(f"mm_spine.adapt is the function that adapts; it cannot be set to {submodule!r}")
 
 
 sys.modules[__name__].__class__ = _Package

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -105,6 +106,8 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def quiet_environment() -> None:
     """Set the variables of `QUIET` for this process and its children. Call before importing torch, vLLM or gradio."""
+    # In a notebook without ipywidgets, tqdm's bars are drawn as text, and it warns of that.
+    warnings.filterwarnings("ignore", "IProgress not found")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 

@@ -7,19 +7,20 @@ pi = softmax(mask(logits) / temperature), vision specials masked (`policy.distri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
 if TYPE_CHECKING:
     # Importing torch takes seconds, and much that needs a noun needs no tensor.
     from torch import Tensor
 
 
+@runtime_checkable
 class ImageFile(Protocol):
     """An image that is not in memory: a member of an archive, a cell of a table. A `zipfile.Path` is an ImageFile."""
 
@@ -49,12 +50,9 @@ class AnswerSpec:
     question: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Question:
-    """An unlabelled question. There is no field for a gold answer, on purpose.
-
-    `images` may be given as one image, or as a list of them.
-    """
+    """An unlabelled question. There is no field for a gold answer, on purpose."""
 
     id: str
     images: tuple[ImageLike, ...]
@@ -62,12 +60,51 @@ class Question:
     spec: AnswerSpec
     benchmark: str = "own"
 
-    def __post_init__(self) -> None:
-        given = self.images
-        if isinstance(given, Image | Path | str | bytes) or hasattr(given, "read_bytes"):
-            object.__setattr__(self, "images", (given,))
-        elif not isinstance(given, tuple):
-            object.__setattr__(self, "images", () if given is None else tuple(given))
+    def __init__(
+        self,
+        id: str,
+        images: ImageLike | np.ndarray | Iterable[ImageLike | np.ndarray] | None,
+        prompt: str,
+        spec: AnswerSpec | str,
+        benchmark: str = "own",
+    ) -> None:
+        """Make a question about one image, several, or none (None or an empty tuple).
+
+        An array has shape (H, W), (H, W, 3) or (H, W, 4) and is of uint8; one of shape (H, W) may be of uint16 or
+        float32 too, whose grey values are scaled as those of a file. The text "integer" as `spec` stands for
+        AnswerSpec("integer"). Raises ValueError for another array.
+        """
+        given: Iterable[ImageLike | np.ndarray]
+        if images is None:
+            given = ()
+        elif isinstance(images, Image | Path | str | bytes | np.ndarray | ImageFile):
+            given = (images,)
+        else:
+            given = images
+        values = {
+            "id": id,
+            "images": tuple(_picture(image, id) if isinstance(image, np.ndarray) else image for image in given),
+            "prompt": prompt,
+            "spec": AnswerSpec(spec) if isinstance(spec, str) else spec,
+            "benchmark": benchmark,
+        }
+        # The fields of a frozen dataclass cannot be assigned.
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def _picture(pixels: np.ndarray, question_id: str) -> Image:
+    """Return an array as an image. Raises ValueError for shapes and types that say no colours or greys."""
+    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    colours = grey.ndim == 3 and grey.shape[2] in (3, 4)
+    if (grey.dtype == np.uint8 and (colours or grey.ndim == 2)) or (
+        grey.dtype in (np.uint16, np.float32) and grey.ndim == 2
+    ):
+        return fromarray(np.ascontiguousarray(grey))
+    raise ValueError(
+        f"{question_id}: an array of shape {pixels.shape} and type {pixels.dtype} is no image; give (H, W), (H, W, 3) "
+        "or (H, W, 4) of uint8, or (H, W) of uint16 or float32"
+    )
 
 
 class Answer(NamedTuple):

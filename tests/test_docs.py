@@ -28,7 +28,7 @@ from mm_spine.types import StepReport
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md"))
-RUN = ("extending.md", "slake_3b.md")
+RUN = ("extending.md", "python.md", "slake_3b.md")
 """Pages whose Python blocks are run; a block of text right behind one is what it prints."""
 
 

@@ -66,7 +66,7 @@ import pickle
 import mm_spine
 from mm_spine import AnswerSpec, Policy, Question, adapt, configure
 import mm_spine.adapt
-assert mm_spine.adapt is adapt and adapt.__module__ == "mm_spine.adapt"
+assert mm_spine.adapt is adapt and adapt.__module__ == "mm_spine.runs.python"
 assert pickle.loads(pickle.dumps(adapt)) is adapt
 assert pickle.loads(pickle.dumps(AnswerSpec("text"))) == AnswerSpec("text")
 """
@@ -75,7 +75,8 @@ assert pickle.loads(pickle.dumps(AnswerSpec("text"))) == AnswerSpec("text")
 
 
 def test_the_public_names_are_listed_and_others_are_refused() -> None:
-    assert {"AnswerSpec", "Policy", "Question", "adapt", "configure"} == set(mm_spine.__all__) <= set(dir(mm_spine))
+    names = {"AnswerSpec", "Hooks", "Policy", "Question", "adapt", "configure", "evaluate"}
+    assert names == set(mm_spine.__all__) <= set(dir(mm_spine))
     with pytest.raises(AttributeError, match="no attribute 'adopt'"):
         _ = mm_spine.adopt
     with pytest.raises(TypeError, match="is the function"):

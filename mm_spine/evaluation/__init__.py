@@ -19,7 +19,7 @@ from torch import Tensor
 from mm_spine import measures
 from mm_spine.config import VotesConfig
 from mm_spine.intervals import bootstrap_ci
-from mm_spine.processors.answers import grade, grade_all, parse
+from mm_spine.processors.answers import grade, grade_all, kind_of, parse
 from mm_spine.sampling import Sampler
 from mm_spine.types import Answer, AnswerKey, Group, Question, Reward, Rollout, Verdict
 from mm_spine.voting import make_group, representative
@@ -146,6 +146,15 @@ def evaluate(
                 group = make_group(question, rollouts, rules)
                 items.append(_item(group, key.get(question.id), first[0], split))
     return items
+
+
+def check_kinds(questions: Sequence[Question]) -> None:
+    """Raise ValueError naming the first question whose kind of answer is unknown, and the nearest kind."""
+    for question in questions:
+        try:
+            kind_of(question.spec)
+        except ValueError as error:
+            raise ValueError(f"question {question.id!r}: {error}") from error
 
 
 def check_key(questions: Sequence[Question], key: AnswerKey) -> None:

@@ -1,4 +1,4 @@
-"""Write and read the rollouts of one step as a Parquet file."""
+"""Make, write and read the table of a step's rollouts, a Parquet file."""
 
 from __future__ import annotations
 
@@ -36,20 +36,27 @@ ROLLOUT_SCHEMA = pa.schema(
 """One row per rollout; logp and entropy in nats, one value per token; null where the run had none."""
 
 
-def write_rollouts(
-    path: Path, groups: Sequence[Group], step: int, selected: Sequence[Sequence[ArrayLike]] | None = None
-) -> None:
-    """Write one step's rollouts as Parquet with the columns of `ROLLOUT_SCHEMA`.
+def rollouts_as_table(
+    groups: Sequence[Group], step: int, selected: Sequence[Sequence[ArrayLike]] | None = None
+) -> pa.Table:
+    """Return one step's rollouts as a table with the columns of `ROLLOUT_SCHEMA`.
 
-    `selected[g][i]` is the (T,) token mask of rollout i of group g; None writes nulls.
+    `selected[g][i]` is the (T,) token mask of rollout i of group g; without it the column is null.
     Raises ValueError naming the rollout when a per-token column has another length than its tokens.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     masks = [None] * len(rollouts) if selected is None else [mask for group in selected for mask in group]
     if len(masks) != len(rollouts):
-        raise ValueError(f"{path}: {len(masks)} token masks for {len(rollouts)} rollouts; give one per rollout")
+        raise ValueError(f"{len(masks)} token masks for {len(rollouts)} rollouts; give one per rollout")
     columns = {**_group_columns(groups), **_scalar_columns(rollouts, step), **_token_columns(rollouts, masks)}
-    table = pa.table([columns[name] for name in ROLLOUT_SCHEMA.names], schema=ROLLOUT_SCHEMA)
+    return pa.table([columns[name] for name in ROLLOUT_SCHEMA.names], schema=ROLLOUT_SCHEMA)
+
+
+def write_rollouts(
+    path: Path, groups: Sequence[Group], step: int, selected: Sequence[Sequence[ArrayLike]] | None = None
+) -> None:
+    """Write the table of `rollouts_as_table` as Parquet; an existing file is replaced."""
+    table = rollouts_as_table(groups, step, selected)
     with atomic(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+import tempfile
 from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from operator import itemgetter
@@ -21,6 +22,7 @@ from mm_spine.policy.errors import FrozenError, ModelError
 from mm_spine.policy.families import Family, check_trainable, family_of, lora_targets
 from mm_spine.policy.finite import assert_finite
 from mm_spine.policy.folder import read_family, resolve_model
+from mm_spine.policy.hub import CARD, Pushed, own_card, push_folder
 from mm_spine.policy.image_cache import ImageCache
 from mm_spine.policy.kernels import backend_name, why_not_flash_attn
 from mm_spine.policy.merged import SavedState
@@ -51,6 +53,7 @@ class Policy:
 
     `text` samples and trains. `tower` never changes; it is None for a text-only model. `skipped` maps the ids of
     questions that could not be asked to the reason. `version` counts how often the trainable weights have changed.
+    `source` is the folder or hub id that it was loaded from. `card` is the text of the README.md that `save` writes.
     """
 
     def __init__(
@@ -90,6 +93,8 @@ class Policy:
         self.partitioned = any(map(partitioned.is_partitioned, self.text.parameters()))
         self.banned = banned_ids(self.tokenizer, self.family.vision_tokens)
         self.skipped: dict[str, str] = {}
+        self.source: str | None = None
+        self.card: str | None = None
         # Counts the changes of the trainable weights. A sampler takes the number over with the weights.
         self.version = 0
         # The question is kept beside its prompt so that the objects that `_key` identifies it by stay alive.
@@ -123,7 +128,9 @@ class Policy:
         else:
             model = partitioned.load(folder, family, dtype, device, partition)
         assert_finite(model.named_parameters(), f"the weights in {folder} are damaged; fetch the folder again")
-        return cls(model.to(device).eval(), processor, config, seed, cache, chat)
+        policy = cls(model.to(device).eval(), processor, config, seed, cache, chat)
+        policy.source, policy.card = str(path), own_card(folder)
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -284,9 +291,10 @@ class Policy:
         for name, parameter in self.trainable().items():
             parameter.copy_(weights[name])
         self.version += 1
+        self.card = None
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that loads with from_pretrained, processor included.
+        """Write a folder that loads with from_pretrained, processor included, and its model card if there is one.
 
         LoRA is merged into the weights of a file at a time; the adapter is written beside them, in `adapter/`. Raises
         NotFinite, and writes nothing, if a weight is NaN or infinite.
@@ -300,6 +308,20 @@ class Policy:
         finally:
             state.done()
         self.processor.save_pretrained(folder)
+        if self.card is not None:
+            (folder / CARD).write_text(self.card, encoding="utf-8")
+
+    def push_to_hub(self, repo: str, private: bool = True) -> Pushed:
+        """Send what `save` writes to the hub's repository `repo`; return its address and the files that were sent.
+
+        Weights, processor and model card are sent, and nothing of the questions. Raises ModelError where the hub
+        refuses or cannot be reached; see `policy.hub.push_folder`.
+        """
+        if self.partitioned:
+            raise ModelError(f"{repo}: this rank holds a part of the weights only; push the adapted/ of the run")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            return push_folder(Path(folder), repo, private)
 
     def help_saving(self) -> None:
         """While rank 0 runs `save`, hand over this rank's parts of partitioned weights."""

@@ -17,6 +17,7 @@ from mm_spine.config import ConfigError
 from mm_spine.evaluation import Item
 from mm_spine.evaluation.vote_accuracy import step_accuracy
 from mm_spine.files import fingerprint
+from mm_spine.runs import model_card
 from mm_spine.runs.folder import RunFolder
 from mm_spine.runs.plan import Splits, check, load_config
 from mm_spine.runs.summary import Summary, metrics_by_split
@@ -162,6 +163,8 @@ class LabelSheet:
         self.folder.write_items("after", after)
         self._grade_votes(labels, summary["steps"])
         self.folder.write("summary.json", summary)
+        # Its figures are those of summary.json.
+        model_card.write(self.folder.path)
         return summary
 
     def _breakdown(self, items: Iterable[Item]) -> dict[str, dict[str, evaluation.TagScores]]:

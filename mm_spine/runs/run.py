@@ -21,17 +21,17 @@ from mm_spine.methods.table import Method, changed_lines
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
-from mm_spine.reporting.responses import first_responses
-from mm_spine.runs import fingerprint
+from mm_spine.runs import fingerprint, model_card
 from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
 from mm_spine.runs.guard import GUARD, Guard
 from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together, warn_of_whole_weights
 from mm_spine.runs.listeners.files import StepFiles
-from mm_spine.runs.listeners.listener import Listener, Listeners, Step, StepTiming, listen_to_sampler
+from mm_spine.runs.listeners.finished_step import finished_step
+from mm_spine.runs.listeners.listener import Listener, Listeners, listen_to_sampler
 from mm_spine.runs.listeners.live import add_live
 from mm_spine.runs.listeners.trackers.registry import open_trackers
-from mm_spine.runs.machine import environment, peak_memory
+from mm_spine.runs.machine import environment
 from mm_spine.runs.plan import Plan, Splits, check, partitions
 from mm_spine.runs.signals import noted_signals
 from mm_spine.runs.summary import Findings, Summary, Totals, metrics_by_split, summarise
@@ -152,6 +152,7 @@ class Run:
         )
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
+        self._write_card()
         self._clean_up()
         self._announce_results(summary)
         self._report(splits)
@@ -203,9 +204,22 @@ class Run:
         log.info("%s: the results are written, the report is not; writing it", self.folder.path)
         self.folder.remove_unfinished()
         summary: Summary = files.read_json(self.folder.path / "summary.json")
+        self._write_card()
         self._clean_up()
         self._report(splits)
         return summary
+
+    def _write_card(self) -> None:
+        """Write the model card of `adapted/`, once the figures are known."""
+        if not self.folder.writes:
+            return
+        try:
+            model_card.write(self.folder.path)
+        except OSError:
+            raise
+        except Exception:
+            # The results are all written; a card that fails must not make the run fail.
+            log.exception("the run is complete, the model card in %s is not", self.folder.adapted)
 
     def _clean_up(self) -> None:
         """Delete the finished run's weights to go back to, and its checkpoints unless it was asked for them."""
@@ -298,19 +312,9 @@ class Run:
 
     def _finish_step(self, policy: Policy, record: StepRecord, earlier_steps: int) -> None:
         """Count the step, pass it to the listeners, and evaluate with lmms-eval where one is due."""
-        report = replace(record.report, step=record.report.step + earlier_steps)
-        selected = [[tokens.policy_T.numpy() for tokens in group] for group in record.tokens]
-        timing = StepTiming(
-            report.step,
-            sample=record.seconds["sample"],
-            update=record.seconds["update"],
-            selected=sum(int(mask_T.sum()) for group in selected for mask_T in group),
-            peak_memory_bytes=peak_memory(),
-            token_budget=record.token_budget,
-        )
-        self.totals.add_step(vars(report), vars(timing))
-        responses = first_responses(record.groups, self.config.reporting.completions)
-        self.listeners.step(Step(report, timing, self.all_steps, responses, record.groups, selected))
+        step = finished_step(record, self.all_steps, self.config.reporting.completions, earlier_steps)
+        self.totals.add_step(vars(step.report), vars(step.timing))
+        self.listeners.step(step)
         self.listeners.advance()
         done, every = record.report.step + 1, self.config.evaluation.lmms_eval_every
         if every and done % every == 0 and done < self.config.optim.steps:

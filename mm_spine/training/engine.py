@@ -6,8 +6,9 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from typing import Any
 
@@ -40,8 +41,11 @@ class Engine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        # Skips a minute of compiling a CPU collective that one machine with gloo does not need.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # The table is made by a compiler that looks for libraries. DeepSpeed hides its messages by the file number of
+        # the standard error, which in a notebook only the process's own has.
+        with redirect_stderr(sys.__stderr__ or sys.stderr):
+            # Skips a minute of compiling a CPU collective that one machine with gloo does not need.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._was_deterministic = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(policy.device.type == "cpu" or self._was_deterministic)
