@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mm_spine import distributed
@@ -28,7 +29,7 @@ from mm_spine.training.batch import gather_groups, share_identical, trained_grou
 from mm_spine.training.fixed_band import measure_fixed_band
 from mm_spine.training.loss import denominators
 from mm_spine.training.parity import Gap
-from mm_spine.training.schedule import batch_of, check_askable, check_questions, learning_rate
+from mm_spine.training.schedule import batch_of, check_askable, check_questions, further_questions, learning_rate
 from mm_spine.training.scoring import needs_scores, score_on_all_ranks
 from mm_spine.training.update import Updater
 from mm_spine.types import Group, Question, StepReport
@@ -152,11 +153,9 @@ class _Loop:
 
         # Vote with many, train with few. Each rank samples its share of the questions.
         with self._timed("sample"):
-            mine = distributed.mine(batch, sampling.ranks_together)
-            share = distributed.on_all_or_none(lambda: self._sample(mine, step), RunStopped)
-            voted = gather_groups(share, batch)
-        kept = [share_identical(subsample(group, sampling.train_rollouts)) for group in voted]
-        groups, gap = self._with_entropies(kept)
+            voted = self._voted(batch, step)
+        within = [group for group in voted if sampling.votes.keeps(group.vote.share)]
+        groups, gap = self._with_entropies(self._to_train(within))
 
         # What the method says: a credit for each response, and the tokens that train.
         groups = assign_credit(groups, self.method, options)
@@ -166,8 +165,8 @@ class _Loop:
             trained = trained_groups(groups, tokens, options)
             # The forward of an update measures the gap between sampler and trainer. A step without one scores a
             # question of each rank for it: a broken sampler often gives nothing to train on, and must not go unseen.
-            if gap is None and groups and not trained:
-                _, gap = self._score(groups[: distributed.world_size()])
+            if gap is None and voted and not trained:
+                _, gap = self._score((groups or self._to_train(voted))[: distributed.world_size()])
             report = StepReport(step, lr=learning_rate(self.config, step))
             self.updater.update(report, trained, denominators(groups, tokens, options), gap)
         self.sampler.sync(self.policy.trainable().items())
@@ -177,7 +176,31 @@ class _Loop:
 
         step_report.describe(report, voted, groups, tokens, sampling.votes.max)
         report.cache_hits = step_report.encodes_saved(self.policy, groups)
+        if sampling.votes.keep is not None:
+            report.questions_sampled, report.questions_kept = len(voted), len(within)
         return StepRecord(report, groups, tokens, self.seconds, self.updater.budget.at_once)
+
+    def _voted(self, batch: Sequence[Question], step: int) -> list[Group]:
+        """Sample and vote on a batch, and on further questions while too few votes are within `sampling.votes.keep`."""
+        sampling, voted = self.config.sampling, list[Group]()
+        further = (
+            () if sampling.votes.keep is None else further_questions(self.questions, batch, self.config.seed, step)
+        )
+        asked = [*batch, *further][: len(batch) * sampling.votes.refill]
+        first, end = 0, len(batch)
+        while first < end:
+            part = asked[first:end]
+            mine = distributed.mine(part, sampling.ranks_together)
+            share = distributed.on_all_or_none(partial(self._sample, mine, step), RunStopped)
+            voted += gather_groups(share, part)
+            # All ranks have the same groups here, so they go on alike.
+            missing = len(batch) - sum(sampling.votes.keeps(group.vote.share) for group in voted)
+            first, end = end, min(end + missing, len(asked))
+        return voted
+
+    def _to_train(self, groups: Sequence[Group]) -> list[Group]:
+        """Keep the rollouts of each group that are trained on."""
+        return [share_identical(subsample(group, self.config.sampling.train_rollouts)) for group in groups]
 
     def _sample(self, questions: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on this rank's questions."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL.Image import Image, fromarray
@@ -202,7 +202,8 @@ class StepReport:
 
     `majority_share` to `cut_off` are over the `rollouts_sampled`; votes that stop early make those fewer.
     `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what branches share and an estimate
-    of the tokens that early stops did not draw. Entropies are None where nothing had to measure them.
+    of the tokens that early stops did not draw. Entropies are None where nothing had to measure them. With
+    `sampling.votes.keep`, shares of votes are over all `questions_sampled`, and `questions_kept` of these trained.
     """
 
     step: int
@@ -236,6 +237,13 @@ class StepReport:
     tokens_saved: int = 0
     tokens_trained: int = 0
     cache_hits: int = 0
+    questions_sampled: int | None = None
+    questions_kept: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the line of steps.jsonl. The counts of questions are there only where the run filters them."""
+        counts = ("questions_sampled", "questions_kept")
+        return {name: value for name, value in vars(self).items() if value is not None or name not in counts}
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ RANGES = {
     "Count": "1 or more",
     "Natural": "0 or more",
     "Votes": "2 or more",
+    "UpToOne": "in [0, 1]",
     "BelowOne": "in [0, 1)",
     "Budget": "1 or more, or `auto`",
     "Interval": "0 or more, or `auto`",

@@ -28,7 +28,7 @@ from mm_spine.methods.table import METHODS, Method, configure
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
 from mm_spine.training.engine import Engine
-from mm_spine.training.schedule import batch_of
+from mm_spine.training.schedule import batch_of, further_questions
 from mm_spine.types import AnswerSpec, Group, Question, Rollout
 
 adapt_module = importlib.import_module("mm_spine.adapt")  # `mm_spine.adapt` is the function
@@ -438,3 +438,58 @@ def test_a_prompt_fits_up_to_the_last_token_of_the_context() -> None:
     policy, question = digit_policy(), QUESTIONS[0]
     room = policy.context - len(policy.prompt(question).ids_L)
     assert policy.can_ask(question, room) and not policy.can_ask(question, room + 1)
+
+
+# --- only questions whose vote share is within bounds -----------------------------------------------------------------
+
+
+def kept_run(keep: Sequence[float], refill: int, **more: Any) -> list[StepRecord]:
+    """Two questions a step; the answers of the sampler are set so that shares differ between questions."""
+    votes = {"sampling": {"votes": {"max": 4, "keep": list(keep), "refill": refill}, "train_rollouts": 4}}
+    return run(votes, {"optim": {"questions_per_step": 2, **more}}, change=with_shares)[2]
+
+
+def with_shares(rollout: Rollout) -> Rollout:
+    """Question qK: the first K % 4 + 1 of its four rollouts answer 7, each other one something else."""
+    agree = int(rollout.question_id.removeprefix("q")) % 4 + 1
+    return replace(rollout, text="7" if rollout.index < agree else str(10 + rollout.index))
+
+
+def share_of(question: Question) -> float:
+    return (int(question.id.removeprefix("q")) % 4 + 1) / 4
+
+
+def test_questions_outside_the_bounds_are_replaced_until_enough_are_within() -> None:
+    config = small_config({"optim": {"questions_per_step": 2}})
+    for step, record in enumerate(kept_run((0.5, 0.75), refill=9)):
+        batch = batch_of(QUESTIONS, config, step)
+        wanted = [
+            q for q in (*batch, *further_questions(QUESTIONS, batch, config.seed, step)) if 0.5 <= share_of(q) < 1
+        ]
+        assert [group.question.id for group in record.groups] == [q.id for q in wanted[:2]]
+        assert record.report.questions_kept == 2 <= (record.report.questions_sampled or 0)
+        assert record.report.rollouts_sampled == 4 * (record.report.questions_sampled or 0)
+        assert record.report.row()["questions_kept"] == 2
+
+
+def test_a_step_samples_at_most_refill_times_its_questions_and_may_train_on_none() -> None:
+    for refill in (1, 2):
+        for record in kept_run((0.3, 0.4), refill=refill):
+            report = record.report
+            assert (report.questions_kept, report.questions_sampled) == (0, min(2 * refill, len(QUESTIONS)))
+            assert list(record.groups) == [] and report.tokens_trained == 0 and report.loss == report.grad_norm == 0
+            assert report.parity_max < 1e-4 and report.majority_share > 0
+
+
+def test_bounds_that_hold_every_share_change_nothing_but_the_counts() -> None:
+    plain = run({"optim": {"questions_per_step": 2}})[2]
+    kept = run({"optim": {"questions_per_step": 2}, "sampling": {"votes": {"keep": [0, 1]}}})[2]
+    for one, other in zip(plain, kept, strict=True):
+        counts = {"questions_sampled": 2, "questions_kept": 2}
+        assert other.report.row() == one.report.row() | counts
+        assert not counts.keys() & one.report.row().keys()
+
+
+def test_bounds_in_the_wrong_order_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"keep=\[0.9, 0.2\]: the first bound is above the second; swap them"):
+        configure({"sampling": {"votes": {"keep": [0.9, 0.2]}}})

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mm_spine.config.values import BelowOne, Count, Positive, Section, Share, Votes, expand_votes
+from mm_spine.config.values import BelowOne, Count, Positive, Section, Share, UpToOne, Votes, expand_votes
 
 
 class DecodingConfig(Section):
@@ -33,7 +33,12 @@ class VotesConfig(Section):
     `round` saves more tokens and prefills prompts more often.
 
     A response is cut off if it reached `max_new_tokens`. Unless it closed a box before, it has not committed to an
-    answer. `cut_off` holds in evaluation too.
+    answer. `cut_off` holds in evaluation too. `cut_off: mask` is the overlong filtering of DAPO (arXiv 2503.14476).
+
+    With `keep: [low, high]` a step trains only on questions whose vote share, of all rollouts drawn, is within these
+    bounds, and samples further questions until it has `questions_per_step` of them or has sampled `refill` times as
+    many: DAPO's dynamic sampling, without labels. The further questions are the first of the other ones in an order
+    drawn anew for each step, so that every question is still asked once an epoch as one of its step's own.
     """
 
     max: Votes = Field(default=16, description="most rollouts of a question")
@@ -52,6 +57,22 @@ class VotesConfig(Section):
         description="a response cut off before it closed a box does not vote and is rewarded as one without an answer; "
         "`mask`: the policy term leaves it out; `count`: it votes like any other",
     )
+    keep: tuple[UpToOne, UpToOne] | None = Field(
+        default=None, description="train only on questions whose vote share is within these bounds, both included"
+    )
+    refill: Count = Field(
+        default=3, description="with `keep`, sample at most so many times `questions_per_step` questions in a step"
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> VotesConfig:
+        if self.keep is not None and self.keep[0] > self.keep[1]:
+            raise ValueError(f"keep={list(self.keep)}: the first bound is above the second; swap them")
+        return self
+
+    def keeps(self, share: float) -> bool:
+        """Return whether a step trains on a question with this vote share."""
+        return self.keep is None or self.keep[0] <= share <= self.keep[1]
 
 
 class TreeConfig(Section):

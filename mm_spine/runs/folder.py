@@ -277,12 +277,15 @@ def changed_keys(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield (key, saved value, given value) where two configurations differ, except in the `ignored` keys.
 
-    Short forms mean what they stand for: `prompt: short` is how runs of earlier versions were saved.
+    Runs of earlier versions were saved with `prompt: short` for `prompt: {style: short}`, and without the keys that
+    are newer; their defaults are what such a run did.
     """
+    defaults = dict(_flat(RunConfig().model_dump(mode="json")))
     old, new = dict(_flat(expand_layer(saved))), dict(_flat(expand_layer(given)))
     for key in sorted((old.keys() | new.keys()) - ignored):
-        if old.get(key) != new.get(key):
-            yield key, old.get(key), new.get(key)
+        before = old[key] if key in old else defaults.get(key)
+        if before != new.get(key):
+            yield key, before, new.get(key)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

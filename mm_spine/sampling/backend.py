@@ -16,6 +16,7 @@ from mm_spine.config import DecodingConfig
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import NotFinite, ParityError
 from mm_spine.policy.model import Policy
+from mm_spine.processors.answers.extraction import opened_thinking
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.phase import Phase, Script, Waves, drive
 from mm_spine.types import Question, Rollout
@@ -58,6 +59,10 @@ def warn_of_cut_responses(rollouts: Sequence[Rollout], step: int) -> bool:
     return True
 
 
+TAG_TOKENS = 16
+"""Tokens at the end of a prompt in which a tag that opens a block of thinking is looked for."""
+
+
 class Backend(ABC):
     """Draw responses from `policy`'s distribution at `decoding.temperature`.
 
@@ -68,6 +73,8 @@ class Backend(ABC):
     """
 
     gives_entropies = True
+    # The tag of thinking with which the chat template opens a response, "" for none; None until it is known.
+    _opening: str | None = None
 
     def __init__(self, policy: Policy, decoding: DecodingConfig, seed: int = 0) -> None:
         self.policy, self.decoding, self.seed = policy, decoding, seed
@@ -139,10 +146,16 @@ class Backend(ABC):
     def rollout(self, request: Request, completion: Completion) -> Rollout:
         """Return the rollout of a request; `completion` holds all its tokens, those of the prefix too.
 
+        A tag of thinking that the prompt ends with stands before the text of the tokens.
+
         Raises NotFinite for log-probs that are not finite.
         """
         if not np.isfinite(completion.logp).all():
             raise not_finite(request)
-        text = self.policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        if self._opening is None:
+            # The chat template of some models that think opens the block. It is the same for all questions.
+            end_of_prompt = self.policy.prompt(request.question).ids_L[-TAG_TOKENS:].tolist()
+            self._opening = opened_thinking(self.policy.tokenizer.decode(end_of_prompt))
+        text = self._opening + self.policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         tokens, logp, entropy, finish_reason = completion
         return Rollout(request.question.id, request.index, tokens, text, logp, entropy, finish_reason)

@@ -27,6 +27,13 @@ def batch_of(questions: Sequence[Question], config: RunConfig, step: int) -> lis
     return [questions[i] for i in dict.fromkeys(chosen)]
 
 
+def further_questions(questions: Sequence[Question], batch: Sequence[Question], seed: int, step: int) -> list[Question]:
+    """Return all questions that are not in a step's `batch`, in the order in which the step may sample them too."""
+    asked = {question.id for question in batch}
+    order = generator(seed, "refill", step).permutation(len(questions))
+    return [questions[i] for i in map(int, order) if questions[i].id not in asked]
+
+
 def learning_rate(config: RunConfig, step: int) -> float:
     """Return the rate of a step: linear warm-up, then constant, or linear or cosine decay to 0 at the last step."""
     optim = config.optim

@@ -103,7 +103,8 @@ def describe(
     pairs = [pair for group in voted for pair in zip(group.rollouts, group.parsed, strict=True)]
     copies = [pair for pair in pairs for _ in range(pair[0].weight)]
     flat = [chosen for group in tokens for chosen in group]
-    selected = torch.cat([t.policy_T for t in flat]).numpy()
+    # There are no groups where the votes of all questions are outside `sampling.votes.keep`.
+    selected = torch.cat([torch.zeros(0, dtype=torch.bool), *(t.policy_T for t in flat)]).numpy()
     report.majority_share = float(np.mean([group.vote.share for group in voted]))
     report.margin = float(np.mean([group.vote.margin for group in voted]))
     report.unparsed = float(np.mean([answer is None for _, answer in copies]))
@@ -117,7 +118,7 @@ def describe(
     report.tokens_saved = sum(tokens_saved(group, most_votes) for group in voted)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     entropies = [rollout.entropy for rollout in rollouts if rollout.entropy is not None]
-    if len(entropies) == len(rollouts):
+    if rollouts and len(entropies) == len(rollouts):
         entropy = np.concatenate(entropies)
         report.entropy_mean = _mean(entropy)
         report.entropy_forks = _mean(entropy[selected])

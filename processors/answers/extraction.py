@@ -1,6 +1,6 @@
 r"""Find the part of a response that states its answer, whatever the kind of answer.
 
-`unwrapped` reduces a response to its final form: what follows the thinking, an <answer> tag, JSON, a heading.
+`unwrapped` reduces a response to its final form: what is outside the thinking, an <answer> tag, JSON, a heading.
 `last_boxed` and `announced` then find `\boxed{...}` and "the answer is ...".
 """
 
@@ -53,7 +53,11 @@ _SEPARATOR = re.compile(r"[^0-9]")
 _REACH = 4000  # characters from the end in which a form is looked for
 _DEEPEST = 4  # forms that may stand in each other, such as JSON in a tag
 
-_THOUGHT = re.compile(r"</think(?:ing)?>")
+# Qwen3, DeepSeek-R1 and GLM write <think>, Kimi-VL writes ◁think▷, Magistral [THINK], Seed <seed:think>.
+_THOUGHT = re.compile(
+    r"(?P<open><(?:seed:)?think(?:ing)?>|◁think▷|\[THINK\]|<\|START_THINKING\|>)"
+    r"|</(?:seed:)?think(?:ing)?>|◁/think▷|\[/THINK\]|<\|END_THINKING\|>"
+)
 # GLM-4.5V writes <|begin_of_box|>C<|end_of_box|>.
 _TAG = re.compile(r"<(?:final_?)?answer>|<\|begin_of_box\|>", re.IGNORECASE)
 _CLOSED = re.compile(r"</(?:final_?)?answer>|<\|end_of_box\|>", re.IGNORECASE)
@@ -76,12 +80,10 @@ _HEADING = re.compile(
 def unwrapped(response: str) -> str:
     r"""Return the part of `response` that states its answer.
 
-    This is what follows the thinking; within that, what an <answer> tag, the key "answer" of JSON, or one line under
-    the heading "Final answer" holds at the end. Without any of these it is all of `response`.
+    This is what stands outside the thinking; within that, what an <answer> tag, the key "answer" of JSON, or one line
+    under the heading "Final answer" holds at the end. Without any of these it is all of `response`.
     """
-    # Where nothing follows the thinking, the thinking is the response.
-    for thought in _THOUGHT.finditer(response, max(0, response.rfind("</think"))):
-        response = response[thought.end() :] if response[thought.end() :].strip() else response
+    response = without_thinking(response)
     for _ in range(_DEEPEST):
         said = _last_form(response[-_REACH:].rstrip())
         # A box outranks the other forms: a form without a box must not hide one.
@@ -89,6 +91,28 @@ def unwrapped(response: str) -> str:
             break
         response = said.strip()
     return response
+
+
+def without_thinking(response: str) -> str:
+    """Remove the blocks <think>...</think>, whatever the model's tags; return "" where the last is left open.
+
+    What stands before a closing tag without an opening one is thinking too: some chat templates open the block.
+    """
+    kept: list[str] = []
+    end, thinking = 0, False
+    for tag in _THOUGHT.finditer(response):
+        if tag["open"]:
+            kept += [] if thinking else [response[end : tag.start()]]
+        elif not thinking:
+            kept.clear()
+        thinking, end = bool(tag["open"]), tag.end()
+    return "" if thinking else "".join([*kept, response[end:]])
+
+
+def opened_thinking(prompt: str) -> str:
+    """Return the tag with which `prompt` opens a block of thinking at its end, "" if it opens none."""
+    *_, last = [None, *_THOUGHT.finditer(prompt)]
+    return last[0] if last and last["open"] and not prompt[last.end() :].strip() else ""
 
 
 def _is_boxed(text: str) -> bool:

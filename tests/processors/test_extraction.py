@@ -1,4 +1,4 @@
-"""Forms that set an answer apart, whatever its kind: a tag, JSON, a heading, what follows the thinking."""
+"""Forms that set an answer apart, whatever its kind: a tag, JSON, a heading, what is outside the thinking."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from linear import linear
 
-from mm_spine.processors.answers import grade, parse
+from mm_spine.processors.answers import closes_answer, grade, parse
 from mm_spine.processors.answers.extraction import unwrapped
 from mm_spine.types import AnswerSpec
 
@@ -61,8 +61,18 @@ def test_every_kind_is_read_in_every_form(spec: AnswerSpec, said: str, gold: str
     [
         (r"\boxed{5}" + "\n\n### Answer\nSee above.", None),  # a box decides
         (r"<think>\boxed{5}</think> So it is \boxed{6}.", r"So it is \boxed{6}."),
-        (r"<think>It is \boxed{5}</think>", None),  # nothing follows the thinking
-        ("<think>The answer is 5, or", None),  # cut off
+        (r"<think>It is \boxed{5}</think>", ""),  # nothing follows the thinking
+        ("<think>The answer is 5, or", ""),  # cut off
+        (r"It is \boxed{5}. <think>Is it", ""),  # it had not done thinking
+        (r"\boxed{5} <think>Is it? Or \boxed{6}?</think>", r"\boxed{5}"),
+        ("<think>5</think> So <think>or 6, 7</think> 8", "So  8"),
+        ("It may be 5.</think> 6", "6"),  # the chat template opened the block
+        ("<think>I may write <think> here: 5</think> 6", "6"),
+        ("◁think▷5◁/think▷6", "6"),
+        ("[THINK]5[/THINK]6", "6"),
+        ("<seed:think>5</seed:think>6", "6"),
+        ("<thinking>5</thinking>6", "6"),
+        ("I think> 5", None),
         ("<answer></answer>", None),
         ("<answer>B</answer> is what I said before I looked again: C.", None),
         ('{"answer": "\\frac{1}{2}"}', r"\frac{1}{2}"),  # LaTeX that was not escaped
@@ -75,6 +85,14 @@ def test_every_kind_is_read_in_every_form(spec: AnswerSpec, said: str, gold: str
 )
 def test_the_part_that_states_the_answer(response: str, part: str | None) -> None:
     assert unwrapped(response).strip() == (response if part is None else part)
+
+
+@pytest.mark.parametrize(("spec", "said"), [(spec, said) for spec, said, _ in ANSWERS])
+def test_no_kind_reads_an_answer_in_what_is_only_thought(spec: AnswerSpec, said: str) -> None:
+    """The block is left open, or nothing follows it; in both cases the response has no answer."""
+    for thought in (f"<think>The answer is {said}.", rf"<think>\boxed{{{said}}}", f"<think>{said}</think>\n"):
+        assert parse(thought, spec) is None
+        assert not closes_answer(thought)
 
 
 def test_an_undecided_reply_does_not_fall_back_on_what_was_thought() -> None:

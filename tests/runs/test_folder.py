@@ -96,6 +96,8 @@ def test_another_configuration_is_not_resumed(
 def test_a_run_saved_before_prompt_was_a_section_is_resumed_with_the_same_prompt_only() -> None:
     now = load_config("digits").model_dump(mode="json")
     check_same_config({**now, "prompt": "reason"}, now, Path("config.yaml"))
+    older = {**now, "sampling": {name: value for name, value in now["sampling"].items() if name != "votes"}}
+    check_same_config({**older, "sampling": {**older["sampling"], "votes": {"max": 16}}}, now, Path("config.yaml"))
     with pytest.raises(ConfigError, match="prompt.style was 'short', now 'reason'"):
         check_same_config({**now, "prompt": "short"}, now, Path("config.yaml"))
 

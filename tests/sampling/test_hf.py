@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -282,3 +283,15 @@ def test_a_question_that_cannot_be_asked_has_no_rollouts_and_stops_no_other(capl
 
 def test_nothing_asked_nothing_drawn() -> None:
     assert sample(tiny_policy(), []) == []
+
+
+@pytest.mark.parametrize(("ending", "opening"), [("<think>\n", "<think>"), ("<think>\n\n</think>\n\n", ""), ("", "")])
+def test_a_block_of_thinking_that_the_chat_template_opens_is_in_the_text(ending: str, opening: str) -> None:
+    """Otherwise a response that is cut off while it thinks would look like an answer."""
+    policy = tiny_policy()
+    policy.processor = copy.deepcopy(policy.processor)
+    policy.processor.chat_template += (
+        "{% if add_generation_prompt %}{{ '" + ending.replace("\n", "\\n") + "' }}{% endif %}"
+    )
+    (rollout,) = HFSampler(policy, DecodingConfig(max_new_tokens=4)).sample(mixed()[:1], 1, step=0, purpose="test")[0]
+    assert rollout.text == opening + policy.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)

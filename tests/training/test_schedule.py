@@ -9,7 +9,7 @@ import pytest
 from small import small_config
 from tiny import tiny_questions
 
-from mm_spine.training.schedule import batch_of, learning_rate
+from mm_spine.training.schedule import batch_of, further_questions, learning_rate
 
 QUESTIONS = tiny_questions(5)
 
@@ -61,3 +61,18 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 def test_learning_rate(schedule: str, warmup: float, expected: list[float]) -> None:
     config = small_config({"optim": {"steps": 4, "lr": 0.2, "schedule": schedule, "warmup": warmup}})
     assert [learning_rate(config, step) / 0.2 for step in range(4)] == pytest.approx(expected)
+
+
+def test_the_questions_that_refill_a_step_are_all_others_in_an_order_of_the_step() -> None:
+    config = small_config({"optim": {"questions_per_step": 2}})
+    questions = tiny_questions(9)
+    orders = []
+    for step in range(3):
+        batch = batch_of(questions, config, step)
+        further = further_questions(questions, batch, config.seed, step)
+        assert further == further_questions(questions, batch, config.seed, step)
+        assert sorted(q.id for q in (*batch, *further)) == sorted(q.id for q in questions)
+        orders.append([q.id for q in further])
+    # No step's order is that of another, the questions of both left out.
+    common = set.intersection(*map(set, orders))
+    assert len({tuple(name for name in order if name in common) for order in orders}) > 1

@@ -22,5 +22,5 @@ class StepFiles(Listener):
         number = step.report.step
         if self._rollouts:
             rollout_table.write_rollouts(self._folder.rollouts_file(number), step.groups, number, step.selected)
-        files.JsonLines(self._folder.steps_file).append(step.report)
+        files.JsonLines(self._folder.steps_file).append(step.report.row())
         files.JsonLines(self._folder.timings_file).append(step.timing)
