@@ -28,18 +28,24 @@ _DAMAGED = "damaged or truncated; fetch it again or export it anew"
 # With the preamble of part 10, or from the first element on: group 0002 or 0008 and its group length or character set.
 _MAGIC = re.compile(rb".{128}DICM|[\x02\x08]\0[\0\x01\x05\x08\x10\x16\x18]\0(?:[A-Z]{2}|.\0\0\0)", re.S)
 
-_SHAPE = (
-    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
-    "HighBit PixelRepresentation PixelData FloatPixelData DoubleFloatPixelData ExtendedOffsetTable "
-    "ExtendedOffsetTableLengths PixelPaddingValue PixelAspectRatio Modality"
-).split()
+_SHAPE = [
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "FloatPixelData"),
+    *("DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelPaddingValue"),
+    *("PixelAspectRatio", "Modality"),
+]
 _COLOURS = [
-    f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")
-] + [f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
-_GREYS = (
-    "RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter WindowWidth WindowCenterWidthExplanation "
-    "VOILUTFunction VOILUTSequence PixelSpacing"
-).split()
+    name
+    for colour in ("Red", "Green", "Blue")
+    for name in (
+        *(f"{colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data")),
+        f"Segmented{colour}PaletteColorLookupTableData",
+    )
+]
+_GREYS = [
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "PixelSpacing"),
+    *("WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence"),
+]
 _GROUPS = ["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
 # The parts of a functional group that hold tags of `_GREYS`.
 _INNER = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
@@ -88,8 +94,9 @@ def _silence() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, RuntimeError | NotImplementedError | ImportError) and "plugin" in str(error):
-        return f"its pixels cannot be decoded: {_DAMAGED}"
+    if isinstance(error, NotImplementedError) or "does not support" in str(error):
+        # GDCM decodes all but JPEG of 12 bits, HTJ2K and MPEG; the package that does the first is under the GPL.
+        return "its compression cannot be decoded by GDCM or Pillow; export it uncompressed (or install pylibjpeg[all])"
     return f"{_DAMAGED} ({type(error).__name__})"
 
 

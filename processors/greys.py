@@ -9,7 +9,6 @@ from PIL import Image, ImageOps
 
 from mm_spine.processors.parts import CT_WINDOWS, Unreadable
 
-
 MOST_OBLONG = 20
 """A pixel or voxel whose sides differ more is shown as stored."""
 

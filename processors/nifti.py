@@ -1,4 +1,4 @@
-"""Show slices of a NIfTI volume upright, as radiologists look at them: front or head above, the patient's right left."""
+"""Show slices of a NIfTI volume upright, as radiologists look at them: front or head above, right on the left."""
 
 from __future__ import annotations
 

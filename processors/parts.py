@@ -99,7 +99,7 @@ def read_part(how: str) -> Part:
     """Read the text after "#": a number, "grid", or words such as "frame=3,window=lung". Raises Unreadable."""
     given: dict[str, str] = {}
     for word in filter(None, (word.strip() for word in how.split(","))):
-        key, _, value = (word.partition("=") if "=" in word else (_bare(word), "", word))
+        key, _, value = word.partition("=") if "=" in word else (_bare(word), "", word)
         key, value = key.strip().replace("page", "frame"), value.strip()
         if key == "grid" and value == "grid":
             value = "3x3"

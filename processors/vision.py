@@ -19,6 +19,7 @@ from mm_spine.processors.dicom import is_dicom, open_dicom
 from mm_spine.processors.greys import named_window, tiled, windowed
 from mm_spine.processors.nifti import is_nifti, open_nifti
 from mm_spine.processors.parts import Part, Unreadable, read_part
+from mm_spine.processors.video import is_video, open_video
 from mm_spine.types import ImageFile, ImageLike, ImagePart, image_part
 from mm_spine.words import visible_line
 
@@ -30,7 +31,10 @@ ASPECT_LIMIT = 200.0
 """Qwen's own limit (`smart_resize` of qwen-vl-utils and of transformers)."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""The formats that PIL reads here, beside DICOM, NIfTI and HEIF with their own packages. PIL can open more, among them EPS, for which it runs an external program."""
+"""The formats that PIL reads here; DICOM, NIfTI, HEIC and videos are read by packages of their own.
+
+PIL can open more, among them EPS, for which it runs an external program.
+"""
 
 # The first bytes of `FORMATS`, and of other files that people take for images.
 _OURS = re.compile(
@@ -103,10 +107,11 @@ def _decode(image: ImageLike, where: str, pixel_limit: int) -> Image.Image:
     if isinstance(file, Image.Image):
         return _pages(file, part, pixel_limit)
     data = _bytes(file)
-    if is_dicom(data) or is_nifti(data):
-        shown = (open_dicom if is_dicom(data) else open_nifti)(data, part, pixel_limit)
-        _check_size(shown, pixel_limit)
-        return shown.convert("RGB")
+    for fits, show in ((is_dicom, open_dicom), (is_nifti, open_nifti), (is_video, open_video)):
+        if fits(data):
+            shown = show(data, part, pixel_limit).convert("RGB")
+            _check_size(shown, pixel_limit)
+            return shown
     opened = _open(data, pixel_limit)
     if part.number is part.frame is part.grid is None and getattr(opened, "is_animated", False):
         log.info("%s has several frames; the first is used", where)
