@@ -27,13 +27,20 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "unit": ("unit",),
     "value_type": ("value_type",),
     "ordered": ("ordered",),
+    "video": ("video",),
+    "frame": ("frame", "page"),
+    "frames": ("frames",),
+    "fps": ("fps",),
+    "slice": ("slice",),
+    "axis": ("axis",),
+    "window": ("window",),
 }
 """Field -> the columns that it is read from unless `columns.yaml` names others."""
 
 _ALIASES = {"question": "prompt", "images": "image"}
 # Fields that may be read from several columns, and fields that may have a default.
-_SEVERAL = ("image", "choices", "answer")
-_DEFAULTS = ("prompt", "kind", "choices", "precision", "unit", "value_type", "ordered")
+_SEVERAL = ("image", "video", "choices", "answer")
+_DEFAULTS = tuple(name for name in COLUMNS if name not in ("id", "image", "video", "answer"))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mm_spine.benchmarks.benchmark import Benchmark, Row
 from mm_spine.benchmarks.columns import COLUMNS, CONVERT, Columns, load_columns
 from mm_spine.benchmarks.images import Folder, inside, root_of
 from mm_spine.benchmarks.own_prompts import VERBATIM, without_request, write_prompt
+from mm_spine.benchmarks.pictures import shown
 from mm_spine.benchmarks.rows import Cell
 from mm_spine.benchmarks.tables import SUFFIXES, Table, read_table
 from mm_spine.processors import answers
@@ -244,16 +245,24 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _images(row: Row, columns: Columns, images: Folder) -> Iterator[ImageLike]:
-    """Yield the images of a row. Raises ValueError for one that is not a file in the folder."""
-    for column in columns.names["image"]:
-        for value in _as_list(row.get(column)):
-            name = value.get("path") if isinstance(value, Mapping) and not value.get("bytes") else value
-            if isinstance(name, str) and name.strip():
-                path = images.find(str(inside(name)))
-                if path is None:
-                    raise ValueError(f"image {name!r} is not a file in the folder")
-                yield path
-            elif isinstance(value, bytes | Cell):
-                yield value
-            else:
-                raise ValueError(f"{column} must be a text or a list of texts, or bytes in Parquet, found {value!r}")
+    """Yield the images of a row, then the frames of its videos. Raises ValueError for what is no file in the folder."""
+    for field in ("image", "video"):
+        for column in columns.names[field]:
+            for value in _as_list(row.get(column)):
+                image, part = _image(column, value, images)
+                yield from shown(image, part, row, columns, field == "video")
+
+
+def _image(column: str, value: Any, images: Folder) -> tuple[ImageLike, str]:
+    """Return an image and the text after "#" in its name, "" where there is none or the file itself is named so."""
+    name = value.get("path") if isinstance(value, Mapping) and not value.get("bytes") else value
+    if isinstance(name, str) and name.strip():
+        if path := images.find(str(inside(name))):
+            return path, ""
+        file, _, part = name.rpartition("#")
+        if file and (path := images.find(str(inside(file)))):
+            return path, part
+        raise ValueError(f"image {name!r} is not a file in the folder")
+    if isinstance(value, bytes | Cell):
+        return value, ""
+    raise ValueError(f"{column} must be a text or a list of texts, or bytes in Parquet, found {value!r}")

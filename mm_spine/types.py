@@ -7,6 +7,7 @@ pi = softmax(mask(logits) / temperature), vision specials masked (`policy.distri
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,28 @@ class ImageFile(Protocol):
     """An image that is not in memory: a member of an archive, a cell of a table. A `zipfile.Path` is an ImageFile."""
 
     def read_bytes(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """A part of an image file. `how` says which, as after "#" in "scan.dcm#3" or "head.nii.gz#axis=0,slice=40"."""
+
+    file: Path | bytes | ImageFile
+    how: str
+
+    def __str__(self) -> str:
+        return f"{'image' if isinstance(self.file, bytes) else self.file}#{self.how}"
+
+    def is_file(self) -> bool:
+        """Return whether the file exists; what has no `is_file` was found when its archive or table was read."""
+        is_file = getattr(self.file, "is_file", None)
+        return bool(is_file()) if is_file else True
+
+    def read_bytes(self) -> bytes:
+        """Read the whole file. Raises OSError where it is no regular file: reading a pipe could block for ever."""
+        if not self.is_file():
+            raise FileNotFoundError(f"no regular file {self.file}")
+        return self.file if isinstance(self.file, bytes) else self.file.read_bytes()
 
 
 ImageLike = Image | Path | str | bytes | ImageFile
@@ -83,7 +106,9 @@ class Question:
             given = images
         values = {
             "id": id,
-            "images": tuple(_picture(image, id) if isinstance(image, np.ndarray) else image for image in given),
+            "images": tuple(
+                _picture(image, id) if isinstance(image, np.ndarray) else image_part(image) for image in given
+            ),
             "prompt": prompt,
             "spec": AnswerSpec(spec) if isinstance(spec, str) else spec,
             "benchmark": benchmark,
@@ -105,6 +130,14 @@ def _picture(pixels: np.ndarray, question_id: str) -> Image:
         f"{question_id}: an array of shape {pixels.shape} and type {pixels.dtype} is no image; give (H, W), (H, W, 3) "
         "or (H, W, 4) of uint8, or (H, W) of uint16 or float32"
     )
+
+
+def image_part(image: ImageLike) -> ImageLike:
+    """Split "scan.dcm#3" into file and part, unless a file has that whole name; return anything else as it is."""
+    if not isinstance(image, str | Path) or "#" not in str(image) or os.path.isfile(image):
+        return image
+    file, _, how = str(image).rpartition("#")
+    return ImagePart(Path(file), how) if file else image
 
 
 class Answer(NamedTuple):

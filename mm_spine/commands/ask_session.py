@@ -40,7 +40,7 @@ from mm_spine.runs.plan import check, load_config
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.training.scoring import score
-from mm_spine.types import AnswerSpec, Group, ImageLike, Question, Rollout, StepReport, Vote
+from mm_spine.types import AnswerSpec, Group, ImageLike, Question, Rollout, StepReport, Vote, image_part
 from mm_spine.voting import make_group
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _id_of(prompt: str, images: Sequence[ImageLike]) -> str:
     With one id for all questions, every tie between "yes" and "no" would fall the same way.
     """
     # A pipe could block for ever when it is read, and is refused when the images are opened.
-    files = [image for image in images if not isinstance(image, str | Path) or Path(image).is_file()]
+    files = [image for image in map(image_part, images) if not isinstance(image, str | Path) or Path(image).is_file()]
     content = fingerprint.of_questions([Question("", tuple(files), prompt, AnswerSpec("text"))])[""]
     return f"question-{fingerprint.digest(content['prompt'] + content['images'])}"
 

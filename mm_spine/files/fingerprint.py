@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from mm_spine.types import ImageLike, Question
+from mm_spine.types import ImageLike, ImagePart, Question
 
 FILE = "fingerprint.json"
 
@@ -101,6 +101,8 @@ def _image_digest(image: ImageLike) -> str:
         return digest(f"{image.mode} {image.size} ".encode() + image.tobytes())
     if isinstance(image, bytes):
         return digest(image)
+    if isinstance(image, ImagePart):
+        return digest(f"{image.how} {_image_digest(image.file)}".encode())
     try:
         return digest(Path(image).read_bytes() if isinstance(image, str | Path) else image.read_bytes())
     except (OSError, KeyError, ValueError):

@@ -35,7 +35,7 @@ from mm_spine.processors.chat import Chat, Encoded, EncodedImage, fewest_tokens
 from mm_spine.processors.markers import PROMPT_LIMIT
 from mm_spine.processors.tiles import runs
 from mm_spine.processors.vision import BadQuestion
-from mm_spine.types import ImageLike, Question
+from mm_spine.types import ImageLike, ImagePart, Question
 
 log = logging.getLogger(__name__)
 
@@ -362,6 +362,8 @@ def _image_key(image: ImageLike) -> Hashable:
         return image
     if isinstance(image, str | Path):
         return str(image)
+    if isinstance(image, ImagePart):
+        return _image_key(image.file), image.how
     return id(image)
 
 
