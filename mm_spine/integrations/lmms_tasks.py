@@ -23,7 +23,7 @@ from PIL import Image
 
 from mm_spine.benchmarks import BENCHMARKS, resolve
 from mm_spine.config import RunConfig
-from mm_spine.config.layers import read_yaml
+from mm_spine.config.layers import read_config
 from mm_spine.configs import shipped
 from mm_spine.files import write_json_lines
 from mm_spine.methods.table import configure
@@ -105,7 +105,7 @@ def write_tasks(
 def config_of(target: str) -> RunConfig:
     """Return the shipped configuration of a benchmark, or the defaults where it has none."""
     known = shipped(target) if target in BENCHMARKS else None
-    return configure(read_yaml(known) if known else {})
+    return configure(read_config(known) if known else {})
 
 
 def _docs(labelled: LabelledSet, where: Mapping[str, str]) -> list[dict[str, Any]]:
