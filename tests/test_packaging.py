@@ -207,7 +207,7 @@ def checkout(repository: Path, tmp_path: Path) -> Checkout:
 
 def test_the_first_call_installs_and_the_second_only_runs(checkout: Checkout) -> None:
     settings = f"in {checkout.root} offline=1 threads= wait=PASSIVE"
-    ran = f"run -m mm_spine.demo --seed 3 {settings}"
+    ran = f"run -m mm_spine.cli demo --seed 3 {settings}"
     assert checkout.call("demo.sh", "--seed", "3")[0] == ["venv", "pip .", ran]
     assert checkout.call("demo.sh", "--seed", "3")[0] == [ran]
 

@@ -28,9 +28,7 @@ def upgraded(
     found = dict(tree)
     form = found.pop("version", 1)
     if not isinstance(form, int) or isinstance(form, bool) or form < 1:
-        raise ConfigError(
-            f"{where}: version={form!r} is no form of a configuration: give 1 to {version}, or leave it out"
-        )
+        raise ConfigError(f"{where}: version={form!r} is no form of a configuration; give 1 to {version}, or none")
     if form > version:
         raise ConfigError(f"{where}: version={form} is of a newer mm-spine, this one reads up to {version}; upgrade it")
     for step in range(form, version):
