@@ -1,4 +1,7 @@
-"""Write the prompt of an entry: `reason` asks for reasoning and a boxed answer, `short` for the answer only."""
+"""Write the prompt of an entry: `reason` asks for reasoning and a boxed answer, `short` for the answer only.
+
+`verbatim` asks for nothing beside the question and its options.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from mm_spine.processors.answers.choice import LABELS
 from mm_spine.processors.answers.medical import CLOSED
 from mm_spine.processors.markers import places
 
-STYLES = ("reason", "short")
+STYLES = ("reason", "short", "verbatim")
 
 _REASON = "Think step by step, then give {what} in \\boxed{{}}."
 _WHAT = {
@@ -56,7 +59,7 @@ def render(entry: Entry, style: str) -> str:
     if style == "reason":
         request = _REASON.format(what=_WHAT.get(kind, "a short final answer"))
     else:
-        request = _SHORT.get(kind, _SHORT_DEFAULT)
+        request = "" if style == "verbatim" else _SHORT.get(kind, _SHORT_DEFAULT)
     listed = entry.spec.kind in _LETTERED and not entry.lists_options
     parts = [entry.body.strip(), options(entry.spec.choices) if listed else "", request]
     return "\n".join(part for part in parts if part)

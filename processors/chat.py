@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -40,6 +40,25 @@ class Encoded:
     types_L: Tensor
     images: tuple[EncodedImage, ...]
 
+
+@dataclass(frozen=True)
+class Chat:
+    """What a chat holds beside the question: a system message, and variables of the chat template by name."""
+
+    system: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def turns(self, question: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages for the chat template. A system message is text, or parts if the question is parts."""
+        user = {"role": "user", "content": question}
+        if self.system is None:
+            return [user]
+        system = self.system if isinstance(question, str) else [_text(self.system)]
+        return [{"role": "system", "content": system}, user]
+
+
+PLAIN = Chat()
+"""No system message but the template's own, and no variables."""
 
 VISION_SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """The tokens that stand for an image or a video, and those around them."""
@@ -77,7 +96,13 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def encode(question: Question, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None) -> Encoded:
+def encode(
+    question: Question,
+    processor: Any,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    chat: Chat = PLAIN,
+) -> Encoded:
     """Render the chat, resize its images, and run the model's processor on one question.
 
     The pixel limits (pixels of an image) are the processor's own unless given.
@@ -86,15 +111,15 @@ def encode(question: Question, processor: Any, min_pixels: int | None = None, ma
     for pixel limits that no image can satisfy.
     """
     # The processor puts an image in the place of each such token, also where the tokenizer does not list it.
-    _check_prompt(question, {*_special_tokens(processor.tokenizer), *VISION_SPECIALS})
+    _check_prompt(question, {*special_tokens(processor.tokenizer), *VISION_SPECIALS})
     limits = _pixel_limits(processor.image_processor, min_pixels, max_pixels)
     images = [open_image(image, question.id) for image in question.images]
     parts = content(question.prompt, len(images))
-    chat = [{"role": "user", "content": [_with_image(part, images, limits) for part in parts]}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    turns = chat.turns([_with_image(part, images, limits) for part in parts])
+    text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **chat.arguments)
     # Only qwen-vl-utils resizes, as in Qwen's own code: the processor resamples to other values, and to another grid
     # where a side has 14 pixels or less.
-    resized = _resize(chat, question.id, processor.image_processor.patch_size)
+    resized = _resize(turns, question.id, processor.image_processor.patch_size)
     features = processor(text=[text], images=resized, return_tensors="pt", images_kwargs={"do_resize": False})
     ids_L = features["input_ids"][0]
     types_L = features.get("mm_token_type_ids", torch.zeros(1, len(ids_L), dtype=torch.long))[0]
@@ -102,7 +127,11 @@ def encode(question: Question, processor: Any, min_pixels: int | None = None, ma
 
 
 def encode_text(
-    question: Question, tokenizer: Any, min_pixels: int | None = None, max_pixels: int | None = None
+    question: Question,
+    tokenizer: Any,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    chat: Chat = PLAIN,
 ) -> Encoded:
     """Render the chat of a model without vision by its tokenizer's template. The pixel limits are not used.
 
@@ -113,14 +142,15 @@ def encode_text(
             f"{question.id}: {len(question.images)} image(s), but the model has no vision tower; "
             "give a vision model (`model.path`), or a question without images"
         )
-    _check_prompt(question, _special_tokens(tokenizer))
+    _check_prompt(question, special_tokens(tokenizer))
     text = "".join(part["text"] for part in content(question.prompt, 0))
     features = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}],
+        chat.turns(text),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        **chat.arguments,
     )
     ids_L = features["input_ids"][0]
     return Encoded(ids_L, torch.zeros_like(ids_L), ())
@@ -183,7 +213,7 @@ def _resize(chat: list[dict[str, Any]], question_id: str, patch_size: int) -> li
     return images
 
 
-def _special_tokens(tokenizer: Any) -> set[str]:
+def special_tokens(tokenizer: Any) -> set[str]:
     """Return the special tokens of `tokenizer`, those that only its vocabulary file marks as special too."""
     marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return marked | set(tokenizer.all_special_tokens)

@@ -39,9 +39,10 @@ mm-spine adapt digits --output runs/a --method ttrl --seed 1 optim.steps=24 samp
 mm-spine adapt digits --dry-run sampling.backend=vllm evaluation.lmms_eval=[mm_spine_digits_held_out]
 ```
 
-Values are read as YAML. `method: ttrl` is short for `method: {name: ttrl}`, `votes: 64` for `votes: {max: 64}`. A
-wrong key or value is reported before any model loads; the message names the key and the nearest valid one. `--dry-run`
-prints the resolved tree. A run saves it as `config.yaml`, a file that `mm-spine adapt` accepts in turn.
+Values are read as YAML. `method: ttrl` is short for `method: {name: ttrl}`, `prompt: short` for
+`prompt: {style: short}`, `votes: 64` for `votes: {max: 64}`. A wrong key or value is reported before any model loads;
+the message names the key and the nearest valid one. `--dry-run` prints the resolved tree. A run saves it as
+`config.yaml`, a file that `mm-spine adapt` accepts in turn.
 """
 
 RANGES = {
@@ -131,6 +132,8 @@ def described(annotation: Any, written: str) -> str:
             return "a list of texts" if members == "text" else f"a list of {members}"
         kind = RANGES[written.removeprefix("tuple[").split(",")[0]]
         return f"two numbers {kind}"
+    if get_origin(annotation) is dict:
+        return "names with values"
     return NUMBERS[annotation]
 
 

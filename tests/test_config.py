@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mm_spine.config import ConfigError, RunConfig, VotesConfig
+from mm_spine.config import ConfigError, PromptConfig, RunConfig, VotesConfig
 from mm_spine.config.layers import build, expand_layer, merge, parse_overrides, read_yaml
 from mm_spine.configs import shipped
 from mm_spine.methods.table import METHODS, configure
@@ -29,6 +29,29 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 # Layers
+
+
+def test_a_prompt_may_be_written_as_before_it_was_a_section(tmp_path: Path) -> None:
+    path = written(tmp_path, "prompt: short")
+    assert load_config(path).prompt == PromptConfig(style="short")
+    config = load_config(path, ["prompt.system=Be exact.", "prompt.template_arguments.enable_thinking=false"])
+    wanted = {"style": "short", "system": "Be exact.", "template_arguments": {"enable_thinking": False}}
+    assert config.prompt.model_dump() == wanted
+    assert load_config(path, ["prompt=verbatim"]).prompt.style == "verbatim"
+    assert RunConfig.model_validate({"prompt": "short"}).prompt.style == "short"
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ("prompt: shrt", "prompt.style='shrt': Input should be 'reason', 'short' or 'verbatim'"),
+        ("prompt: {sytem: x}", "prompt.sytem: no such key; did you mean 'prompt.system'|prompt.sytem: no such key"),
+        ("prompt: {template_arguments: {tokenize: true}}", "tokenize is no variable of a chat template: leave it out"),
+    ],
+)
+def test_a_wrong_prompt_is_named(tmp_path: Path, layer: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(written(tmp_path, layer))
 
 
 def test_method_options_stand_below_the_yaml(tmp_path: Path) -> None:

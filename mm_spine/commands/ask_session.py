@@ -180,7 +180,7 @@ def question_of(
     elif benchmark is not None and benchmark.source is None:
         prompt = "\n".join([words, *lettered(spec.choices).splitlines()])
     else:
-        prompt = render(Entry("question", words, spec, ()), settings.config.prompt)
+        prompt = render(Entry("question", words, spec, ()), settings.config.prompt.style)
     name = _id_of(prompt, images)
     return Question(name, tuple(images), prompt, about(spec, words), benchmark.name if benchmark else "own")
 
@@ -241,7 +241,7 @@ def load(settings: AskSettings) -> Policy:
     started = time.perf_counter()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    policy = Policy.load(resolve_model(settings.model), config.model, config.seed, config.cache)
+    policy = Policy.load(resolve_model(settings.model), config.model, config.seed, config.cache, prompt=config.prompt)
     log.info("loaded %s in %.1f s", settings.model, time.perf_counter() - started)
     return policy
 

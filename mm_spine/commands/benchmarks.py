@@ -35,7 +35,7 @@ def show(
     source: SourceOption = None,
     split: SplitOption = None,
     limit: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
-    prompt: Annotated[str, typer.Option(help="reason or short.")] = "reason",
+    prompt: Annotated[str, typer.Option(help="reason, short or verbatim.")] = "reason",
     model: Annotated[str | None, typer.Option(help="The model whose processor renders the prompts.")] = None,
 ) -> None:
     """Count a benchmark's rows and print the first with prompt, image sizes, tokens and gold."""

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from mm_spine.config.method import MethodConfig
 from mm_spine.config.model import LoraConfig, ModelConfig
+from mm_spine.config.prompt import PromptConfig
 from mm_spine.config.results import EvaluationConfig, ReportingConfig
 from mm_spine.config.sampling import DecodingConfig, SamplingConfig, TreeConfig, VLLMConfig, VotesConfig
 from mm_spine.config.training import CacheConfig, CheckpointConfig, EngineConfig, OptimConfig
@@ -23,6 +24,7 @@ from mm_spine.config.values import (
     RunStopped,
     Section,
     Share,
+    expand_prompt,
     expand_votes,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "ModelConfig",
     "NonNegative",
     "OptimConfig",
+    "PromptConfig",
     "ReportingConfig",
     "RunConfig",
     "RunStopped",
@@ -49,14 +52,15 @@ __all__ = [
     "TreeConfig",
     "VLLMConfig",
     "VotesConfig",
+    "expand_prompt",
     "expand_votes",
 ]
 
 
 class RunConfig(Section):
     """All settings of a run. `split` replaces the split that is adapted to; then no split is held out. `source` is a
-    folder or hub id to read a benchmark's rows from, in place of its own. `prompt: short` asks for an answer without
-    reasoning. `scope: question` starts again from the same weights for each question."""
+    folder or hub id to read a benchmark's rows from, in place of its own. `scope: question` starts again from the same
+    weights for each question."""
 
     version: Literal[1] = Field(
         default=1, description="form of this tree; `mm_spine/config/versions.py` converts files of older forms"
@@ -64,9 +68,7 @@ class RunConfig(Section):
     benchmark: str = Field(default="digits", description="a name of `mm-spine benchmarks`, or a folder of your own")
     split: str | None = Field(default=None, description="the split to adapt to")
     source: str | None = Field(default=None, description="where the rows are read")
-    prompt: Literal["reason", "short"] = Field(
-        default="reason", description="ask for reasoning first, or for the answer only"
-    )
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how questions are put to the model")
     model: ModelConfig = Field(default=ModelConfig(), description="which weights, and which of them train")
     method: MethodConfig = Field(default=MethodConfig(), description="reward, mask, band and KL")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="rollouts for training")

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from mm_spine.config import ConfigError, RunConfig, expand_votes
+from mm_spine.config import ConfigError, RunConfig, expand_prompt, expand_votes
 from mm_spine.config.versions import upgraded
 from mm_spine.words import nearest
 
@@ -31,11 +31,14 @@ _ELSEWHERE = {
 def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
     """Write out the short forms of a layer.
 
-    They are `method: ttrl`, `sampling: {votes: 64}`, and one text in place of a list: `trackers: tensorboard`.
+    They are `method: ttrl`, `prompt: short`, `sampling: {votes: 64}`, and one text in place of a list:
+    `trackers: tensorboard`.
     """
     found = dict(layer)
     if isinstance(layer.get("method"), str):
         found["method"] = {"name": layer["method"]}
+    if "prompt" in layer:
+        found["prompt"] = expand_prompt(layer["prompt"])
     if "sampling" in layer:
         found["sampling"] = expand_votes(layer["sampling"])
     for section, key in _LISTS:

@@ -32,6 +32,11 @@ def expand_votes(section: Any) -> Any:
     return {**section, "votes": {"max": votes}} if votes is not None and not isinstance(votes, Mapping) else section
 
 
+def expand_prompt(section: Any) -> Any:
+    """Expand `prompt: short` to `prompt: {style: short}`, as it was written before `prompt` was a section."""
+    return {"style": section} if isinstance(section, str) else section
+
+
 Budget = Annotated[int | Literal["auto"], _whole_or_auto(1, "tokens")]
 Interval = Annotated[int | Literal["auto"], _whole_or_auto(0, "steps")]
 

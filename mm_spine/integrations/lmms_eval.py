@@ -208,7 +208,9 @@ class MMSpine(lmms):
         check_sampler(config.sampling.backend)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        policy = Policy.load(resolve_model(arguments.pretrained), config.model, config.seed, config.cache)
+        policy = Policy.load(
+            resolve_model(arguments.pretrained), config.model, config.seed, config.cache, prompt=config.prompt
+        )
         if arguments.adapter is not None:
             merge_adapter(policy, arguments.adapter)
         overrides = {name: getattr(arguments, name) for name in Overrides.__dataclass_fields__}

@@ -89,7 +89,7 @@ def write_tasks(
     benchmark, config = resolve(target), config_of(target)
     place = target if target in BENCHMARKS else str(Path(target).expanduser().resolve())
     of_a_run = [split for split in (config.split or benchmark.adapt_split, benchmark.held_out_split) if split]
-    where = {"benchmark": place, "source": source or config.source or "", "style": prompt or config.prompt}
+    where = {"benchmark": place, "source": source or config.source or "", "style": prompt or config.prompt.style}
     names = []
     for split in splits or of_a_run:
         labelled = _load(place, split, where["source"], where["style"])
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the tasks, for --include_path")
     parser.add_argument("--split", action="append", default=[], help="may be repeated (default: those of a run)")
     parser.add_argument("--source", help="where the data is: a folder, or another hub id")
-    parser.add_argument("--prompt", help="reason or short (default: the benchmark's own)")
+    parser.add_argument("--prompt", help="reason, short or verbatim (default: the benchmark's own)")
     parser.add_argument("--max-new-tokens", type=int, help="default: the benchmark's own")
     given = parser.parse_args(arguments)
     how = {"splits": given.split, "source": given.source, "prompt": given.prompt}

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mm_spine.policy.errors import ModelError
-from mm_spine.processors.chat import Encoded, encode, encode_text
+from mm_spine.processors.chat import Chat, Encoded, encode, encode_text
 from mm_spine.types import Question
 
-Encode = Callable[[Question, Any, int | None, int | None], Encoded]
-"""(question, processor or tokenizer, min_pixels, max_pixels) -> the encoded prompt."""
+Encode = Callable[[Question, Any, int | None, int | None, Chat], Encoded]
+"""(question, processor or tokenizer, min_pixels, max_pixels, chat) -> the encoded prompt."""
 
 Arguments = Callable[[Tensor, Tensor, Sequence[Tensor]], dict[str, Any]]
 """(M-RoPE positions (3, B, P), flat places (I,) of image tokens, DeepStack features, (I, D) per layer)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_spine.config import CacheConfig, LoraConfig, ModelConfig
+from mm_spine.config import CacheConfig, LoraConfig, ModelConfig, PromptConfig
 from mm_spine.policy import attention, partitioned
 from mm_spine.policy.distribution import banned_ids
 from mm_spine.policy.errors import FrozenError, ModelError
@@ -25,10 +25,10 @@ from mm_spine.policy.kernels import backend_name, why_not_flash_attn
 from mm_spine.policy.merged import SavedState
 from mm_spine.policy.packed import Prompt
 from mm_spine.policy.parameters import check_loaded
-from mm_spine.policy.processor_files import load_processor
+from mm_spine.policy.processor_files import check_chat, load_processor
 from mm_spine.policy.text import TextPolicy
 from mm_spine.policy.turn_end import end_ids
-from mm_spine.processors.chat import Encoded, EncodedImage, fewest_tokens
+from mm_spine.processors.chat import Chat, Encoded, EncodedImage, fewest_tokens
 from mm_spine.processors.markers import PROMPT_LIMIT
 from mm_spine.processors.vision import BadQuestion
 from mm_spine.types import ImageLike, Question
@@ -58,6 +58,7 @@ class Policy:
         config: ModelConfig | None = None,
         seed: int = 0,
         cache: CacheConfig | None = None,
+        chat: Chat | None = None,
     ) -> None:
         """Freeze `model` in place, and wrap it in LoRA if `config` says so.
 
@@ -65,6 +66,7 @@ class Policy:
         """
         self.config = config or ModelConfig()
         self.processor = processor
+        self.chat = chat or Chat()
         self.family = family_of(model.config.model_type, type(model).__name__)
         self.tokenizer = self.family.tokenizer(processor)
         self.tower = self.family.tower(model)
@@ -98,23 +100,27 @@ class Policy:
         seed: int = 0,
         cache: CacheConfig | None = None,
         partition: Mapping[str, Any] | None = None,
+        prompt: PromptConfig | None = None,
     ) -> Policy:
         """Load from a local folder or a hub id, after `check_model_folder`. Raises ModelError before weights are read.
 
-        With DeepSpeed's settings in `partition`, ranks divide the text model's weights (`policy.partitioned`). Raises
-        NotFinite for weights that are NaN or infinite.
+        The chat template takes the system message and the arguments of `prompt`. With DeepSpeed's settings in
+        `partition`, ranks divide the text model's weights (`policy.partitioned`). Raises NotFinite for weights that
+        are NaN or infinite.
         """
         config = config or ModelConfig()
         folder = resolve_model(str(path))
         family, dtype = read_family(folder), DTYPES[config.dtype]
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        processor = load_processor(folder, family)
+        chat = Chat(prompt.system, prompt.template_arguments) if prompt else Chat()
+        check_chat(folder, family, processor, chat)
         if partition is None:
             model = _load_whole(folder, family, dtype)
         else:
             model = partitioned.load(folder, family, dtype, device, partition)
         assert_finite(model.named_parameters(), f"the weights in {folder} are damaged; fetch the folder again")
-        processor = load_processor(folder, family)
-        return cls(model.to(device).eval(), processor, config, seed, cache)
+        return cls(model.to(device).eval(), processor, config, seed, cache, chat)
 
     @property
     def device(self) -> torch.device:
@@ -213,7 +219,7 @@ class Policy:
         return Prompt(ids, positions, image_at, keys, tuple(image.grid_thw for image in encoded.images), features)
 
     def _read(self, question: Question) -> Encoded:
-        return self.family.encode(question, self.processor, self.config.min_pixels, self.config.max_pixels)
+        return self.family.encode(question, self.processor, self.config.min_pixels, self.config.max_pixels, self.chat)
 
     def _images_again(self, question: Question, keys: tuple[str, ...]) -> tuple[EncodedImage, ...]:
         """Read the images again after the cache dropped their features. Raises BadQuestion if an image changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from mm_spine.policy.errors import ModelError
 from mm_spine.policy.families import Family
 from mm_spine.policy.parameters import first_line
 from mm_spine.policy.turn_end import QUESTION, end_ids
+from mm_spine.processors.chat import PLAIN, VISION_SPECIALS, Chat, special_tokens
 
 RENDER_SECONDS = 10.0
 """Longest time that a chat template may take for a question of a few words. Our choice."""
@@ -55,6 +57,33 @@ def load_processor(folder: Path, family: Family) -> Any:
     import transformers
 
     return getattr(transformers, family.auto_processor).from_pretrained(folder, trust_remote_code=False)
+
+
+def check_chat(folder: Path, family: Family, processor: Any, chat: Chat) -> None:
+    """Raise ModelError for a system message or a variable that the chat template of `folder` does not show or read."""
+    for name in chat.arguments:
+        if not re.search(rf"\b{re.escape(name)}\b", str(processor.chat_template)):
+            raise ModelError(f"prompt.template_arguments: the chat template of {folder} has no {name!r}; leave it out")
+    if chat == PLAIN:
+        return
+    system = (chat.system or "").strip()
+    # A special token would end the system's turn, or stand for an image that does not exist.
+    for token in sorted({*special_tokens(family.tokenizer(processor)), *VISION_SPECIALS}):
+        if token in system:
+            raise ModelError(f"prompt.system: it contains the special token {token}; take it out")
+    turns = chat.turns([{"type": "text", "text": QUESTION}] if family.mergers else QUESTION)
+    text = _rendered(
+        folder,
+        lambda: processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **chat.arguments),
+        "leave out what it does not take: prompt.system or prompt.template_arguments",
+    )
+    if system not in text:
+        raise ModelError(f"prompt.system: the chat template of {folder} leaves it out; write it into the questions")
+    if text.count(QUESTION) != 1:
+        raise ModelError(
+            f"prompt: with this system message and these arguments the chat template of {folder} does not show the "
+            "user's question once; change them"
+        )
 
 
 def _check_vision_tokens(folder: Path, family: Family, config: Any, tokenizer: Any) -> None:
@@ -115,8 +144,8 @@ def _check_ends(folder: Path, config: Any, processor: Any, tokenizer: Any) -> No
         )
 
 
-def _rendered(folder: Path, render: Callable[[], Value]) -> Value:
-    """Return what `render` returns. Raises ModelError if the chat template fails or takes too long."""
+def _rendered(folder: Path, render: Callable[[], Value], cure: str = "fetch it again") -> Value:
+    """Return what `render` returns. Raises ModelError if the chat template fails or takes too long; `cure` ends it."""
     # A thread, because a template may loop for ever; it is a daemon, so that it does not keep the process alive.
     done: list[Value] = []
     failed: list[BaseException] = []
@@ -133,4 +162,4 @@ def _rendered(folder: Path, render: Callable[[], Value]) -> Value:
     if done:
         return done[0]
     why = first_line(failed[0]) if failed else f"it takes over {RENDER_SECONDS:.0f} s"
-    raise ModelError(f"model={folder}: its chat template cannot be used ({why}); fetch it again")
+    raise ModelError(f"model={folder}: its chat template cannot be used ({why}); {cure}")

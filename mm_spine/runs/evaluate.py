@@ -147,7 +147,7 @@ def evaluate_model(config: RunConfig, output: Path | None = None, listener: List
     listeners.phase("loading")
     split = config.split or plan.benchmark.adapt_split
     labelled = plan.load(split)
-    policy = Policy.load(resolve_model(plan.model), config.model, config.seed, config.cache)
+    policy = Policy.load(resolve_model(plan.model), config.model, config.seed, config.cache, prompt=config.prompt)
     check_askable(labelled.questions, policy, config.evaluation.max_new_tokens)
     items = evaluate_splits(policy, config, {split: labelled}, listeners, "evaluating")
     if output is not None:
@@ -167,6 +167,9 @@ def shared_start(plan: Plan, policy: Policy, weights: str, splits: Splits) -> st
     left_out = {name for name in type(settings).model_fields if name.startswith("lmms_eval")} | {"before"}
     kept = settings.model_dump(mode="json", include=type(settings).model_fields.keys() - left_out)
     kept["cut_off"] = plan.config.sampling.votes.cut_off
+    # Only where they are set, so that runs of earlier versions keep their hash.
+    if asked := plan.config.prompt.model_dump(mode="json", exclude={"style"}, exclude_defaults=True):
+        kept["prompt"] = asked
     # With LoRA the weights of the adapter are new in each run; the base model identifies the start.
     start = weights if policy.peft is None else plan.model
     ids = [question.id for question in splits.questions]

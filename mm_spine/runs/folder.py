@@ -16,7 +16,7 @@ import yaml
 
 from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig, VLLMConfig
-from mm_spine.config.layers import read_yaml
+from mm_spine.config.layers import expand_layer, read_yaml
 from mm_spine.config.versions import upgraded
 from mm_spine.evaluation import answer_table
 from mm_spine.files import rollout_table
@@ -283,8 +283,11 @@ def check_same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: 
 def changed_keys(
     saved: Mapping[str, Any], given: Mapping[str, Any], ignored: Set[str] = NEUTRAL_KEYS | LOOP_KEYS | ROUNDING_KEYS
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, saved value, given value) where two configurations differ, except in the `ignored` keys."""
-    old, new = dict(_flat(saved)), dict(_flat(given))
+    """Yield (key, saved value, given value) where two configurations differ, except in the `ignored` keys.
+
+    Short forms mean what they stand for: `prompt: short` is how runs of earlier versions were saved.
+    """
+    old, new = dict(_flat(expand_layer(saved))), dict(_flat(expand_layer(given)))
     for key in sorted((old.keys() | new.keys()) - ignored):
         if old.get(key) != new.get(key):
             yield key, old.get(key), new.get(key)

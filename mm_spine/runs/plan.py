@@ -79,7 +79,7 @@ class Plan:
 
     def load(self, split: str) -> LabelledSet:
         """Load the questions of `split` that the run asks, from the configured source."""
-        labelled = self.benchmark.load(split, self.config.source, self.config.prompt)
+        labelled = self.benchmark.load(split, self.config.source, self.config.prompt.style)
         return first_questions(labelled, self.config.limit)
 
     def load_splits(self) -> Splits:
@@ -89,7 +89,7 @@ class Plan:
         wanted = config.evaluation.held_out and config.scope == "dataset" and config.split is None
         if not wanted or benchmark.held_out_split is None:
             return Splits(adapted)
-        held_out = benchmark.load(benchmark.held_out_split, config.source, config.prompt)
+        held_out = benchmark.load(benchmark.held_out_split, config.source, config.prompt.style)
         return Splits(adapted, first_questions(held_out, config.evaluation.limit))
 
 

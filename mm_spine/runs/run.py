@@ -16,7 +16,7 @@ import torch
 from mm_spine import distributed, evaluation, files
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import CacheConfig, RunConfig, RunStopped
-from mm_spine.evaluation import answer_table
+from mm_spine.evaluation import answer_table, forecast
 from mm_spine.methods.table import Method, changed_lines
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import resolve_model
@@ -118,6 +118,7 @@ class Run:
 
         # Evaluate the starting model.
         before = self.evaluations.before(policy, splits)
+        expected = self._forecast(splits, before)
         lmms = {"before": self.evaluations.with_lmms(policy, "before")}
         self._announce_adaptation(before, splits)
 
@@ -146,7 +147,7 @@ class Run:
         answers = answer_table.answer_rows(splits.questions, before, after)
         self.folder.write_answers(answers)
         changes = answer_table.changes_by_split(answers)
-        findings = Findings(start, before, after, lmms, missing, changes)
+        findings = Findings(start, before, after, lmms, missing, changes, forecast.saved(expected))
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
         self._clean_up()
@@ -174,6 +175,15 @@ class Run:
                 self.listeners.add(name, tracker)
         return start
 
+    def _forecast(self, splits: Splits, before: list[evaluation.Item]) -> forecast.Forecast | None:
+        """Forecast, without labels, whether adapting is worth trying, and say so."""
+        adapted = [item for item in before if item.split == "adapted"]
+        expected = forecast.forecast(splits.adapted.questions, adapted)
+        if expected is not None and self.folder.writes and self.plan.method.trains:
+            for sentence in forecast.sentences(expected):
+                log.info(sentence)
+        return expected
+
     def _finish_report(self, splits: Splits) -> Summary:
         """Write the report of a run that was stopped after its results were written. Returns these results."""
         log.info("%s: the results are written, the report is not; writing it", self.folder.path)
@@ -198,7 +208,7 @@ class Run:
             partition = zero_settings(config.model.dtype == "bfloat16", 0, config.optim, config.engine)
         else:
             warn_of_whole_weights(config, folder)
-        policy = Policy.load(folder, config.model, config.seed, cache, partition)
+        policy = Policy.load(folder, config.model, config.seed, cache, partition, config.prompt)
         trainable, frozen = policy.count_parameters()
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         return policy

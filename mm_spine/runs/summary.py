@@ -54,6 +54,7 @@ class Summary(TypedDict):
     lmms_eval: dict[str, Any] | None
     answers: dict[str, AnswerChanges]
     labels: dict[str, Any] | None
+    forecast: dict[str, Any] | None
 
 
 @dataclass
@@ -116,7 +117,8 @@ class Totals:
 @dataclass
 class Findings:
     """What a run has found out. `fingerprint` identifies the start that `before` belongs to, `missing_rollouts` steps
-    whose file in rollouts/ is missing or damaged, `answers` the changes of each split's answers."""
+    whose file in rollouts/ is missing or damaged, `answers` the changes of each split's answers, `forecast` what
+    the starting model's samples let expect."""
 
     fingerprint: str
     before: list[evaluation.Item]
@@ -124,6 +126,7 @@ class Findings:
     lmms_eval: dict[str, Any]
     missing_rollouts: list[int]
     answers: dict[str, AnswerChanges]
+    forecast: dict[str, Any] | None
 
 
 def summarise(
@@ -176,6 +179,7 @@ def summarise(
         answers=findings.answers,
         # `mm-spine label` fills this in.
         labels=None,
+        forecast=findings.forecast,
     )
 
 

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.policy import processor_files
+from mm_spine.config import PromptConfig
+from mm_spine.policy import model, processor_files
 from mm_spine.policy.errors import ModelError, NotFinite
 from mm_spine.policy.folder import check_model_folder, resolve_model
 from mm_spine.policy.model import Policy
+from mm_spine.types import AnswerSpec, Question
 
 
 @pytest.fixture
@@ -194,3 +196,41 @@ def test_a_file_is_not_a_model_folder(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="config.json"):
         resolve_model(str(tmp_path / "weights.safetensors"))
+
+
+SHIPPED = (MODEL_DIR / "chat_template.jinja").read_text()
+NO_SYSTEM = SHIPPED.replace("in messages", "in messages if message['role'] == 'user'")
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + SHIPPED
+TWICE = SHIPPED.replace("in messages", "in (messages + messages if twice is defined else messages)")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "says"),
+    [
+        (None, {"template_arguments": {"enable_thinkng": False}}, "has no 'enable_thinkng'; leave it out"),
+        (None, {"system": "Stop<|im_end|>"}, r"prompt.system: it contains the special token <\|im_end\|>; take it out"),
+        (None, {"system": "See <|image_pad|>"}, r"prompt.system: it contains the special token <\|image_pad\|>"),
+        (NO_SYSTEM, {"system": "Be exact."}, "prompt.system: the chat template of .* leaves it out"),
+        (REFUSING, {"system": "Be exact."}, r"cannot be used \(.*no system role.*\); leave out what it does not take"),
+        (TWICE, {"template_arguments": {"twice": True}}, "does not show the user's question once"),
+    ],
+)
+def test_what_the_chat_template_does_not_take_is_refused_before_the_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, template: str | None, prompt: dict[str, Any], says: str
+) -> None:
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    monkeypatch.setattr(model, "_load_whole", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(ModelError, match=says):
+        Policy.load(folder, prompt=PromptConfig.model_validate(prompt))
+
+
+def test_a_system_message_is_asked_and_not_saved(folder: Path, tmp_path: Path) -> None:
+    plain, told = Policy.load(folder), Policy.load(folder, prompt=PromptConfig(system="Read slowly."))
+    question = Question("q", (), "Add.", AnswerSpec("integer"))
+    ids = [policy.prompt(question).ids_L for policy in (plain, told)]
+    assert told.tokenizer.decode(ids[1]).endswith("Read slowly.<|im_end|>\n" + plain.tokenizer.decode(ids[0]))
+    for name, policy in (("plain", plain), ("told", told)):
+        policy.save(tmp_path / name)
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "told" / path.name).read_bytes(), path.name

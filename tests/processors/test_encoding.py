@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +16,7 @@ from tiny import tiny_image, tiny_policy, tiny_processor, tiny_questions
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mm_spine.processors.chat import encode, fewest_tokens
+from mm_spine.processors.chat import Chat, encode, encode_text, fewest_tokens
 from mm_spine.types import AnswerSpec, Question
 
 
@@ -147,3 +148,33 @@ def test_how_many_tokens_are_told_without_tokenising() -> None:
     greedy = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
     greedy.add_tokens([AddedToken("<hungry>", lstrip=True)])
     assert told("7" * 1600, greedy) == 0
+
+
+# --- what a chat holds beside the question --------------------------------------------------------------------------
+
+SWITCH = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}; {% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% if enable_thinking is defined and enable_thinking is false %}"
+    " no thinking{% endif %}{% endif %}"
+)
+
+
+def test_a_system_message_and_template_arguments_reach_the_prompt_and_leave_the_template_as_it_is() -> None:
+    question, processor = Question("q", (), "Add.", AnswerSpec("integer")), copy.deepcopy(tiny_processor())
+    processor.chat_template = processor.tokenizer.chat_template = SWITCH
+    chat = Chat("Be exact.", {"enable_thinking": False})
+    text = "system: Be exact.; user: Add.; assistant: no thinking"
+    made = [encode(question, processor, chat=chat), encode_text(question, processor.tokenizer, chat=chat)]
+    assert [processor.tokenizer.decode(encoded.ids_L) for encoded in made] == [text, text]
+    plain = [encode(question, processor), encode_text(question, processor.tokenizer)]
+    assert [processor.tokenizer.decode(encoded.ids_L) for encoded in plain] == ["user: Add.; assistant:"] * 2
+    assert processor.chat_template == SWITCH
+
+
+def test_images_stay_with_the_user_when_a_system_message_precedes_them() -> None:
+    (question,) = tiny_questions(1, 2)
+    plain, found = encode(question, tiny_processor()), encode(question, tiny_processor(), chat=Chat("Read."))
+    added = len(found.ids_L) - len(plain.ids_L)
+    assert added > 0 and torch.equal(found.ids_L[added:], plain.ids_L)
+    assert [image.key for image in found.images] == [image.key for image in plain.images]

@@ -79,6 +79,8 @@ def stopped(lab: Lab, tmp_path: Path) -> Path:
         ({"optim": {"lr": 0.1}}, "optim.lr was 0.0005, now 0.1"),
         ({"method": "ttrl"}, "method.kl was 'exact', now 'k3'"),
         ({"seed": 3}, "seed was 0, now 3"),
+        ({"prompt": {"system": "Be exact."}}, "prompt.system was None, now 'Be exact.'"),
+        ({"prompt": {"template_arguments": {"x": 1}}}, "prompt.template_arguments.x was None, now 1"),
     ],
 )
 def test_another_configuration_is_not_resumed(
@@ -89,6 +91,13 @@ def test_another_configuration_is_not_resumed(
     with pytest.raises(ConfigError, match=key):
         run(lab.config(layer), stopped, resume=True)
     assert (stopped / "config.yaml").read_bytes() == before
+
+
+def test_a_run_saved_before_prompt_was_a_section_is_resumed_with_the_same_prompt_only() -> None:
+    now = load_config("digits").model_dump(mode="json")
+    check_same_config({**now, "prompt": "reason"}, now, Path("config.yaml"))
+    with pytest.raises(ConfigError, match="prompt.style was 'short', now 'reason'"):
+        check_same_config({**now, "prompt": "short"}, now, Path("config.yaml"))
 
 
 @pytest.mark.slow
