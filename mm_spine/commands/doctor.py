@@ -35,7 +35,10 @@ EXTRAS: Mapping[str, str] = {
     "demo": "the page of `mm-spine serve`",
     "eval": "lmms-eval: evaluation.lmms_eval, scripts/eval_lmms.sh",
     "flash": "faster attention in training on NVIDIA cards",
+    "heic": "photographs in HEIC",
+    "medical": "DICOM and NIfTI images",
     "trackers": "TensorBoard, Weights & Biases, trackio: reporting.trackers",
+    "video": "frames of videos",
     "vllm": "faster sampling of large models on NVIDIA cards: sampling.backend=vllm",
     "vllm-cpu": "vLLM on a CPU: sampling.backend=vllm",
 }

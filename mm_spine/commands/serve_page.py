@@ -156,7 +156,7 @@ def _app(queue: QuestionQueue, uploads: Path) -> Any:
                     label="Question", lines=2, max_length=MAX_CHARACTERS, placeholder="Is there a fracture?"
                 )
                 with gr.Row():
-                    button = gr.Button("Ask", variant="primary", scale=3, min_width=120, elem_id="ask")
+                    button = gr.Button("Ask", variant="primary", scale=2, min_width=100, elem_id="ask")
                     stop = gr.Button("Stop", scale=1, min_width=80)
                     try_it = gr.Button("Example", scale=1, min_width=80)
                 options = _options(gr, queue.options)
