@@ -11,6 +11,7 @@ from mm_spine.commands import (
     ask,
     benchmarks,
     compare,
+    demo,
     doctor,
     evaluate,
     forecast,
@@ -26,6 +27,7 @@ from mm_spine.config import RunStopped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (
+    demo.demo,
     adapt.adapt,
     evaluate.evaluate,
     forecast.forecast,

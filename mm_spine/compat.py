@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from types import MappingProxyType
 
 _OPERATORS = ("nms", "qnms")
@@ -74,9 +76,18 @@ def _define_schemas() -> None:
     _libraries.append(library)
 
 
+def pip_install(what: str) -> str:
+    """Return the command that installs `what`: at the pinned versions if this package runs from a checkout."""
+    pins = Path(__file__).resolve().parents[1] / "constraints.txt"
+    if not pins.is_file():
+        return f"pip install {what}"
+    here = os.path.exists("constraints.txt") and pins.samefile("constraints.txt")
+    return f"pip install -c {'constraints.txt' if here else shlex.quote(str(pins))} {what}"
+
+
 def install_command(extra: str) -> str:
     """Return the command that installs an extra of mm-spine, for the messages that one is missing."""
-    return f'pip install -c constraints.txt "mm-spine[{extra}]"'
+    return pip_install(f'"mm-spine[{extra}]"')
 
 
 def version_of(*packages: str) -> str | None:

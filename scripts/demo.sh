@@ -8,7 +8,7 @@ usage() {
 usage: scripts/demo.sh [OPTION...]
 
 Makes .venv beside the checkout (first call only), installs the pinned packages, and runs the demo on
-the embedded handwriting benchmark. Options are passed on to `python -m mm_spine.demo`.
+the embedded handwriting benchmark. Options are passed on to `mm-spine demo`.
 
   PYTHON=...    the interpreter to make .venv with (Python 3.11 or later; default: the first found)
   pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured: they decide which build of
@@ -20,4 +20,4 @@ case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 
 setup_environment base
 cd -- "$root"
-exec "$python" -m mm_spine.demo "$@"
+exec "$python" -m mm_spine.cli demo "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check style, formatting, types, the import contracts, and the contents of the wheel.
+# Check style, formatting, types, the import contracts, the links of the documentation, and the contents of the wheel.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
 
@@ -28,6 +28,7 @@ cd -- "$root"
 check "style (ruff)" "$python" -m ruff check .
 check "formatting (ruff)" "$python" -m ruff format --check .
 check "import contracts (import-linter)" "$python" -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+NO_MKDOCS_2_WARNING=1 check "documentation (mkdocs)" "$python" -m mkdocs build --quiet --clean
 check "wheel" "$python" scripts/check_wheel.py
 check "types (mypy)" "$python" -m mypy
 [ -z "$failed" ]

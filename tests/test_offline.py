@@ -46,7 +46,7 @@ sys.addaudithook(guard)
 from contextlib import contextmanager
 
 from mm_spine import distributed
-from mm_spine.demo import run_method
+from mm_spine.commands.demo import run_method
 
 stores, launch = [], distributed.launch_variables
 

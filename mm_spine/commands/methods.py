@@ -12,7 +12,7 @@ from mm_spine.config import MethodConfig
 
 def methods() -> None:
     """List the methods and controls, with the options that each sets."""
-    from mm_spine.config.layers import read_yaml
+    from mm_spine.config.layers import read_config
     from mm_spine.configs import shipped, shipped_names
     from mm_spine.methods.table import METHODS
 
@@ -26,6 +26,6 @@ def methods() -> None:
     printing.console.print(f"options (method.KEY=VALUE) and their common defaults: {common}", markup=False)
     for name in shipped_names():
         path = shipped(name)
-        section = read_yaml(path).get("method") if path else None
+        section = read_config(path).get("method") if path else None
         if isinstance(section, Mapping) and (changes := [f"{k}={v}" for k, v in section.items() if k != "name"]):
             printing.print_line(f"benchmark {name} sets {', '.join(changes)} for every method (configs/{name}.yaml)")

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Event
 
-from mm_spine.commands.ask_session import AskOptions, AskResult, ask, ask_settings, question_of
+from mm_spine.commands.ask_session import AskOptions, AskResult, AskSettings, ask, ask_settings, question_of
 from mm_spine.config import RunStopped
 from mm_spine.policy.model import Policy
-from mm_spine.types import StepReport
+from mm_spine.processors.vision import BadQuestion
+from mm_spine.types import Question, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ MAX_CHARACTERS = 4000
 ROUNDS = 8
 """In how many parts the responses arrive."""
 
+MAX_IMAGES = 8
+"""Images of a question."""
+
 MAX_OPEN = 8
 """Questions that may be open at once, including the one being answered; further ones are refused."""
 
@@ -30,11 +34,26 @@ VOTES, STEPS, TEMPERATURE = (2, 64), (0, 32), (0.05, 2.0)
 """What a page may ask for: the smallest and the largest value."""
 
 
+@dataclass
+class Upload:
+    """An uploaded file. Its bytes are emptied after the answer, so that no later reference keeps them."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    # Errors name an image by this text.
+    def __str__(self) -> str:
+        return self.name
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+
 @dataclass(frozen=True)
 class PageFields:
-    """One question as the fields of the page hold it. `image` are the bytes of the uploaded file."""
+    """One question as the fields of the page hold it."""
 
-    image: bytes | None
+    images: tuple[Upload, ...]
     words: str
     kind: str | None = None
     choices: tuple[str, ...] = ()
@@ -44,27 +63,36 @@ class PageFields:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The question as the model gets it, how it is asked, and the names of its images.
+
+    `inferred`: nobody chose the answer kind; it follows from the question or the benchmark.
+    """
+
+    question: Question
+    settings: AskSettings
+    names: tuple[str, ...]
+    inferred: bool
+
+
+@dataclass(frozen=True)
 class PageState:
-    """What the page shows: votes planned, what is going on, the result so far, what went wrong."""
+    """What the page shows: votes planned, what is going on, the result so far, what went wrong, the question.
+
+    `done`: the result is complete.
+    """
 
     votes: int
     stage: str = ""
     result: AskResult | None = None
     problem: str = ""
+    asked: Asked | None = None
+    done: bool = False
 
 
-class _Upload:
-    """The bytes of an uploaded image. They are emptied after the answer, so that no later reference keeps them."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    # Errors name an image by this text.
-    def __str__(self) -> str:
-        return "you gave"
-
-    def read_bytes(self) -> bytes:
-        return self.data
+def without_id(error: BadQuestion, question_id: str) -> str:
+    """Return the message of an error without the question's id, which says nothing to somebody who asked one."""
+    return str(error).removeprefix(f"{question_id}: ")
 
 
 class _PageLeft(Exception):
@@ -130,7 +158,6 @@ class QuestionQueue:
 
         check_left()
         _check(fields)
-        upload = _Upload(fields.image or b"")
         settings = ask_settings(
             replace(
                 self.options,
@@ -140,30 +167,37 @@ class QuestionQueue:
                 overrides=(*self.options.overrides, f"sampling.temperature={fields.temperature}"),
             )
         )
-        question = question_of(fields.words, [upload], settings, fields.choices)
-        send(PageState(fields.votes, "Reading the image …"))
+        question = question_of(fields.words, fields.images, settings, fields.choices)
+        asked = Asked(question, settings, tuple(upload.name for upload in fields.images), settings.kind is None)
+        send(PageState(fields.votes, f"Reading the image{'s' if len(fields.images) > 1 else ''} …", asked=asked))
         result: AskResult | None = None
 
         def on_step(report: StepReport) -> None:
             check_left()
-            send(PageState(fields.votes, f"Adapting: step {report.step + 1} of {fields.steps} …", result))
+            stage = f"Adapting: step {report.step + 1} of {fields.steps} …"
+            send(PageState(fields.votes, stage, result, asked=asked))
 
         responses_per_round = -(-fields.votes // ROUNDS)
         try:
             with closing(ask(self.policy, question, settings, responses_per_round, on_step)) as results:
                 for result in results:
                     check_left()
-                    send(PageState(fields.votes, _stage(result, fields), result))
+                    send(PageState(fields.votes, _stage(result, fields), result, asked=asked))
+        except BadQuestion as error:
+            raise ValueError(without_id(error, question.id)) from error
         finally:
-            upload.data = b""
+            for upload in fields.images:
+                upload.data = b""
             self.policy.forget(question)
-        send(_final_state(result, fields))
+        send(_final_state(result, fields, asked))
 
 
 def _check(fields: PageFields) -> None:
-    """Raise ValueError for a missing image, and for values that our own page would not send."""
-    if fields.image is None:
+    """Raise ValueError for no image or too many, and for values that our own page would not send."""
+    if not fields.images:
         raise ValueError("There is no image yet: upload one, or paste it.")
+    if len(fields.images) > MAX_IMAGES:
+        raise ValueError(f"{len(fields.images)} images are too many: at most {MAX_IMAGES} for a question.")
     if len(fields.words) + sum(map(len, fields.choices)) > MAX_CHARACTERS:
         raise ValueError(f"The question is too long: at most {MAX_CHARACTERS:,} characters, its choices included.")
     limits = {"votes": VOTES, "steps": STEPS, "temperature": TEMPERATURE}
@@ -179,11 +213,12 @@ def _stage(result: AskResult, fields: PageFields) -> str:
     return "" if result.after or not fields.steps else f"Adapting: {fields.steps} steps …"
 
 
-def _final_state(result: AskResult | None, fields: PageFields) -> PageState:
+def _final_state(result: AskResult | None, fields: PageFields, asked: Asked) -> PageState:
     if result is None or result.outcome.vote.answer is None:
         problem = "No response could be read as an answer. Try another kind of answer; all responses are below."
-        return PageState(fields.votes, result=result, problem=problem)
+        return PageState(fields.votes, result=result, problem=problem, asked=asked, done=True)
     outcomes = [outcome for outcome in (result.before, result.after) if outcome]
     n, tokens = sum(len(o.responses) for o in outcomes), sum(o.tokens for o in outcomes)
     seconds = sum(o.seconds for o in outcomes) + result.seconds
-    return PageState(fields.votes, f"{n} responses, {tokens:,} tokens, {seconds:.1f} s.", result)
+    stage = f"{n} responses, {tokens:,} tokens, {seconds:.1f} s."
+    return PageState(fields.votes, stage, result, asked=asked, done=True)

@@ -1,7 +1,6 @@
 """The web page of `mm-spine serve`, on gradio.
 
 Nothing that a request says is trusted: the server opens no file but the page's own uploads and fetches no address.
-A model's text is shown as text.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from importlib import resources
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from jinja2 import Environment
-
 from mm_spine.commands.ask_session import AskOptions, ask_settings
+from mm_spine.commands.page_example import example_for
 from mm_spine.commands.page_guard import PageGuard
+from mm_spine.commands.page_html import header_of, page_of, preview_of, resource
 from mm_spine.commands.question_queue import (
     MAX_CHARACTERS,
+    MAX_IMAGES,
     MAX_OPEN,
     STEPS,
     TEMPERATURE,
@@ -31,46 +30,22 @@ from mm_spine.commands.question_queue import (
     PageFields,
     PageState,
     QuestionQueue,
+    Upload,
 )
 from mm_spine.compat import environment, install_command
 from mm_spine.config import ConfigError
 from mm_spine.processors.answers import known_kinds
-from mm_spine.reporting.entropy_colours import MARKS, Token, choices, shade
 
 log = logging.getLogger(__name__)
+
+LABEL = "Images: upload or paste"
+"""The label of the field of files."""
 
 UNSET = "by the question"
 """The entry of the page's list of kinds that leaves the kind to `ask_session.kind_for`."""
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """The signals that end the server. It then deletes the uploads."""
-
-INTRODUCTION = "Several answers are sampled and put to a vote. Everything stays on the machine that serves this page."
-
-
-def page_of(state: PageState) -> str:
-    """Render the state as HTML, with all text escaped."""
-    html: str = _template().render(
-        votes=state.votes, stage=state.stage, result=state.result, problem=state.problem, marks=MARKS
-    )
-    # gradio's HTML component would evaluate these characters as a template of its own.
-    return html.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
-
-
-def _tip(token: Token) -> str:
-    fork = " · fork" if token.fork else ""
-    return f"{token.entropy:.2f} nats ≈ {choices(token.entropy):.1f} equal choices{fork}"
-
-
-@cache
-def _template() -> Any:
-    templates = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"shade": shade, "tip": _tip}
-    return templates.from_string(_resource("answer.j2"))
-
-
-def _resource(name: str) -> str:
-    return (resources.files("mm_spine.reporting") / name).read_text(encoding="utf-8")
 
 
 def check_host(host: str, open_to_network: bool) -> None:
@@ -162,26 +137,30 @@ def _launch(max_upload_mb: int, guard: Mapping[str, Any]) -> Mapping[str, Any]:
         "pwa": False,
         "mcp_server": False,
         "theme": gradio.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
-        "css": _resource("answer.css"),
+        "css": resource("answer.css"),
+        "head": f"<script>{resource('ask.js')}</script>",
     }
 
 
 def _app(queue: QuestionQueue, uploads: Path) -> Any:
     """Build the page: fields on the left, the answer on the right; on a phone one below the other."""
-    gr = _gradio()
+    gr, settings = _gradio(), ask_settings(queue.options)
+    example = example_for(settings)
     with gr.Blocks(title="mm-spine: ask about an image", analytics_enabled=False, delete_cache=(600, 3600)) as app:
-        gr.Markdown(f"## Ask about an image\n{INTRODUCTION}")
+        gr.HTML(header_of(queue.policy, settings))
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                image = _only_uploads(gr, uploads)
+            with gr.Column(scale=2, min_width=300):
+                images = _only_uploads(gr, uploads)
+                preview = gr.HTML(elem_id="preview")
                 words = gr.Textbox(
                     label="Question", lines=2, max_length=MAX_CHARACTERS, placeholder="Is there a fracture?"
                 )
                 with gr.Row():
-                    button = gr.Button("Ask", variant="primary", scale=3, min_width=120)
+                    button = gr.Button("Ask", variant="primary", scale=2, min_width=100, elem_id="ask")
                     stop = gr.Button("Stop", scale=1, min_width=80)
+                    try_it = gr.Button("Example", scale=1, min_width=80)
                 options = _options(gr, queue.options)
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=300):
                 shown = gr.HTML(page_of(PageState(0, "The answer will stand here.")), elem_id="answer")
 
         def on_ask(*values: Any) -> Iterator[str]:
@@ -190,9 +169,12 @@ def _app(queue: QuestionQueue, uploads: Path) -> Any:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         # gradio may start any number of events at once: our own queue orders them and says so on pages that wait.
         event = {"concurrency_limit": None, "concurrency_id": "answer", **quiet}
-        inputs = [image, words, *options]
+        inputs = [images, words, *options]
         asking = [trigger(on_ask, inputs, shown, **event) for trigger in (button.click, words.submit)]
         stop.click(lambda: page_of(PageState(0, "Stopped.")), None, shown, cancels=asking, **quiet)
+        # Decoding takes memory: one page at a time.
+        images.change(preview_of, [images], preview, concurrency_limit=1, concurrency_id="preview", **quiet)
+        try_it.click(lambda: ([str(example.saved(uploads))], example.words), None, [images, words], **quiet)
     return app.queue(max_size=2 * MAX_OPEN)
 
 
@@ -205,30 +187,35 @@ def _options(gr: Any, defaults: AskOptions) -> list[Any]:
         votes = gr.Slider(*VOTES, value=16, step=1, label="Votes")
         start = ask_settings(defaults).config.sampling.temperature
         temperature = gr.Slider(*TEMPERATURE, value=start, step=0.05, label="Temperature")
-        about = "On this question only, undone afterwards. Makes answers surer, not always right."
+        about = "On this question only, undone afterwards. Trains agreement with the vote, which need not be right."
         steps = gr.Slider(*STEPS, value=0, step=1, label="Adapt first, steps", info=about)
     return [kind, choices, votes, temperature, steps]
 
 
 def _fields(
-    image: bytes | None, words: str, kind: str, choices: str, votes: float, temperature: float, steps: float
+    images: tuple[Upload, ...], words: str, kind: str, choices: str, votes: float, temperature: float, steps: float
 ) -> PageFields:
     """Read the values that gradio passes for the fields, in the order of the inputs."""
     options = tuple(line.strip() for line in (choices or "").splitlines() if line.strip())
     named = None if kind == UNSET else kind
-    return PageFields(image, words or "", named, options, int(votes), float(temperature), int(steps))
+    return PageFields(images, words or "", named, options, int(votes), float(temperature), int(steps))
 
 
 def _only_uploads(gr: Any, uploads: Path) -> Any:
-    """Build gradio's image field so that it gives an upload's bytes, fetches no address and opens no other path."""
+    """Build gradio's field of files so that it gives uploads with their bytes, fetches no address and opens no other
+    path.
+
+    Files of any name are taken, since DICOM files often have no ending; what they are is seen when they are decoded.
+    """
     # Methods are replaced on the object, because gradio writes a stub file beside the module of every subclass.
-    field = gr.Image(sources=["upload", "clipboard"], label="Image", height=260, buttons=[])
+    field = gr.File(file_count="multiple", label=LABEL, height=150, elem_id="images", buttons=[])
 
     async def stay(path: str | Path | None) -> str | None:
         return None if path is None else str(_inside(uploads, path))
 
-    def read(payload: Any) -> bytes | None:
-        return None if payload is None else _inside(uploads, payload.path).read_bytes()
+    def read(payload: Any) -> tuple[Upload, ...]:
+        paths = [_inside(uploads, file.path) for file in islice(payload or (), MAX_IMAGES + 1)]
+        return tuple(Upload(path.name, path.read_bytes()) for path in paths)
 
     vars(field).update(async_move_resource_to_block_cache=stay, preprocess=read)
     return field

@@ -64,6 +64,9 @@ class RunConfig(Section):
     folder or hub id to read a benchmark's rows from, in place of its own. `scope: question` starts again from the same
     weights for each question."""
 
+    version: Literal[1] = Field(
+        default=1, description="form of this tree; `mm_spine/config/versions.py` converts files of older forms"
+    )
     benchmark: str = Field(default="digits", description="a name of `mm-spine benchmarks`, or a folder of your own")
     split: str | None = Field(default=None, description="the split to adapt to")
     source: str | None = Field(default=None, description="where the rows are read")

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from mm_spine.config import ConfigError, RunConfig, expand_prompt, expand_votes
+from mm_spine.config.versions import upgraded
 from mm_spine.words import nearest
 
 # Lists that may be written as one text: "tensorboard" or "tensorboard, wandb".
@@ -68,6 +69,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"{path}: expected keys and values, found {type(loaded).__name__}")
     return dict(loaded)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a file with keys of the configuration, written by any version so far, in today's form.
+
+    Raises ConfigError naming the file, also where a newer version wrote it.
+    """
+    return upgraded(read_yaml(path), path)
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from mm_spine.config import ConfigError, Count, DecodingConfig, NonNegative, RunConfig, Share, VotesConfig
-from mm_spine.config.layers import merge, read_yaml
+from mm_spine.config.layers import merge, read_config
 from mm_spine.evaluation import CHUNK
 from mm_spine.integrations import lmms_tasks
 from mm_spine.methods.table import configure
@@ -123,7 +123,7 @@ def config_of(arguments: Arguments) -> RunConfig:
     adapted = Path(arguments.pretrained)
     beside = adapted.parent / "config.yaml" if adapted.name == "adapted" else None
     saved = arguments.config or (beside if beside is not None and beside.is_file() else None)
-    base = {"evaluation": {"max_new_tokens": NEW_TOKENS}} if saved is None else read_yaml(saved)
+    base = {"evaluation": {"max_new_tokens": NEW_TOKENS}} if saved is None else read_config(saved)
     given = {
         "model": {name: getattr(arguments, name) for name in ("dtype", "min_pixels", "max_pixels")},
         "sampling": {"backend": arguments.backend},

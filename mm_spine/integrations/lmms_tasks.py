@@ -23,7 +23,7 @@ from PIL import Image
 
 from mm_spine.benchmarks import BENCHMARKS, resolve
 from mm_spine.config import RunConfig
-from mm_spine.config.layers import read_yaml
+from mm_spine.config.layers import read_config
 from mm_spine.configs import shipped
 from mm_spine.files import write_json_lines
 from mm_spine.methods.table import configure
@@ -105,7 +105,7 @@ def write_tasks(
 def config_of(target: str) -> RunConfig:
     """Return the shipped configuration of a benchmark, or of a folder what own.yaml says for the largest models."""
     known = shipped(target if target in BENCHMARKS else "own")
-    values = read_yaml(known) if known else {}
+    values = read_config(known) if known else {}
     *_, largest = values.pop("sizes", [{}])
     return configure(values, {"evaluation": largest.get("evaluation", {})})
 

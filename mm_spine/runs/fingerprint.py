@@ -12,7 +12,7 @@ from mm_spine.compat import version_of
 from mm_spine.config import ConfigError
 from mm_spine.files import fingerprint
 from mm_spine.policy.model import Policy, checksum
-from mm_spine.runs.folder import changed_keys
+from mm_spine.runs.folder import changed_keys, in_todays_form
 from mm_spine.runs.machine import commit
 from mm_spine.runs.plan import Plan, Splits
 
@@ -55,7 +55,8 @@ def check_resumed(run: Path, current: Mapping[str, Any]) -> None:
         )
         return
     problems = list(fingerprint.differences(started, current))
-    for key, old, new in changed_keys(started["config"], current["config"]):
+    saved = in_todays_form(started["config"], run / fingerprint.FILE)
+    for key, old, new in changed_keys(saved, current["config"]):
         problems.append(f"{key} was {old!r}, now {new!r}")
     if problems:
         raise ConfigError(f"{run}: {problems[0]} since the run started; restore it, or start again in a new folder")

@@ -17,9 +17,11 @@ import yaml
 from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig, VLLMConfig
 from mm_spine.config.layers import expand_layer, read_yaml
+from mm_spine.config.versions import upgraded
 from mm_spine.evaluation import answer_table
 from mm_spine.files import rollout_table
 from mm_spine.files.fingerprint import FILE as FINGERPRINT
+from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
 from mm_spine.training.checkpoint import UNFINISHED, checkpoints, newest_checkpoint, step_of
 
@@ -37,7 +39,7 @@ LOOP_KEYS = {"threads", "engine.token_budget"}
 field of its `SavedState`."""
 
 NEUTRAL_KEYS = {
-    *("cache.memory_gb", "cache.folder", "cache.disk_gb", "reporting.completions", "reporting.trackers"),
+    *("version", "cache.memory_gb", "cache.folder", "cache.disk_gb", "reporting.completions", "reporting.trackers"),
     *("reporting.tracked_completions", "reporting.send_images", "reporting.images"),
     *("checkpoint.every", "checkpoint.keep", "engine.parity_limit", "engine.offload_while_sampling"),
 }
@@ -106,7 +108,8 @@ class RunFolder:
                 raise ConfigError("scope=question keeps no checkpoints: start again in a new folder")
             if not self.config_file.is_file():
                 raise ConfigError(f"{self.path}: no config.yaml there, nothing to resume; start without --resume")
-            check_same_config(read_yaml(self.config_file), config.model_dump(mode="json"), self.config_file)
+            saved = in_todays_form(read_yaml(self.config_file), self.config_file)
+            check_same_config(saved, config.model_dump(mode="json"), self.config_file)
             if self.finished and self.report.is_file():
                 raise ConfigError(f"{self.path}: that run is finished; choose another --output")
         elif self.config_file.exists():
@@ -257,6 +260,18 @@ def check_writable(folder: Path, name: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"{name}{folder}: {place} is not a folder that can be written to; choose another") from error
+
+
+def in_todays_form(saved: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """Return a saved configuration as this version saves it: keys that are newer than the run have their defaults.
+
+    Raises ConfigError naming the file `where` if this version cannot read it.
+    """
+    tree = upgraded(saved, where)
+    try:
+        return configure(tree).model_dump(mode="json")
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def check_same_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:

@@ -18,7 +18,7 @@ from mm_spine import files
 from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.compat import version_of
 from mm_spine.config import RunConfig
-from mm_spine.config.layers import read_yaml
+from mm_spine.config.layers import read_config
 from mm_spine.evaluation import Metrics
 from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.files import fingerprint
@@ -69,7 +69,7 @@ def write(run: Path) -> None:
 
 def of_run(run: Path) -> str:
     """Return the card of the finished run in the folder `run`."""
-    summary, config = files.read_json(run / "summary.json"), configure(read_yaml(run / "config.yaml"))
+    summary, config = files.read_json(run / "summary.json"), configure(read_config(run / "config.yaml"))
     digests = (fingerprint.read(run) or {}).get("questions", {})
     model = config.model.path or (BENCHMARKS[config.benchmark].default_model if _is_known(config.benchmark) else None)
     seen = files.read_json(run / "adapted" / "config.json")

@@ -9,7 +9,7 @@ from pathlib import Path
 from mm_spine import distributed, files
 from mm_spine.benchmarks import BENCHMARKS, Benchmark, resolve
 from mm_spine.config import ConfigError, RunConfig
-from mm_spine.config.layers import merge, parse_overrides, read_yaml
+from mm_spine.config.layers import merge, parse_overrides, read_config
 from mm_spine.configs import shipped
 from mm_spine.integrations import lmms_hook
 from mm_spine.methods.table import Method, configure, find
@@ -36,11 +36,11 @@ def load_config(
     """
     path = Path(target)
     if path.suffix in (".yaml", ".yml"):
-        layer = read_yaml(path)
+        layer = read_config(path)
     else:
         # A folder gets own.yaml, even when its last part is the name of a benchmark.
         known = shipped(target) if target in BENCHMARKS else None
-        named = read_yaml(known) if known else {}
+        named = read_config(known) if known else {}
         values = own_values(parse_overrides(overrides)).layer if applies_to(target) else named
         layer = merge(values, {"benchmark": target})
     if method is not None:

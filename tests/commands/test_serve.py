@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import sys
 import threading
@@ -24,8 +23,9 @@ from PIL import Image
 from mm_spine.benchmarks.digits import BENCHMARK as DIGITS
 from mm_spine.commands import ask_session, question_queue, serve_page
 from mm_spine.commands.ask_session import AskOptions, AskResult, VotedResponse, VoteOutcome, ask_settings
-from mm_spine.commands.question_queue import PageFields, PageState, QuestionQueue
-from mm_spine.commands.serve_page import check_host, page_of, running
+from mm_spine.commands.page_html import page_of
+from mm_spine.commands.question_queue import PageFields, PageState, QuestionQueue, Upload
+from mm_spine.commands.serve_page import check_host, running
 from mm_spine.config import ConfigError
 from mm_spine.reporting.entropy_colours import Token
 from mm_spine.sampling.hf import HFSampler
@@ -105,6 +105,55 @@ def test_a_question_is_answered_on_the_page(
         assert opened.fetched()
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_the_example_is_asked_by_two_clicks_and_its_votes_are_downloaded(
+    served: Served, width: int, dark: bool
+) -> None:
+    with open_page(served.address, width, dark) as opened:
+        page = opened.page
+        page.get_by_text("digits_model").wait_for()
+        page.get_by_role("button", name="Example", exact=True).click()
+        page.locator(".previews img").wait_for()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator("text=/16 responses, \\d+ tokens/").wait_for(timeout=60_000)
+        saved = []
+        for link in page.locator(".files a").all():
+            with page.expect_download() as download:
+                link.click()
+            saved.append((download.value.suggested_filename, Path(download.value.path()).read_text()))
+        assert [name for name, _ in saved] == ["answer.json", "answer.csv"]
+        content = json.loads(saved[0][1])
+        assert content["answer"] == page.locator(".outcome .answer").inner_text() and content["images"] == [
+            "digits.png"
+        ]
+        assert len(content["before"]["responses"]) == len(saved[1][1].splitlines()) - 1 == 16
+        clean(opened)
+
+
+def test_images_are_added_pasted_and_shown_as_the_model_gets_them(
+    served: Served, picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.png").write_bytes(b"no image")
+    with open_page(served.address, 390) as opened:
+        page = opened.page
+        page.get_by_role("heading", name="Ask about an image").wait_for()
+        page.set_input_files("input[type=file]", [str(picture), str(tmp_path / "notes.png")])
+        page.get_by_text("cannot read image notes.png").wait_for()
+        assert page.locator(".previews img").count() == 1
+        page.evaluate(PASTE)
+        page.get_by_text("pasted.png, 60 × 40").wait_for()
+        assert page.locator(".previews img").count() == 2
+        clean(opened)
+
+
+PASTE = """async () => {
+  const canvas = Object.assign(document.createElement("canvas"), {width: 60, height: 40});
+  const data = new DataTransfer();
+  data.items.add(new File([await new Promise(done => canvas.toBlob(done))], "pasted.png", {type: "image/png"}));
+  document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
+}"""
+
+
 def test_what_is_wrong_is_said_on_the_page(served: Served, picture: Path) -> None:
     with open_page(served.address) as opened:
         page = opened.page
@@ -167,7 +216,7 @@ def test_a_closed_page_ends_its_work_and_a_waiting_one_is_notified(served: Serve
         upload = {"files": ("a.png", picture.read_bytes(), "image/png")}
         with httpx.Client(base_url=served.address, timeout=30, trust_env=False) as client:
             (path,) = client.post("/gradio_api/upload", files=upload).json()
-            data = [file_data(path), WORDS, serve_page.UNSET, "", 64, 1.0, 32]
+            data = [[file_data(path)], WORDS, serve_page.UNSET, "", 64, 1.0, 32]
             joined = {"data": data, "fn_index": event, "session_hash": "closed"}
             assert client.post("/gradio_api/queue/join", json=joined).status_code == 200
             with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "closed"}) as stream:
@@ -192,7 +241,7 @@ def becomes_free(queue: QuestionQueue) -> bool:
 def post(served: Served, image: Any, **headers: str) -> str:
     """What the server answers to a question with this in the place of the image, sent as the page sends it."""
     event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")
-    data = [image, WORDS, serve_page.UNSET, "", 4, 1.0, 0]
+    data = [[image], WORDS, serve_page.UNSET, "", 4, 1.0, 0]
     joined = {"data": data, "fn_index": event, "session_hash": "test"}
     with httpx.Client(base_url=served.address, timeout=30, headers=headers, trust_env=False) as client:
         answer = client.post("/gradio_api/queue/join", json=joined)
@@ -321,7 +370,7 @@ def test_without_gradio_the_extra_to_install_is_named(queue: QuestionQueue, monk
 
 
 def fields(picture: Path, **more: Any) -> PageFields:
-    return PageFields(picture.read_bytes(), WORDS, **{"votes": 8, **more})
+    return PageFields((Upload(picture.name, picture.read_bytes()),), WORDS, **{"votes": 8, **more})
 
 
 def test_responses_arrive_in_rounds(queue: QuestionQueue, picture: Path) -> None:
@@ -412,8 +461,36 @@ def test_what_cannot_be_answered_is_a_problem_in_words(
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "cut off"])
 def test_a_bad_upload_is_a_problem_in_words(queue: QuestionQueue, data: bytes) -> None:
-    *_, last = queue.answer(PageFields(data, WORDS))
-    assert re.match("question-[0-9a-f]{16}: cannot read image you gave: ", last.problem)
+    *_, last = queue.answer(PageFields((Upload("scan.png", data),), WORDS))
+    assert last.problem.startswith("cannot read image scan.png: ")
+
+
+def test_several_images_are_asked_about_together_up_to_a_limit(queue: QuestionQueue, picture: Path) -> None:
+    data = picture.read_bytes()
+    uploads = tuple(Upload(f"{k}.png", data) for k in range(question_queue.MAX_IMAGES + 1))
+    *_, last = queue.answer(PageFields(uploads[:2], WORDS, votes=2))
+    assert last.asked is not None and last.asked.names == ("0.png", "1.png") and len(last.asked.question.images) == 2
+    assert last.done and not any(upload.data for upload in uploads[:2]), "their bytes are gone after the answer"
+    *_, last = queue.answer(PageFields(uploads, WORDS, votes=2))
+    assert "9 images are too many: at most 8" in last.problem
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "words"),
+    [
+        ({}, "integer", "a whole number"),
+        ({"words": "Is the sum greater than 10?"}, "yes_no", "yes or no"),
+        ({"kind": "text"}, "text", "as chosen"),
+        ({"choices": ("10", "11")}, "choice", "one of the choices"),
+    ],
+)
+def test_the_page_says_how_the_answer_is_read(
+    queue: QuestionQueue, picture: Path, more: dict[str, Any], kind: str, words: str
+) -> None:
+    asked = {"words": WORDS, "votes": 2, **more}
+    *_, last = queue.answer(PageFields((Upload("a.png", picture.read_bytes()),), **asked))
+    assert last.asked is not None and last.asked.question.spec.kind == kind
+    assert words in page_of(last) and f'<span class="chip">{kind}</span>' in page_of(last)
 
 
 def test_uploads_are_not_kept_in_memory(queue: QuestionQueue, picture: Path) -> None:
