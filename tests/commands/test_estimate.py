@@ -54,6 +54,7 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
         "bytes_gradients_while_adding_up": 100 * 2,
         "bytes_optimizer": 100 * (4 + 4 + 4),  # two fp32 moments and the fp32 copy of bf16 weights
         "bytes_optimizer_step": 100 * (2 + 4),  # all gradients in one tensor, and in fp32
+        "bytes_saving": 0,  # the weights are written as they are
         "bytes_reference": 100 * 2,  # one copy of what trains
         "bytes_sampler_weights": 0,
         "bytes_cache_of_responses": 3 * 4 * 5 * (3 * 2 * 4) * 2,  # tokens x (layers x k and v x key width)
@@ -88,6 +89,8 @@ def test_bytes_of_lora_by_hand(small_model: Path) -> None:
     assert (found["parameters_trainable"], found["parameters_frozen"]) == (660, 126)
     assert (found["bytes_weights"], found["bytes_gradients"], found["bytes_optimizer"]) == (786 * 2, 1320, 660 * 12)
     assert found["bytes_reference"] == 660 * 2
+    # All layers' merged weights, less than a file of 1 GiB; gate's product of adapters in fp32, and scaled.
+    assert found["bytes_saving"] == 3 * 8 * (2 * 8 + 2 * 4 + 3 * 10) * 2 + 2 * 4 * 8 * 10
 
 
 def test_few_rows_at_a_time_bound_the_cache_and_no_method_takes_nothing(small_model: Path) -> None:
