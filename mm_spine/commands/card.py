@@ -80,8 +80,9 @@ def phases(config: RunConfig, load: Load, card: Card) -> Phases:
     """Return phase -> part -> bytes on the card. The run takes the most of the phases, which follow each other.
 
     sample: the sampler beside weights, and beside optimiser state and anchor where they do not wait on the host.
-    backward: the largest micro-batch. step: the optimiser's step, without an anchor that can wait on the host.
-    save: merging LoRA into the weights of one file after another, where there is LoRA. The tower's activations, once for each image, are not counted, nor are the image features of a micro-batch.
+    backward: the largest micro-batch. step: the optimiser's step, without an anchor that can wait on the host. save:
+    LoRA is merged into the weights of one file after another. The tower's activations, once for each image, are not
+    counted, nor are the image features of a micro-batch.
     """
     vllm, offloads = config.sampling.backend == "vllm", config.offloads
     sampler = "vLLM" if vllm else "key-value cache"

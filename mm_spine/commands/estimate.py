@@ -32,6 +32,9 @@ _MOMENTS, _MASTER = 8, 4
 BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces over ranks at a time."""
 
+SUB_GROUP = 1_000_000_000
+"""Parameters that DeepSpeed's ZeRO stage 3 steps at a time, by its default."""
+
 DRAW_BYTES = 8 * 64 * 2**20
 """Of a draw: a chunk of logits in fp32, and what is made of it, partly in fp64."""
 
@@ -240,13 +243,13 @@ def step_bytes(config: RunConfig, load: Load) -> int:
     """Return what the optimiser's step takes beside gradients and state, on a GPU, where AdamW is fused.
 
     A flat optimiser lays the gradients out in one tensor, T x size, of which bfloat16 gets a copy in fp32, T x 4. Under
-    ZeRO stage 3 they lie so already. Without a flat optimiser nothing is needed. On a CPU AdamW is not fused and takes
-    up to T x 8 more.
+    ZeRO stage 3 T is at most SUB_GROUP. Without a flat optimiser nothing is needed. On a CPU AdamW is not fused and
+    takes up to T x 8 more.
     """
     if not is_flat(config, load):
         return 0
-    laid_out = 0 if config.engine.zero_stage == 3 else load.size
-    return load.trained * (laid_out + (4 if load.size == 2 else 0))
+    at_once = min(load.trained, SUB_GROUP) if config.engine.zero_stage == 3 else load.trained
+    return at_once * (load.size + (4 if load.size == 2 else 0))
 
 
 def save_bytes(config: RunConfig, load: Load) -> int:
