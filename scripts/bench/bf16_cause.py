@@ -32,8 +32,8 @@ VARIANTS = (WHOLE, HALF, MASTER, PLAIN, MOVED)
 
 
 class End(NamedTuple):
-    """A run's votes by step, smallest share of changed weights that an update in bfloat16 would have lost, and the
-    log-probs (S, V) at its end."""
+    """A run's votes by step, the mean share of moved weights whose move in a step bfloat16 cannot show, and the log-probs
+    (S, V) at its end."""
 
     votes: list[list[Any]]
     lost: float
@@ -66,7 +66,7 @@ def rounding(keep: bool) -> Iterator[None]:
 
 @contextmanager
 def watching(lost: list[float]) -> Iterator[None]:
-    """Append by step the share of the weights that moved by less than half the distance to bfloat16's next number."""
+    """Append by step the share of the moved weights whose move does not change their value rounded to bfloat16."""
     step = Engine.step
 
     def stepped(engine: Engine, lr: float) -> tuple[float, float | None]:
