@@ -32,8 +32,8 @@ VARIANTS = (WHOLE, HALF, MASTER, PLAIN, MOVED)
 
 
 class End(NamedTuple):
-    """A run's votes by step, the mean share of moved weights whose move in a step bfloat16 cannot show, and the log-probs
-    (S, V) at its end."""
+    """A run's votes by step, the mean share of moved weights whose move in a step bfloat16 cannot show, and the
+    log-probs (S, V) at its end."""
 
     votes: list[list[Any]]
     lost: float
