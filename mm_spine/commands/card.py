@@ -77,11 +77,12 @@ def find_card(name: str) -> Card:
 
 
 def phases(config: RunConfig, load: Load, card: Card) -> Phases:
-    """Return phase -> part -> bytes on the card. The run takes the most of the three phases, which follow each other.
+    """Return phase -> part -> bytes on the card. The run takes the most of the phases, which follow each other.
 
     sample: the sampler beside weights, and beside optimiser state and anchor where they do not wait on the host.
-    backward: the largest micro-batch. step: the optimiser's step, without an anchor that can wait on the host. The
-    tower's activations, once for each image, are not counted, nor are the image features of a micro-batch.
+    backward: the largest micro-batch. step: the optimiser's step, without an anchor that can wait on the host. save:
+    LoRA is merged into the weights of one file after another. The tower's activations, once for each image, are not
+    counted, nor are the image features of a micro-batch.
     """
     vllm, offloads = config.sampling.backend == "vllm", config.offloads
     sampler = "vLLM" if vllm else "key-value cache"
@@ -110,7 +111,9 @@ def phases(config: RunConfig, load: Load, card: Card) -> Phases:
         "gradients": gradients,
         "temporaries": estimate.step_bytes(config, load),
     }
-    return {"sample": sample, "backward": kept | backward, "step": kept | step}
+    found = {"sample": sample, "backward": kept | backward, "step": kept | step}
+    merging = estimate.save_bytes(config, load)
+    return found | {"save": kept | {"anchor": anchor, "temporaries": merging}} if merging else found
 
 
 def peak(found: Phases) -> int:

@@ -21,6 +21,7 @@ from mm_spine.config import LoraConfig, RunConfig
 from mm_spine.methods.table import find
 from mm_spine.policy.families import FAMILIES, family_of
 from mm_spine.policy.head import CHUNK_BYTES, CHUNKS_ALIVE
+from mm_spine.policy.merged import SHARD_BYTES
 from mm_spine.policy.parameters import described_parameters, read_text_config
 from mm_spine.processors.image_tokens import ImageTokens
 from mm_spine.sampling.kv_cache import PREFILL_TOKENS
@@ -32,6 +33,9 @@ _MOMENTS, _MASTER = 8, 4
 
 BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces over ranks at a time."""
+
+SUB_GROUP = 1_000_000_000
+"""Parameters that DeepSpeed's ZeRO stage 3 steps at a time, by its default."""
 
 DRAW_BYTES = 8 * 64 * 2**20
 """Of a draw: a chunk of logits in fp32, and what is made of it, partly in fp64."""
@@ -186,6 +190,7 @@ def estimate(config: RunConfig, folder: Path) -> dict[str, Any]:
         "bytes_gradients_while_adding_up": gradient_sum_bytes(config, load),
         "bytes_optimizer": optimizer_bytes(config, load),
         "bytes_optimizer_step": step_bytes(config, load),
+        "bytes_saving": save_bytes(config, load),
         "bytes_reference": anchor_bytes(config, load),
         "bytes_sampler_weights": load.text * load.size if vllm else 0,
         "bytes_cache_of_responses": cache_bytes(config, load),
@@ -240,13 +245,27 @@ def step_bytes(config: RunConfig, load: Load) -> int:
     """Return what the optimiser's step takes beside gradients and state, on a GPU, where AdamW is fused.
 
     A flat optimiser lays the gradients out in one tensor, T x size, of which bfloat16 gets a copy in fp32, T x 4. Under
-    ZeRO stage 3 they lie so already. Without a flat optimiser nothing is needed. On a CPU AdamW is not fused and takes
-    up to T x 8 more.
+    ZeRO stage 3 T is at most SUB_GROUP. Without a flat optimiser nothing is needed. On a CPU AdamW is not fused and
+    takes up to T x 8 more.
     """
     if not is_flat(config, load):
         return 0
-    laid_out = 0 if config.engine.zero_stage == 3 else load.size
-    return load.trained * (laid_out + (4 if load.size == 2 else 0))
+    at_once = min(load.trained, SUB_GROUP) if config.engine.zero_stage == 3 else load.trained
+    return at_once * (load.size + (4 if load.size == 2 else 0))
+
+
+def save_bytes(config: RunConfig, load: Load) -> int:
+    """Return what saving takes beside the weights: with LoRA, merged weights of one file, and the largest adapters'
+    product.
+
+    The merged weights of all layers, layers x hidden x (2 x queries + 2 x keys + 3 x FFN) x size, but at most those of
+    a file of SHARD_BYTES. The product is hidden x FFN numbers in fp32, once as computed and once scaled.
+    """
+    if config.model.train == "full" or not load.trained:
+        return 0
+    sizes = load.sizes
+    merged = sizes.layers * sizes.hidden * (2 * sizes.queries + 2 * sizes.keys + 3 * sizes.ffn) * load.size
+    return min(SHARD_BYTES, merged) + 2 * 4 * sizes.hidden * sizes.ffn
 
 
 def micro_batch_tokens(config: RunConfig, load: Load) -> int:

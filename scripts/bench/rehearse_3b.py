@@ -8,7 +8,8 @@ most 1 GB, and removes what it wrote at the end (7.5 GB, and as much again for t
 and chat template are those of the shipped digits model: its 423 tokens stand for the first rows of the vocabulary of
 151,936, and it is not Qwen's tokenizer. So the text of the responses means nothing; memory and time are those of the
 real model. Each part runs in a process of its own. Needs 14 GB of free memory and 16 GB of disk. Seconds, processor
-seconds and the highest resident memory of each phase are printed beside the estimate of `mm-spine adapt --dry-run`.
+seconds and the highest resident memory of each phase are printed beside the estimate of `mm-spine adapt --dry-run
+--card`, for a prompt of this length.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,7 +35,8 @@ from safetensors.torch import save_file
 
 from mm_spine.adapt import Hooks, adapt
 from mm_spine.benchmarks.digits import MODEL_DIR
-from mm_spine.commands.estimate import estimate
+from mm_spine.commands import card
+from mm_spine.commands.estimate import describe, load_of
 from mm_spine.config import RunConfig
 from mm_spine.methods.table import configure
 from mm_spine.policy.distribution import Distribution
@@ -219,7 +221,7 @@ def step(arguments: argparse.Namespace, phases: Phases) -> dict[str, Any]:
     found["responses"] = [rollout.token_ids for rollout in records[0].groups[0].rollouts]
     found["packed_tokens"] = len(prompt.ids_L) + sum(map(len, found["responses"]))
     found["weights"] = digest(policy)
-    found["estimate"] = estimate(config, folder)
+    found["estimate"] = expected(config, folder, found["prompt_tokens"])
     return found
 
 
@@ -277,6 +279,7 @@ def rehearse(arguments: argparse.Namespace) -> dict[str, Any]:
     saved = in_a_process(save, arguments, stepped["responses"])
     merged = in_a_process(load_merged, arguments, stepped["responses"])
     gaps = [float(np.abs(a - b).max()) for a, b in zip(saved["scores"], merged["scores"], strict=True)]
+    phases = [phase for part in (written, stepped, saved, merged) for phase in part["phases"]]
     return {
         "parameters": written["parameters"],
         "imported": stepped["imported"],
@@ -285,16 +288,30 @@ def rehearse(arguments: argparse.Namespace) -> dict[str, Any]:
         "resumed_to_the_bit": stepped["weights"] == saved["weights"],
         "tower_unchanged": stepped["tower"] == saved["tower"],
         "merged_gap_nats": max(gaps),
-        "phases": [phase for part in (written, stepped, saved, merged) for phase in part["phases"]],
+        "beside_estimate": beside_estimate(phases, stepped["estimate"], stepped["imported"]),
+        "phases": phases,
     }
 
 
-def total_estimate(parts: Mapping[str, Any], packed_tokens: int) -> int:
-    """Return the bytes that the estimate adds up to for a micro-batch of `packed_tokens`."""
-    sums = sum(
-        size for name, size in parts.items() if name.startswith("bytes_") and not name.endswith("per_packed_token")
-    )
-    return int(sums + parts["bytes_activations_per_packed_token"] * packed_tokens)
+def expected(config: RunConfig, folder: Path, prompt_tokens: int) -> card.Phases:
+    """Return the estimate, phase -> part -> bytes, for a prompt of this many tokens."""
+    load = load_of(config, describe(folder))._replace(prompt=prompt_tokens)
+    # The card matters only for vLLM's share of it.
+    return card.phases(config, load, card.find_card("h100-80"))
+
+
+ESTIMATED = {"one step and its checkpoint": ("sample", "backward", "step"), "merge and save": ("save",)}
+"""Measured phase -> phases of the estimate, which follow each other in it."""
+
+
+def beside_estimate(phases: Sequence[Phase], estimate: card.Phases, imported: int) -> dict[str, dict[str, float]]:
+    """Return by measured phase: highest resident memory, the estimate with what the imports take, and their ratio."""
+    found = {}
+    for phase in phases:
+        if phase.name in ESTIMATED:
+            most = imported + max(sum(estimate[name].values()) for name in ESTIMATED[phase.name])
+            found[phase.name] = {"measured": phase.peak, "estimated": most, "ratio": most / phase.peak}
+    return found
 
 
 def report(found: Mapping[str, Any]) -> None:
@@ -305,12 +322,17 @@ def report(found: Mapping[str, Any]) -> None:
         table.add_row(phase.name, *seconds, f"{phase.peak / 1e9:.2f}", f"{phase.held / 1e9:.2f}")
     console = Console(width=120)
     console.print(table)
-    peak = max(phase.peak for phase in found["phases"])
-    expected = total_estimate(found["estimate"], found["packed_tokens"])
-    base = found["imported"]
-    console.print(f"highest resident memory {peak / 1e9:.2f} GB, {base / 1e9:.2f} GB of it after the imports alone")
-    console.print(f"the estimate {expected / 1e9:.2f} GB: {expected / peak:.3f} of the highest")
-    console.print(f"without the imports: {expected / (peak - base):.3f}")
+    parts = dict.fromkeys(part for phase in found["estimate"].values() for part in phase)
+    table = Table("estimate, GB", *found["estimate"])
+    for part in parts:
+        table.add_row(part, *(f"{phase.get(part, 0) / 1e9:.2f}" for phase in found["estimate"].values()))
+    console.print(table)
+    console.print(f"after the imports alone {found['imported'] / 1e9:.2f} GB")
+    for name, each in found["beside_estimate"].items():
+        console.print(
+            f"{name}: at most {each['measured'] / 1e9:.2f} GB, estimated {each['estimated'] / 1e9:.2f} GB with the "
+            f"imports: {each['ratio']:.3f}"
+        )
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ all response tokens, no KL, temperature 1, no token banned), dtype, and AdamW at
 starts from the same weights. A step is timed from prepared inputs: forward, backward, gradient clipping at 1, AdamW,
 zeroed gradients. Generation is not timed; TRL's work between generation and update is shown separately. TRL: KL 0, one
 step per batch, so that it needs no old or reference log-probs; gradient checkpointing off. AdamW is the fused one,
-TRL's default. TRL and plain transformers take as many rollouts at a time as have 256 MiB of response logits, all of
-them where the vocabulary is small.
+TRL's default. Plain transformers takes as many rollouts at a time as have 256 MiB of response logits, TRL as many as
+have 1 GiB of the logits that it projects, which on a CPU are those of prompts, too: all where the vocabulary is small.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def set_up(sizes: Sizes, device: torch.device, trl_only: bool = False) -> Bench:
         policy.prompt(group.question)  # warm: the tower has seen every image
     rows = plain_step.make_rows(work, processor, device, DTYPES[sizes.dtype], sizes.vocab)
     trainer = trl_step.make_trainer(trl_model, processor, work, sizes, options, workload.adamw(trl_model))
-    parts = trl_step.in_parts(trl_step.prepare(trainer, work), workload.rows_at_once(work.groups[0], sizes.vocab))
+    parts = trl_step.in_parts(trl_step.prepare(trainer, work), sizes.vocab)
     mine = Contestant(ours_model, workload.adamw(ours_model), _our_gradients(policy, work, options))
     gradients: dict[str, Step] = {TRL: partial(trl_step.backward, trainer, parts), WARM: mine.gradients[WARM]}
     steps: dict[str, Step] = {TRL: partial(trl_step.update, trainer, parts), WARM: partial(mine.update, WARM)}

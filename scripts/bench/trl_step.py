@@ -14,6 +14,9 @@ from workload import STD_EPS, Sizes, Work
 import mm_spine  # noqa: F401  (heals a torchvision that would stop trl's import)
 from mm_spine.config import MethodConfig
 
+PROJECTED_BYTES = 2**30
+"""Logits in fp32 that TRL may project at a time."""
+
 assert STD_EPS == 1e-4, "TRL adds 1e-4 to the standard deviation of a group's rewards"
 
 
@@ -127,14 +130,19 @@ def _rows(work: Work) -> Iterator[dict[str, Any]]:
             yield {"prompt": prompt, "images": list(group.question.images)}
 
 
-def in_parts(batch: dict[str, Any], rows: int) -> list[dict[str, Any]]:
-    """Split a prepared batch into equal parts of at most `rows` rollouts, as TRL splits one for gradient accumulation.
+def in_parts(batch: dict[str, Any], vocab: int) -> list[dict[str, Any]]:
+    """Split a prepared batch into equal parts, as TRL splits one for gradient accumulation.
 
-    The loss is over all tokens of the batch, so that the parts' gradients add up to the whole one's.
+    A part has at most PROJECTED_BYTES of fp32 logits, or one rollout. The loss is over all tokens of the batch, so that
+    the parts' gradients add up to the whole one's.
     """
     from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
-    count = len(batch["completion_ids"])
+    count, positions = batch["completion_ids"].shape
+    if batch["completion_ids"].device.type == "cpu":
+        # Only on CUDA does TRL leave the prompts out of the projection.
+        positions += batch["prompt_ids"].shape[1]
+    rows = max(1, PROJECTED_BYTES // (4 * vocab * positions))
     parts = next(n for n in range(1, count + 1) if count % n == 0 and count // n <= rows)
     return [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(split_pixel_values_by_grid(batch), parts)]
 

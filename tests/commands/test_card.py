@@ -97,6 +97,7 @@ def test_lora_of_7b_on_a_card_of_24_gb() -> None:
     }
     assert found["backward"]["activations"] == 8192 * a_token
     assert found["backward"]["head"] == 10 * 64 * 2**20 + 3 * 8192 * 3584 * 2
+    assert found["save"]["temporaries"] == 2**30 + 2 * 4 * 3584 * 18944
     assert max(totals("7B", "l4-24", "model.train=lora").values()) == peak(found) < 22 * GB
     assert shortage(config, DESCRIBED["7B"], CARDS["rtx4090-24"]) is None
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import ask
 from safetensors.torch import save_file
+from tiny import tiny_model, tiny_processor
+from torch.profiler import ProfilerActivity, profile
 
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.commands.estimate import (
+    Load,
     Sizes,
     count_adapter,
     count_parameters,
@@ -19,10 +25,14 @@ from mm_spine.commands.estimate import (
     estimate,
     load_of,
     read_sizes,
+    step_bytes,
 )
 from mm_spine.config import LoraConfig, ModelConfig
 from mm_spine.methods.table import configure
-from mm_spine.policy.model import Policy
+from mm_spine.policy.distribution import Distribution
+from mm_spine.policy.model import DTYPES, Policy
+from mm_spine.policy.packed import Branches, pack
+from mm_spine.training.engine import Engine
 
 
 @pytest.fixture
@@ -54,6 +64,7 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
         "bytes_gradients_while_adding_up": 100 * 2,
         "bytes_optimizer": 100 * (4 + 4 + 4),  # two fp32 moments and the fp32 copy of bf16 weights
         "bytes_optimizer_step": 100 * (2 + 4),  # all gradients in one tensor, and in fp32
+        "bytes_saving": 0,  # the weights are written as they are
         "bytes_reference": 100 * 2,  # one copy of what trains
         "bytes_sampler_weights": 0,
         "bytes_cache_of_responses": 3 * 4 * 5 * (3 * 2 * 4) * 2,  # tokens x (layers x k and v x key width)
@@ -69,7 +80,7 @@ def test_bytes_of_full_training_by_hand(small_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "state", "copy", "step"), [(0, 800, 0, 0), (1, 1200, 0, 400), (2, 1200, 0, 400), (3, 1200, 400, 0)]
+    ("stage", "state", "copy", "step"), [(0, 800, 0, 0), (1, 1200, 0, 400), (2, 1200, 0, 400), (3, 1200, 400, 400)]
 )
 def test_bytes_of_fp32_by_zero_stage(small_model: Path, stage: int, state: int, copy: int, step: int) -> None:
     config = configure({**SMALL_STEP, "engine": {"zero_stage": stage}, "method": {"name": "rent"}})
@@ -77,6 +88,38 @@ def test_bytes_of_fp32_by_zero_stage(small_model: Path, stage: int, state: int, 
     assert (found["bytes_weights"], found["bytes_gradients"]) == (126 * 4, 400)
     assert (found["bytes_optimizer"], found["bytes_zero3_copy"], found["bytes_reference"]) == (state, copy, 0)
     assert (found["bytes_gradients_while_adding_up"], found["bytes_optimizer_step"]) == (400, step)
+
+
+def allocated_by(work: Callable[[], object]) -> int:
+    """Return the most bytes that torch had allocated at a time during `work`, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    events = watched.profiler.kineto_results.events()  # type: ignore[union-attr]
+    return max(accumulate((event.nbytes() for event in events if event.name() == "[memory]"), initial=0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stage"), [("float32", 0), ("float32", 1), ("float32", 3), ("bfloat16", 0), ("bfloat16", 3)]
+)
+def test_a_fused_step_allocates_what_is_estimated(dtype: str, stage: int) -> None:
+    model = ModelConfig.model_validate({"dtype": dtype})
+    policy = Policy(tiny_model(0, True, "qwen2").to(DTYPES[model.dtype]), tiny_processor("qwen2"), model)
+    config = configure({"model": model.model_dump(), "engine": {"zero_stage": stage}})
+    engine = Engine(policy, config.optim, config.engine)
+    # As on a GPU; on a CPU torch's default has temporaries of its own.
+    for group in engine._adamw.param_groups:
+        group["fused"] = True
+    (question,) = ask("qwen2", (0,))
+    batch = pack([Branches(policy.prompt(question), [torch.tensor([3, 4, 5])], [torch.ones(3, dtype=torch.bool)])])
+    # The first step allocates the moments, too.
+    for _ in range(2):
+        engine.backward(-engine.forward(batch, Distribution(1.0), None).stats.logp_NT.sum(), True)
+        found = allocated_by(lambda: engine.step(1e-3))
+    engine.close()
+    trained = sum(parameter.numel() for parameter in policy.trainable().values())
+    load = Load(trained, 0, trained, 0, Sizes(0, 0, 0, 0, 0, 0), policy.text.head.weight.element_size(), 0)
+    # Norms and flags of single numbers, and padding, are not in the estimate.
+    assert step_bytes(config, load) <= found <= step_bytes(config, load) + 0.01 * trained
 
 
 def test_bytes_of_lora_by_hand(small_model: Path) -> None:
@@ -88,6 +131,8 @@ def test_bytes_of_lora_by_hand(small_model: Path) -> None:
     assert (found["parameters_trainable"], found["parameters_frozen"]) == (660, 126)
     assert (found["bytes_weights"], found["bytes_gradients"], found["bytes_optimizer"]) == (786 * 2, 1320, 660 * 12)
     assert found["bytes_reference"] == 660 * 2
+    # All layers' merged weights, less than a file of 1 GiB; gate's product of adapters in fp32, and scaled.
+    assert found["bytes_saving"] == 3 * 8 * (2 * 8 + 2 * 4 + 3 * 10) * 2 + 2 * 4 * 8 * 10
 
 
 def test_few_rows_at_a_time_bound_the_cache_and_no_method_takes_nothing(small_model: Path) -> None:
