@@ -40,7 +40,7 @@ def test_no_parameter_could_carry_a_label() -> None:
     assert list(inspect.signature(adapt).parameters) == ["questions", "policy", "sampler", "method", "config", "hooks"]
     assert set(Question.__dataclass_fields__) == {"id", "images", "prompt", "spec", "benchmark"}
     assert set(AnswerSpec.__dataclass_fields__) == {
-        "kind", "choices", "precision", "unit", "value_type", "ordered", "question",
+        "kind", "choices", "precision", "unit", "value_type", "ordered", "question", "iou",
     }  # fmt: skip
     assert set(Hooks.__dataclass_fields__) == {"on_step", "on_part", "should_stop", "checkpoints", "resume"}
 
