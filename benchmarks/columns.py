@@ -34,6 +34,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "slice": ("slice",),
     "axis": ("axis",),
     "window": ("window",),
+    "iou": ("iou",),
 }
 """Field -> the columns that it is read from unless `columns.yaml` names others."""
 
@@ -209,6 +210,19 @@ def truth(name: str, value: Any) -> bool:
     raise ValueError(f"{name} must be true or false, found {value!r}")
 
 
+def share(name: str, value: Any) -> float | None:
+    """Return `value` as a number in (0, 1], also from "0.5"; None stays None. Raises ValueError for anything else."""
+    if value is None:
+        return None
+    try:
+        number = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if 0 < number <= 1:
+        return number
+    raise ValueError(f"{name} must be a number above 0 and at most 1, found {value!r:.80}")
+
+
 def text(name: str, value: Any) -> str | None:
     """Return `value`, a text or None. Raises ValueError for anything else."""
     if value is None or isinstance(value, str):
@@ -221,5 +235,6 @@ CONVERT: Mapping[str, Callable[[str, Any], Any]] = {
     "unit": text,
     "value_type": text,
     "ordered": truth,
+    "iou": share,
 }
 """Field of an AnswerSpec, other than kind and choices -> what converts the value of a row: (field, value) -> value."""

@@ -229,6 +229,10 @@ def _spec(row: Row, columns: Columns) -> AnswerSpec:
 
 def _golds(given: list[Any], spec: AnswerSpec) -> tuple[str, ...]:
     """Return the golds of a row, () if it has none. Raises ValueError where one is not of the kind of `spec`."""
+    if spec.kind == "box":
+        # A list of four numbers is one box, of four lists each is one.
+        given = [box for value in given for box in (value if _boxes(value) else [value])]
+        given = [str(box) if isinstance(box, list) else box for box in given]
     values = [item for value in given for item in _as_list(value)]
     if any(isinstance(value, bool) or not isinstance(value, str | int | float) for value in values):
         raise ValueError(f"answer must be a text, a number or a list of them, found {given!r}")
@@ -238,6 +242,10 @@ def _golds(given: list[Any], spec: AnswerSpec) -> tuple[str, ...]:
         # Grading no answer still reads the golds, and raises where one is not of the kind.
         answers.grade(None, golds, spec)
     return golds
+
+
+def _boxes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, list | str) for item in value)
 
 
 def _as_list(value: Any) -> list[Any]:

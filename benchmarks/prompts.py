@@ -21,6 +21,7 @@ _WHAT = {
     "math": "the final answer",
     "typed": "the final answer",
     "integer": "the final answer",
+    "box": "the box as [x1, y1, x2, y2]",
     "yes_no": "yes or no",
     "yes_no_maybe": "yes, no or maybe",
 }
@@ -30,6 +31,7 @@ _SHORT = {
     "math": "Answer with the final result alone.",
     "typed": "Answer with the final result alone.",
     "integer": "Answer with the number alone.",
+    "box": "Answer with the box [x1, y1, x2, y2] alone.",
     "yes_no": "Answer with yes or no alone.",
     "yes_no_maybe": "Answer with yes, no or maybe alone.",
 }

@@ -61,7 +61,8 @@ AnswerKey = Mapping[str, tuple[str, ...]]
 class AnswerSpec:
     """What a comparable answer to a question looks like. It never says which answer is right.
 
-    `question` holds the words of the question, for kinds of free text: what it says already carries no answer.
+    `question` holds the words of the question, for kinds of free text: what it says already carries no answer. `iou`
+    is the least overlap of two boxes that are the same, in (0, 1].
     """
 
     kind: str
@@ -71,6 +72,7 @@ class AnswerSpec:
     value_type: str | None = None
     ordered: bool = True
     question: str = ""
+    iou: float | None = None
 
 
 @dataclass(frozen=True, init=False)

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import gammainc, gammaln
 
 from mm_spine.config import VotesConfig
-from mm_spine.processors.answers import closes_answer, parse_all, same
+from mm_spine.processors.answers import closes_answer, kind_of, parse_all, same
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, Vote
 
 
@@ -27,8 +27,10 @@ def classify(answers: Sequence[Answer | None], spec: AnswerSpec) -> list[str | N
 
     A class is one canonical key where the kind has keys, else a connected component of pairwise `same`, because
     equality as computed need not be transitive. A class is named after its shortest member, the smallest by code point
-    among those. Further answers can only join classes, never split them.
+    among those. Further answers can only join classes, never split them. A kind may have classes of its own instead.
     """
+    if (classes := kind_of(spec).classes) is not None:
+        return classes(answers, spec)
     names = _components(sorted({a for a in answers if a is not None}, key=_total_order), spec)
     return [None if answer is None else names[answer] for answer in answers]
 
@@ -65,16 +67,18 @@ def tie_order(question_id: str, name: str) -> bytes:
 def representative(
     answers: Sequence[Answer | None], classes: Sequence[str | None], winner: str | None
 ) -> Answer | None:
-    """Return the answer that a vote is graded by: the shortest of the winning class, then the smallest by code point.
+    """Return the answer that a vote is graded by: the one that the winning class is named by.
 
-    None where nothing won.
+    Where it is not among `answers`, it is the shortest of the class, then the smallest by code point. None where
+    nothing won.
     """
     # A class's name need not parse back into an answer. It stands in only where no member is left, as when the vote
     # was over more rollouts than are given here.
     if winner is None:
         return None
-    members = (answer for answer, name in zip(answers, classes, strict=True) if answer is not None and name == winner)
-    return min(members, key=_shortest_first, default=Answer(winner, winner))
+    members = [answer for answer, name in zip(answers, classes, strict=True) if answer is not None and name == winner]
+    named = [answer for answer in members if answer.text == winner]
+    return min(named or members, key=_shortest_first, default=Answer(winner, winner))
 
 
 def decided(counts: Mapping[str, int], remaining: int, keyed: bool, question_id: str) -> bool:

@@ -41,7 +41,7 @@ def test_no_parameter_could_carry_a_label() -> None:
     assert list(inspect.signature(adapt_function).parameters) == [*blind, "answers", "progress"]
     assert set(Question.__dataclass_fields__) == {"id", "images", "prompt", "spec", "benchmark"}
     assert set(AnswerSpec.__dataclass_fields__) == {
-        "kind", "choices", "precision", "unit", "value_type", "ordered", "question",
+        "kind", "choices", "precision", "unit", "value_type", "ordered", "question", "iou",
     }  # fmt: skip
     assert set(Hooks.__dataclass_fields__) == {"on_step", "on_part", "should_stop", "checkpoints", "resume"}
 

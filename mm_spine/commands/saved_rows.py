@@ -179,6 +179,8 @@ def _spec(fields: Mapping[str, Any], base: AnswerSpec) -> AnswerSpec:
             raise BadRow(f"`{name}` must be a text, found {_short(given[name])}")
     if "ordered" in given and not isinstance(given["ordered"], bool):
         raise BadRow(f"`ordered` must be true or false, found {_short(given['ordered'])}")
+    if "iou" in given and not (is_scalar(given["iou"]) and 0 < float(given["iou"]) <= 1):
+        raise BadRow(f"`iou` must be a number above 0 and at most 1, found {_short(given['iou'])}")
     if "precision" in given:
         given["precision"] = _whole(given["precision"])
     if "choices" in given:

@@ -17,12 +17,16 @@ class EvaluationConfig(DecodingConfig):
 
     The tasks of `lmms_eval` are evaluated before, after, and every `lmms_eval_every` steps (0: not in between), on
     the first `lmms_eval_limit` items of each. `lmms_eval_tasks` is a folder of further tasks.
+
+    An evaluation that was stopped goes on at the next `block` of questions, with the same result; several ranks
+    evaluate again from the start. A smaller block loses less and samples fewer responses together.
     """
 
     samples: Count = Field(default=16, description="sampled responses of each question, beside the greedy one")
     held_out: bool = Field(default=True, description="also evaluate the benchmark's held-out split")
     limit: Count | None = Field(default=None, description="only the first so many questions of each split")
     before: Path | None = Field(default=None, description="take the evaluation before from this finished run")
+    block: Count = Field(default=256, description="questions sampled at a time, and kept if the evaluation is stopped")
     lmms_eval: tuple[str, ...] = Field(default=(), description="tasks of lmms-eval")
     lmms_eval_every: Natural = Field(default=0, description="steps between evaluations on these tasks")
     lmms_eval_limit: Count | None = Field(default=None, description="only the first so many items of each task")

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from mm_spine.types import ImageLike, ImagePart, Question
+from mm_spine.types import AnswerSpec, ImageLike, ImagePart, Question
 
 FILE = "fingerprint.json"
 
@@ -27,7 +27,7 @@ def of_questions(questions: Sequence[Question]) -> Digests:
     return {
         question.id: {
             "prompt": digest(question.prompt),
-            "spec": digest(json.dumps(asdict(question.spec), sort_keys=True)),
+            "spec": digest(json.dumps(_spec(question.spec), sort_keys=True)),
             "images": digest(json.dumps([_image_digest(image) for image in question.images])),
         }
         for question in questions
@@ -56,6 +56,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], shared_only: boo
         yield from _question_differences(before, after, shared_only)
         if before.keys() == after.keys() and old["answers"].get(split) != new["answers"].get(split):
             yield f"a gold answer of the split {split!r} changed"
+
+
+def _spec(spec: AnswerSpec) -> dict[str, Any]:
+    """Return the fields of a spec, `iou` only where it is set, so that older fingerprints stay equal."""
+    return {name: value for name, value in asdict(spec).items() if name != "iou" or value is not None}
 
 
 def code_words(found: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,20 @@ from mm_spine import distributed, evaluation, files
 from mm_spine.config import ConfigError, RunConfig, RunStopped
 from mm_spine.evaluation import answer_table
 from mm_spine.evaluation.vote_accuracy import step_accuracy
+from mm_spine.files import fingerprint
 from mm_spine.integrations import lmms_hook
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy
+from mm_spine.runs.fingerprint import starting_weights
 from mm_spine.runs.folder import RunFolder
 from mm_spine.runs.listeners.listener import Listener, Listeners, listen_to_sampler
 from mm_spine.runs.listeners.live import add_live
+from mm_spine.runs.partial import PartialEvaluation
 from mm_spine.runs.plan import Plan, Splits, check
 from mm_spine.runs.summary import Totals
 from mm_spine.sampling.registry import check_sampler, make_sampler
 from mm_spine.training.schedule import check_askable
-from mm_spine.types import LabelledSet
+from mm_spine.types import LabelledSet, Question
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class Evaluations:
         else:
             log.info("evaluating the starting model")
             items = self._of_splits(policy, splits, "before")
-        self.folder.write_items("before", items)
+        self._write("before", items)
         return items
 
     def after(self, policy: Policy, splits: Splits, before: list[evaluation.Item]) -> list[evaluation.Item]:
@@ -59,7 +62,7 @@ class Evaluations:
         if self.plan.method.trains:
             log.info("evaluating the adapted model")
             items = self._of_splits(policy, splits, "after")
-        self.folder.write_items("after", items)
+        self._write("after", items)
         return items
 
     def of_question(self, policy: Policy, labelled: LabelledSet) -> list[evaluation.Item]:
@@ -102,8 +105,19 @@ class Evaluations:
 
     def _of_splits(self, policy: Policy, splits: Splits, when: str) -> list[evaluation.Item]:
         evaluated = splits.evaluated(self.config.evaluation.limit)
+        partial_items = None
+        if distributed.world_size() == 1:
+            # A resumed run has the same data and weights: the run's fingerprint and its checkpoint are checked.
+            ids = {split: [question.id for question in labelled.questions] for split, labelled in evaluated.items()}
+            what = [when, self.config.optim.steps, ids, _settings(self.config), self.config.seed]
+            partial_items = PartialEvaluation(self.folder.partial_file(when), what)
         with self.totals.evaluating():
-            return evaluate_splits(policy, self.config, evaluated, self.listeners, f"evaluating {when}")
+            return evaluate_splits(policy, self.config, evaluated, self.listeners, f"evaluating {when}", partial_items)
+
+    def _write(self, name: str, items: list[evaluation.Item]) -> None:
+        self.folder.write_items(name, items)
+        if self.folder.writes:
+            self.folder.partial_file(name).unlink(missing_ok=True)
 
 
 def evaluate_splits(
@@ -112,12 +126,14 @@ def evaluate_splits(
     splits: Mapping[str, LabelledSet],
     listeners: Listeners,
     phase: str | None = None,
+    done: PartialEvaluation | None = None,
 ) -> list[evaluation.Item]:
     """Evaluate the policy on each of `splits`, a share of the questions on every rank; return all ranks' items.
 
-    With the name of a `phase`, the listeners follow its progress, one unit a question.
+    With the name of a `phase`, the listeners follow its progress, one unit a question. Blocks that are `done` are not
+    sampled again, and those sampled are added to it; it takes one process.
     """
-    samples = config.evaluation.samples
+    samples, block = config.evaluation.samples, config.evaluation.block
     sampler = make_sampler(policy, config, config.evaluation)
     together = config.sampling.ranks_together
     shares = {split: distributed.mine(labelled.questions, together) for split, labelled in splits.items()}
@@ -128,10 +144,32 @@ def evaluate_splits(
     items: list[evaluation.Item] = []
     for split, share in shares.items():
         key, rules = splits[split].key, config.sampling.votes
-        part = distributed.on_all_or_none(
-            partial(evaluation.evaluate, share, key, sampler, samples=samples, split=split, rules=rules), RunStopped
-        )
-        items += distributed.gather(part)
+        evaluation.check_key(share, key)
+        graded = partial(evaluation.evaluate, key=key, sampler=sampler, samples=samples, split=split, rules=rules)
+        work = partial(_by_blocks, share, block, graded, split, listeners, done)
+        items += distributed.gather(distributed.on_all_or_none(work, RunStopped))
+    return items
+
+
+def _by_blocks(
+    share: Sequence[Question],
+    block: int,
+    graded: Callable[[Sequence[Question]], list[evaluation.Item]],
+    split: str,
+    listeners: Listeners,
+    done: PartialEvaluation | None,
+) -> list[evaluation.Item]:
+    items: list[evaluation.Item] = []
+    for start in range(0, len(share), block):
+        questions = share[start : start + block]
+        found = None if done is None else done.block(split, start)
+        if found is not None:
+            listeners.advance(len(questions))
+        else:
+            found = graded(questions)
+            if done is not None:
+                done.add(split, start, found)
+        items += found
     return items
 
 
@@ -149,12 +187,31 @@ def evaluate_model(config: RunConfig, output: Path | None = None, listener: List
     labelled = plan.load(split)
     policy = Policy.load(resolve_model(plan.model), config.model, config.seed, config.cache, prompt=config.prompt)
     check_askable(labelled.questions, policy, config.evaluation.max_new_tokens)
-    items = evaluate_splits(policy, config, {split: labelled}, listeners, "evaluating")
+    done = None
     if output is not None:
+        told = fingerprint.of_questions(labelled.questions)
+        what = [_settings(config), config.seed, starting_weights(policy), told, sorted(labelled.key.items())]
+        done = PartialEvaluation(output.with_suffix(".partial.jsonl"), what)
+    items = evaluate_splits(policy, config, {split: labelled}, listeners, "evaluating", done)
+    if output is not None and done is not None:
         files.write_json_lines(output, [evaluation.to_json(item) for item in items])
         files.write_csv(output.with_suffix(".csv"), answer_table.rows_of_one(labelled.questions, items))
+        done.remove()
     by_tag = evaluation.breakdown(items, labelled.tags, plan.benchmark.breakdowns)
     return {**evaluation.metrics(items), "skipped": policy.skipped, "bad_rows": labelled.problems, "breakdown": by_tag}
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return what the items of an evaluation depend on, beside model, data and seed."""
+    asked, rules = config.prompt.model_dump(mode="json"), config.sampling.votes.model_dump(mode="json")
+    left_out = {name for name in type(config.evaluation).model_fields if name.startswith("lmms_eval")}
+    backend = config.sampling.backend, config.model.model_dump(mode="json", exclude={"path"})
+    return {
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={*left_out, "before"}),
+        "prompt": asked,
+        "votes": rules,
+        "sampler": backend,
+    }
 
 
 def shared_start(plan: Plan, policy: Policy, weights: str, splits: Splits) -> str:
@@ -164,7 +221,7 @@ def shared_start(plan: Plan, policy: Policy, weights: str, splits: Splits) -> st
     """
     settings = plan.config.evaluation
     # lmms-eval writes figures of its own, and `before` is only where the items come from.
-    left_out = {name for name in type(settings).model_fields if name.startswith("lmms_eval")} | {"before"}
+    left_out = {name for name in type(settings).model_fields if name.startswith("lmms_eval")} | {"before", "block"}
     kept = settings.model_dump(mode="json", include=type(settings).model_fields.keys() - left_out)
     kept["cut_off"] = plan.config.sampling.votes.cut_off
     # Only where they are set, so that runs of earlier versions keep their hash.

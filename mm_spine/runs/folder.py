@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ROUNDING_KEYS = {
     *("engine.checkpoint_activations", "sampling.batch_rows", "sampling.kv_cache_gb"),
-    *("evaluation.batch_rows", "evaluation.kv_cache_gb"),
+    *("evaluation.batch_rows", "evaluation.kv_cache_gb", "evaluation.block"),
     *(f"sampling.vllm.{name}" for name in VLLMConfig.model_fields),
 }
 """Keys that a resumed run may change, with a warning: they change the order in which sums are rounded."""
@@ -74,6 +74,10 @@ class RunFolder:
     def evaluation_file(self, name: str) -> Path:
         """Return evaluation/NAME.jsonl: "before", "after" or "steps"."""
         return self.path / "evaluation" / f"{name}.jsonl"
+
+    def partial_file(self, name: str) -> Path:
+        """Return the file of the blocks of an evaluation that are done: "before" or "after"."""
+        return self.path / "evaluation" / f"{name}.partial.jsonl"
 
     def lmms_eval_file(self, when: str) -> Path:
         """Return the file of lmms-eval's results at "before", "after" or a step."""
@@ -205,6 +209,7 @@ class RunFolder:
                 path.unlink()
         if done < steps:
             self.evaluation_file("after").unlink(missing_ok=True)
+            self.partial_file("after").unlink(missing_ok=True)
         return list(zip(*self._step_lines(), strict=True)) if done else []
 
     def remove_checkpoints(self) -> None:

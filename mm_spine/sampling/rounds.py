@@ -92,6 +92,8 @@ class _Ballot:
     def may_stop(self) -> bool:
         """Whether the vote may end by the rule."""
         votes, remaining = self.votes, self.votes.max - len(self.rollouts)
+        if votes.stop == "decided" and kind_of(self.question.spec).classes is not None:
+            return remaining == 0
         return STOPS[votes.stop](self.group.vote.counts, remaining, self.keyed, votes.level, self.question.id)
 
 

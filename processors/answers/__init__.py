@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from mm_spine.processors.answers import (
+    box,
     choice,
     integer,
     math_or_choice,
@@ -24,6 +25,7 @@ from mm_spine.types import Answer, AnswerSpec, Verdict
 from mm_spine.words import nearest
 
 KINDS: dict[str, Kind] = {
+    "box": box.KIND,
     "choice": choice.KIND,
     "integer": integer.KIND,
     "math": maths.KIND,

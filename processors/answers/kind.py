@@ -20,12 +20,17 @@ class Kind:
     keyed: every answer has a canonical key, which is also its `text` and reads back as the same key. The name of a
     vote class can then be graded, and does not change while further samples arrive. False if some answers have no
     key and are compared pair by pair, or if a class is named by its shortest text.
+
+    classes: for a kind whose `same` is not transitive, and must not be chained: (answers, spec) -> the class of each,
+    named by the text of one of its answers, by which the vote is graded. A further answer may then move others to
+    other classes, so that `votes.stop: decided` never ends such a vote early.
     """
 
     parse: Callable[[str, AnswerSpec], Answer | None]
     same: Callable[[Answer, Answer, AnswerSpec], bool]
     grade: Callable[[Answer | None, Sequence[str], AnswerSpec], Verdict]
     keyed: bool = True
+    classes: Callable[[Sequence[Answer | None], AnswerSpec], list[str | None]] | None = None
 
 
 def keyed(find: Read, read: Read) -> Kind:

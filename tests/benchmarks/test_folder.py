@@ -294,6 +294,23 @@ def test_further_fields_of_a_spec(folder: Path) -> None:
     assert "line 5 skipped: unknown value_type 'flaot'; did you mean 'float'" in labelled.problems[1]
 
 
+def test_a_list_of_four_numbers_is_one_box(folder: Path) -> None:
+    where = {"prompt": "Where?", "kind": "box"}
+    rows = [
+        {**where, "answer": [10, 20, 30, 40], "iou": 0.7},
+        {**where, "answer": [[10, 20, 30, 40], [1, 2, 3, 4]]},
+        {**where, "answer": "[10, 20, 30, 40]", "iou": "0.7"},
+        {**where, "answer": [10, 20, 30]},
+        {**where, "iou": 2},
+    ]
+    found = load_table(write(folder, *rows))
+    boxes = [("[10, 20, 30, 40]",), ("[10, 20, 30, 40]", "[1, 2, 3, 4]"), ("[10, 20, 30, 40]",)]
+    assert list(found.key.values()) == boxes
+    assert [question.spec.iou for question in found.questions] == [0.7, None, 0.7, None]
+    assert "line 4 kept without its answer" in found.problems[0] and "is not of kind 'box'" in found.problems[0]
+    assert "line 5 skipped: iou must be a number above 0 and at most 1, found 2" in found.problems[1]
+
+
 def test_an_image_folder_with_a_folder_for_each_split(folder: Path) -> None:
     for split in ("train", "test"):
         text_table(folder, f"{split}/metadata.csv", f"file_name,text\n{split}.png,Is it?\n../a.png,Out?\n")
