@@ -45,7 +45,7 @@ def index(folder: Path, *shards: str) -> None:
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json: not a JSON object"),
         (lambda f: (f / "config.json").write_text("[1]"), r"config\.json: not a JSON object"),
-        (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "llama"})), "'llama'.*qwen2_5_vl"),
+        (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "bloom"})), "'bloom'.*qwen2_5_vl"),
         (lambda f: (f / "config.json").write_text("{}"), "None.*qwen2_5_vl"),
         (lambda f: (f / "model.safetensors").unlink(), "safetensors"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled"),

@@ -96,11 +96,11 @@ def test_features_are_those_of_the_plain_tower() -> None:
     ids=["one patch value", "the grid"],
 )
 def test_a_different_image_never_has_the_key_of_another(change: Callable[..., Any]) -> None:
-    from mm_spine.processors.chat import _key
+    from mm_spine.processors.chat import hashed
 
     (image,) = encode(ask(Image.effect_noise((84, 28), 50)), tiny_processor()).images
     pixels, grid = change(image.pixel_values, image.grid_thw)
-    assert _key(pixels, grid) != image.key == _key(image.pixel_values, image.grid_thw)
+    assert hashed(pixels, grid) != image.key == hashed(image.pixel_values, image.grid_thw)
 
 
 @cache
