@@ -82,6 +82,7 @@ def _shown(volume: Any, part: Part, pixel_limit: int) -> Image.Image:
     across, up = (axis for axis in range(3) if axis != part.axis)
     indices = part.slices(whole[source[part.axis]])
     check_size(whole[source[across]], whole[source[up]], pixel_limit, len(indices))
+    time = _time(part, [*shape, 1, 1][3])
     planes = []
     for index in indices:
         at = [slice(None)] * len(shape)
@@ -89,7 +90,7 @@ def _shown(volume: Any, part: Part, pixel_limit: int) -> Image.Image:
         if where < len(shape):
             at[where] = slice(k := whole[where] - 1 - index if flipped[part.axis] else index, k + 1)
         for axis in range(3, len(shape)):
-            k = _time(part, shape[3]) if axis == 3 else 0
+            k = time if axis == 3 else 0
             at[axis] = slice(k, k + 1)
         block = np.asanyarray(volume.dataobj[tuple(at)]).reshape([n if a != where else 1 for a, n in enumerate(whole)])
         block = np.flip(block.transpose(source), [axis for axis in range(3) if flipped[axis]])
