@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import zlib
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def is_nifti(data: bytes) -> bool:
     """Return whether the bytes, unpacked if they are gzip, begin with the header of a single-file NIfTI-1 or -2."""
     try:
         head = gzip.GzipFile(fileobj=io.BytesIO(data)).read(352) if data[:2] == b"\x1f\x8b" else data[:352]
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, zlib.error):
         return False
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
