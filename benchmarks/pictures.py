@@ -1,4 +1,4 @@
-"""What a row shows of its images: the columns `frame`, `frames`, `slice`, `axis`, `window`, `fps`, or a name's "#..."."""
+"""What a row shows of its images: by `frame`, `frames`, `fps`, `slice`, `axis` and `window`, or "#" in a name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def _count(image: ImageLike, row: Row, columns: Columns, is_video: bool) -> int:
     frames, fps = whole_number("frames", columns.value(row, "frames")), columns.value(row, "fps")
     if fps is not None and is_video and isinstance(image, Path):
         try:
-            frames = max(1, round(video.seconds(image) * _positive(fps)))
+            rate = _positive(fps)
+            frames = max(1, round(video.seconds(image) * rate))
         except Unreadable as error:
             raise ValueError(f"video {image.name}: {error}") from error
     count = (VIDEO_FRAMES if is_video else 0) if frames is None else frames

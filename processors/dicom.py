@@ -142,7 +142,8 @@ def _of_frame(tags: Dataset, index: int) -> Dataset:
         for name in _GREYS:
             if name in place:
                 own[name] = place[name]
-    # Needed to read the values of a look-up table as signed or not.
+    # Needed to read the values of a look-up table: their byte order, and whether they are signed.
+    own.set_original_encoding(*tags.original_encoding)
     own.PixelRepresentation = tags.get("PixelRepresentation", 0)
     return own
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import zlib
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def is_nifti(data: bytes) -> bool:
     """Return whether the bytes, unpacked if they are gzip, begin with the header of a single-file NIfTI-1 or -2."""
     try:
         head = gzip.GzipFile(fileobj=io.BytesIO(data)).read(352) if data[:2] == b"\x1f\x8b" else data[:352]
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, zlib.error):
         return False
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
@@ -82,6 +83,7 @@ def _shown(volume: Any, part: Part, pixel_limit: int) -> Image.Image:
     across, up = (axis for axis in range(3) if axis != part.axis)
     indices = part.slices(whole[source[part.axis]])
     check_size(whole[source[across]], whole[source[up]], pixel_limit, len(indices))
+    time = _time(part, [*shape, 1, 1][3])
     planes = []
     for index in indices:
         at = [slice(None)] * len(shape)
@@ -89,7 +91,7 @@ def _shown(volume: Any, part: Part, pixel_limit: int) -> Image.Image:
         if where < len(shape):
             at[where] = slice(k := whole[where] - 1 - index if flipped[part.axis] else index, k + 1)
         for axis in range(3, len(shape)):
-            k = _time(part, shape[3]) if axis == 3 else 0
+            k = time if axis == 3 else 0
             at[axis] = slice(k, k + 1)
         block = np.asanyarray(volume.dataobj[tuple(at)]).reshape([n if a != where else 1 for a, n in enumerate(whole)])
         block = np.flip(block.transpose(source), [axis for axis in range(3) if flipped[axis]])

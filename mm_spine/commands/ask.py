@@ -13,7 +13,7 @@ from mm_spine.commands.options import AskedAs, AskedKind, AskedMethod, AskedSeed
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG, JPEG, WebP, GIF, BMP or TIFF file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image; FILE#3 or FILE#window=lung for a part.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help='e.g. "Is there a fracture?"')],
     overrides: Overrides = None,
     more: Annotated[list[Path] | None, typer.Option("--image", help="A further image; may be repeated.")] = None,
