@@ -15,6 +15,7 @@ from mm_spine.files import fingerprint
 from mm_spine.intervals import Interval, over_seeds
 from mm_spine.measures import GREEDY, LABELS, MAJ_AT_N, PASS_AT_1, majority_label
 from mm_spine.reporting import formats
+from mm_spine.reporting.contrasts import Contrast, contrasts, partner_of
 from mm_spine.reporting.finished_run import (
     SPLITS,
     FinishedRun,
@@ -68,15 +69,50 @@ class ComparisonRow:
         return f"{self.seeds} seeds" if self.seed is None else str(self.seed)
 
 
-def comparison_rows(paths: Sequence[Path]) -> list[ComparisonRow]:
-    """Compare the runs in the folders `paths`.
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
 
-    Rows come by split: the runs in the order given, then the means over seeds. Unfinished runs come last. Raises
-    ValueError when no run is given, or when finished runs differ in their benchmark, model or questions.
+    Attributes:
+        rows: by split: the runs in the order given, then the means over seeds; unfinished runs last.
+        contrasts: the methods against the starting model's vote, or against a chosen run, with tests.
+        reference: the method that `against_first` of the rows compares with.
+    """
+
+    rows: Sequence[ComparisonRow]
+    contrasts: Sequence[Contrast]
+    reference: str
+
+    @property
+    def compared(self) -> list[ComparisonRow]:
+        """The rows of finished runs."""
+        return [row for row in self.rows if row.split]
+
+    def contrast_of(self, row: ComparisonRow) -> Contrast | None:
+        """Return the contrast that belongs to a row: of several seeds the mean's."""
+        seeds = 1 if row.seed is not None else row.seeds
+        for contrast in self.contrasts:
+            if (contrast.split, contrast.method, len(contrast.seeds)) == (row.split, row.method, seeds):
+                return contrast if row.seed is None or row.seed in contrast.seeds else None
+        return None
+
+
+def comparison_rows(paths: Sequence[Path], against: Path | None = None) -> list[ComparisonRow]:
+    """Return the rows of `compare_runs`."""
+    return list(compare_runs(paths, against).rows)
+
+
+def compare_runs(paths: Sequence[Path], against: Path | None = None) -> Comparison:
+    """Compare the runs in the folders `paths`, and test the differences to the run in `against` where it is given.
+
+    Raises ValueError when no run is given, when finished runs differ in their benchmark, model or questions, or when
+    `against` holds no finished run.
     """
     if not paths:
         raise ValueError("no run to compare; give the output folders of one or more runs")
+    paths = with_reference(paths, against)
     loaded = [load_run(path) for path in paths]
+    reference = None if against is None else _finished_reference(against, paths, loaded)
     finished = [run for run in loaded if isinstance(run, FinishedRun)]
     unfinished = [run for run in loaded if isinstance(run, UnfinishedRun)]
     _refuse_mixed(finished, lambda run: run.summary["benchmark"], "benchmark")
@@ -86,26 +122,45 @@ def comparison_rows(paths: Sequence[Path]) -> list[ComparisonRow]:
     for split in SPLITS:
         with_split = [run for run in finished if split in run.after]
         if with_split:
-            rows += _rows_of_split(with_split, split)
+            rows += _rows_of_split(with_split, split, reference)
     for run in unfinished:
         rows.append(ComparisonRow(run.name, run.name, seed=None, split=None, note=visible_line(run.reason)))
-    return rows
+    several = len({run.method for run in finished}) > 1
+    first = reference.method if reference else finished[0].method if several else ""
+    return Comparison(rows, contrasts(finished, reference), first)
 
 
-def comparison_table(paths: Sequence[Path]) -> Table:
+def with_reference(paths: Sequence[Path], against: Path | None) -> list[Path]:
+    """Return the runs to compare, with the reference first where it is not among them."""
+    if against is None or against.resolve() in [path.resolve() for path in paths]:
+        return list(paths)
+    return [against, *paths]
+
+
+def _finished_reference(
+    against: Path, paths: Sequence[Path], loaded: Sequence[FinishedRun | UnfinishedRun]
+) -> FinishedRun:
+    place = [path.resolve() for path in paths].index(against.resolve())
+    found = loaded[place]
+    if isinstance(found, UnfinishedRun):
+        raise ValueError(f"--against {against}: {found.reason}; give the folder of a finished run")
+    return found
+
+
+def comparison_table(paths: Sequence[Path], against: Path | None = None) -> Table:
     """Return the comparison of the runs as a table for the terminal, in percent.
 
-    Raises what `comparison_rows` raises.
+    Raises what `compare_runs` raises.
     """
-    rows = comparison_rows(paths)
-    compared = [row for row in rows if row.split]
+    comparison = compare_runs(paths, against)
+    rows, compared = comparison.rows, comparison.compared
     table = Table(title=_title(compared), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.caption, table.caption_justify = escape("\n".join(comparison_notes(rows))), "left"
     widest_split = max((len(row.split) for row in compared if row.split), default=0)
     table.add_column("method", overflow="fold", min_width=widest_split)
     for name in ("seed", LABELS[GREEDY], LABELS[PASS_AT_1], majority_header(compared)):
         table.add_column(name, justify="right", no_wrap=True)
-    if first := first_method(compared):
+    if first := comparison.reference:
         table.add_column(f"pass@1 against\n{escape(first)}", justify="right", no_wrap=True)
     for split in dict.fromkeys(row.split for row in compared):
         of_split = [row for row in compared if row.split == split]
@@ -114,11 +169,6 @@ def comparison_table(paths: Sequence[Path]) -> Table:
             table.add_row(*map(escape, _cells(row)[: len(table.columns)]))
         table.add_section()
     return table
-
-
-def first_method(compared: Sequence[ComparisonRow]) -> str:
-    """Return the method that the others are compared to; "" when all rows are of one method."""
-    return compared[0].method if len({row.method for row in compared}) > 1 else ""
 
 
 def majority_header(compared: Sequence[ComparisonRow]) -> str:
@@ -183,14 +233,12 @@ def _refuse_other_questions(runs: Sequence[FinishedRun], split: str) -> None:
             )
 
 
-def _rows_of_split(runs: Sequence[FinishedRun], split: str) -> list[ComparisonRow]:
+def _rows_of_split(
+    runs: Sequence[FinishedRun], split: str, reference: FinishedRun | None
+) -> list[ComparisonRow]:
     _refuse_other_questions(runs, split)
-    first = runs[0].method
-    references: dict[int, FinishedRun] = {}
-    for run in runs:
-        if run.method == first:
-            references.setdefault(run.seed, run)
-    rows = [_row(run, references.get(run.seed), first, split) for run in runs]
+    first = reference if reference in runs else runs[0]
+    rows = [_row(run, partner_of(run, first, runs), first.method, split) for run in runs]
     # Two runs of one method and seed differ in other settings: their folders tell them apart.
     pairs = [(row.method, row.seed) for row in rows]
     named = [

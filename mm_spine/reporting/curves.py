@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from mm_spine.reporting.saved_run import Json, SavedRun, number, values_by_step
+from mm_spine.reporting.saved_run import Json, SavedRun, number, section, values_by_step
 
 MAX_POINTS = 2000
 """Points of one curve; of a longer one, every k-th point is drawn, and a note says so."""
@@ -24,6 +24,13 @@ class Series:
     place: int = 0
 
 
+class Mark(NamedTuple):
+    """A step that a chart marks, with the words for it."""
+
+    step: float
+    label: str
+
+
 @dataclass(frozen=True)
 class Chart:
     """One figure over steps.
@@ -32,6 +39,7 @@ class Chart:
         scale: "share" is shown in percent; "log" has a logarithmic axis.
         band: two series; the area between them is shaded.
         note: text below the figure.
+        mark: a step that a line is drawn at.
     """
 
     name: str
@@ -41,6 +49,7 @@ class Chart:
     scale: Scale = "linear"
     band: tuple[Series, Series] | None = None
     note: str = ""
+    mark: Mark | None = None
 
     @property
     def heading(self) -> str:
@@ -58,6 +67,7 @@ class Quantity:
         source: the file, by its field in `SavedRun`.
         factor: the file's values times `factor` are in `unit`.
         band: keys of the lower and the upper bound of the shaded area.
+        parts: the lines after the first add up to it. One that is 0 at every step is not drawn.
     """
 
     name: str
@@ -69,6 +79,7 @@ class Quantity:
     factor: float = 1.0
     band: tuple[str, str] | None = None
     note: str = ""
+    parts: bool = False
 
 
 QUANTITIES: tuple[Quantity, ...] = (
@@ -126,6 +137,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "Loss",
         "",
         (("loss", "total"), ("loss_policy", "policy"), ("loss_band", "band"), ("loss_kl", "KL")),
+        parts=True,
     ),
     Quantity("grad_norm", "Gradient norm", "", (("grad_norm", "gradient norm"),)),
     Quantity(
@@ -165,9 +177,11 @@ OVERLAID: tuple[tuple[str, str, str], ...] = (
 
 def charts(saved: SavedRun) -> Iterator[Chart]:
     """Yield a chart for each quantity that the run has values of."""
+    mark = guard_mark(saved)
     for quantity in QUANTITIES:
         lines = _source(saved, quantity)
         series = [_series(lines, key, label, quantity, i) for i, (key, label) in enumerate(quantity.fields)]
+        series = _without_empty_parts(series) if quantity.parts else series
         if drawn := tuple(one for one in series if one.x):
             yield Chart(
                 name=quantity.name,
@@ -177,7 +191,22 @@ def charts(saved: SavedRun) -> Iterator[Chart]:
                 scale=quantity.scale,
                 band=_band(lines, quantity),
                 note=" ".join(filter(None, (quantity.note, _thinned_note([lines])))),
+                mark=mark,
             )
+
+
+def _without_empty_parts(series: Sequence[Series]) -> list[Series]:
+    """Leave out parts that are 0 at every step, and a part that is left alone: it is the whole."""
+    whole, *parts = series
+    kept = [part for part in parts if any(part.y)]
+    return [whole, *kept] if len(kept) > 1 or not whole.x else [whole]
+
+
+def guard_mark(saved: SavedRun) -> Mark | None:
+    """Return the step at which the run's guard fired, None where it did not or where there was no guard."""
+    guard = section(saved.summary, "guard")
+    step = number(guard.get("step"))
+    return Mark(step, "guard fired") if guard.get("fired") is True and step is not None else None
 
 
 def overlaid(runs: Sequence[tuple[str, SavedRun]]) -> Iterator[Chart]:

@@ -1,4 +1,6 @@
-"""Draw the figures of a report with matplotlib: as PNG on white, and as SVG whose colours follow the page's theme.
+"""Draw the figures of a report with matplotlib: as PNG, PDF and SVG, and as SVG whose colours follow the page's theme.
+
+style.mplstyle says how they look.
 
 Lines differ by colour, dash and marker, so that they can be told apart without colours. The colours are those of Okabe
 and Ito (2008), darkened to a contrast of 3 : 1 on white.
@@ -11,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -50,39 +53,21 @@ TITLE = 0.32
 FONT_SIZE = 9.5
 """Points."""
 
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.size": FONT_SIZE,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "hatch.linewidth": 0.6,
-    "svg.fonttype": "none",
-    # A dollar sign in a run's name must not start a formula.
-    "text.parse_math": False,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),
-}
+STYLE = Path(__file__).with_name("style.mplstyle")
+"""The style sheet of every figure; FONT_SIZE and the colours here are its own."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """Set matplotlib's settings while figures are drawn and saved; restore the caller's afterwards."""
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literal types
+    with matplotlib.rc_context(fname=STYLE):
         yield
 
 
 def draw_chart(chart: Chart) -> Figure:
     """Draw one chart over steps, with its legend above the axes. Call it, and save the figure, within `style()`."""
     labels = [line.label for line in chart.series] + (["band"] if chart.band else [])
+    labels += [chart.mark.label] if chart.mark else []
     lines = _legend_lines(labels)
     height = HEIGHT + 0.05 + LEGEND_LINE * len(lines)
     figure = Figure(figsize=(WIDTH, height))
@@ -103,6 +88,9 @@ def plot(axes: Axes, chart: Chart) -> None:
         _line(axes, line)
     axes.set_xlabel("step", labelpad=1)
     steps = [step for line in chart.series for step in line.x]
+    if chart.mark:
+        axes.axvline(chart.mark.step, color=INK, linewidth=1.2, linestyle=(0, (1, 1.2)), label=chart.mark.label)
+        steps.append(chart.mark.step)
     margin = max(0.02 * (max(steps) - min(steps)), 0.15)
     axes.set_xlim(min(steps) - margin, max(steps) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
@@ -264,27 +252,46 @@ def axes_frame(figure: Figure) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in edges.items()}
 
 
+def as_files(figure: Figure, name: str, title: str = "") -> dict[str, bytes]:
+    """Return the figure by suffix: PDF and SVG without a title, which a paper's caption has, PNG below its title."""
+    return {"pdf": pdf(figure), "svg": draw_svg(figure, name).encode(), "png": png(figure, title)}
+
+
+def pdf(figure: Figure) -> bytes:
+    """Return the figure as PDF, the same bytes for the same figure."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="pdf", metadata={"CreationDate": None})
+    return drawn.getvalue()
+
+
 def png(figure: Figure, title: str = "") -> bytes:
     """Return the figure, below its title, as PNG on white with 150 dots per inch."""
     width, height = figure.get_size_inches()
+    added = None
     if title:
-        figure.text(0.02, 1.0 + 0.07 / height, title, ha="left", va="bottom", fontsize=FONT_SIZE + 1)
+        added = figure.text(0.02, 1.0 + 0.07 / height, title, ha="left", va="bottom", fontsize=FONT_SIZE + 1)
     # The box is given because bbox_inches="tight" would draw the figure once more to find it.
     box = Bbox.from_bounds(0, 0, width, height + (TITLE if title else 0))
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150, facecolor="white", bbox_inches=box, metadata={"Software": None})
+    if added is not None:
+        added.remove()
     return drawn.getvalue()
 
 
-def svg(figure: Figure, name: str, label: str) -> str:
-    """Return the figure as an <svg> element with colours by CSS variable and without a fixed size.
-
-    All ids begin with `name`, so that figures of one page do not share ids. A screen reader says `label`.
-    """
+def draw_svg(figure: Figure, name: str) -> str:
+    """Return the figure as an SVG file without background; its ids follow from `name`."""
     drawn = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    text = drawn.getvalue()
+    return drawn.getvalue()
+
+
+def inline_svg(text: str, name: str, label: str) -> str:
+    """Return the drawing of `draw_svg` as an <svg> element with colours by CSS variable and without a fixed size.
+
+    All ids begin with `name`, so that figures of one page do not share ids. A screen reader says `label`.
+    """
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r' id="', f' id="{name}-', text)

@@ -184,10 +184,18 @@ def number(value: object) -> float | None:
         return None
 
 
+def shown_step(step: float) -> float:
+    """Return the number of a step as pages, tables and figures count it: the first update is 1, the start is 0.
+
+    The files of a run count from 0.
+    """
+    return step + 1
+
+
 def values_by_step(lines: Iterable[Json], key: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the lines where `key` is a finite number, in the order of the steps."""
+    """Return (step as shown, value) of the lines where `key` is a finite number, in the order of the steps."""
     pairs = [(number(line["step"]), number(line.get(key))) for line in lines]
-    return sorted((step, value) for step, value in pairs if step is not None and value is not None)
+    return sorted((shown_step(step), value) for step, value in pairs if step is not None and value is not None)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
