@@ -19,7 +19,7 @@ from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.evaluation import Item
 from mm_spine.files import write_json, write_json_lines
 from mm_spine.files.rollout_table import write_rollouts
-from mm_spine.reporting import changes, curves, report, result
+from mm_spine.reporting import changes, curves, page_figures, report, result
 from mm_spine.reporting.saved_run import read_run
 from mm_spine.types import Answer, AnswerSpec, Group, Question, Rollout, StepReport, Verdict, Vote
 
@@ -105,7 +105,7 @@ def write_run(
     (folder / "adapted").mkdir()
     shutil.copy(MODEL_DIR / "tokenizer.json", folder / "adapted")
     shown = [Question(name, (Image.new("RGB", (300, 200), "navy"),), f"What is {name}?", SPEC) for name in "abe"]
-    changes.save_for_report(folder, changes.find_changes(*map(rows_of, (before, after))).shown(), shown, images=True)
+    changes.save_for_report(folder, changes.find_changes(*map(rows_of, (before, after))), shown, images=True)
     return folder
 
 
@@ -132,17 +132,17 @@ def accuracy(step: int) -> dict[str, Any]:
 def undrawn(folder: Path) -> str:
     """The page with all its charts, none of them drawn: drawing is what takes the time."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_draw_scores", "_draw_entropy", "_draw_chart"):
-            patch.setattr(report, name, lambda what, png: _placeholder(what))
+        for name in ("draw_scores", "draw_entropy", "draw_chart"):
+            patch.setattr(page_figures, name, lambda what, as_files: _placeholder(what))
         return report.render_report(read_run(folder))
 
 
-def _placeholder(what: Any) -> report.PageFigure:
+def _placeholder(what: Any) -> page_figures.PageFigure:
     name = what.name if isinstance(what, curves.Chart) else "entropy_histogram"
     name = f"scores_{what.name}" if isinstance(what, result.SplitResult) else name
     chart = isinstance(what, curves.Chart)
     title, note = (what.heading, what.note) if chart else (name, "")
-    return report.PageFigure(name, title, note, Markup("<svg></svg>"), {"lines": []} if chart else None)
+    return page_figures.PageFigure(name, title, note, Markup("<svg></svg>"), {"lines": []} if chart else None)
 
 
 def text_of(folder: Path) -> str:

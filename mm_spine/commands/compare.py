@@ -11,18 +11,30 @@ from mm_spine.commands import printing
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; differences are taken from the first.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several seeds of a method are averaged.")],
     output: Annotated[
-        Path | None, typer.Option(help="Also write a page (.html: table and curves) or a picture (.png: curves).")
+        Path | None,
+        typer.Option(help="Also write a page (.html), the forest plot (.pdf, .svg, .png) or the table (.tex, .csv)."),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Test against this run's method, by pass@1, instead of the starting model's own vote."),
+    ] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="A picture shows the curves over steps.")] = False,
 ) -> None:
-    """A table of runs: before, vote, after, paired differences with 95 % intervals; overlaid curves with --output."""
+    """A table of runs: before, vote, after, paired differences with 95 % intervals and tests; a page or a figure."""
+    from mm_spine.reporting.compare import compare_runs, comparison_table
+    from mm_spine.reporting.comparison import write_comparison
+    from mm_spine.reporting.contrasts import contrast_table
     from mm_spine.reporting.finished_run import UnfinishedRun, load_run
-    from mm_spine.reporting.report import write_comparison
 
     if output is not None:
-        write_comparison(runs, output)
-    printing.print_runs(runs)
+        write_comparison(runs, output, against, curves)
+    elif curves:
+        raise ValueError("--curves needs --output with a name that ends in .pdf, .svg or .png")
+    printing.console.print(comparison_table(runs, against))
+    if tested := compare_runs(runs, against).contrasts:
+        printing.console.print("", contrast_table(tested))
     if output is not None:
         printing.print_written(output)
     unusable = [run for run in map(load_run, runs) if isinstance(run, UnfinishedRun)]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from mm_spine.reporting.changes import MAX_SHOWN, Change, Changes, answer_text, find_changes
+from mm_spine.reporting.changes import Change, Changes, answer_text, find_changes
+from mm_spine.reporting.finished_run import SPLITS
 from mm_spine.reporting.formats import shortened
 from mm_spine.reporting.saved_run import Json, SavedRun, attempt
 from mm_spine.reporting.thumbnails import read_thumbnails
@@ -20,11 +21,21 @@ from mm_spine.reporting.training_responses import read_responses, response_for_p
 RESPONSES_EACH = 4
 """Responses from training that the page shows of one question."""
 
-IMAGE_BYTES = 4_500_000
+PAGE = 40
+"""Questions of a list that the page shows at first, and adds whenever more are asked for. Only the first of them have
+responses from training."""
+
+ROW_BYTES = 4_000_000
+"""Bytes of questions in one page; of more, those that changed most are shown."""
+
+MARKUP_BYTES = 2_500
+"""Bytes of one question on the page beside its texts, about."""
+
+IMAGE_BYTES = 4_000_000
 """Bytes of images in one page, before base64; further images stay in the run's folder."""
 
-RESPONSE_BYTES = 6_000_000
-"""Bytes of responses from training, with their tokens, in one page."""
+RESPONSE_BYTES = 5_000_000
+"""Bytes of responses from training, with their tokens, in one page. The whole page then stays below 15 MB."""
 
 CLASSES_SHOWN = 6
 """Classes of equal answers that are listed for one question; the rarest are joined."""
@@ -59,27 +70,37 @@ class QuestionSide(NamedTuple):
 
 
 class ShownQuestion(NamedTuple):
-    """One question that changed. `images` are data URLs, `responses` the JSON that page.js shows."""
+    """One question that changed. `images` are data URLs, `responses` the JSON that page.js shows.
+
+    `old` and `new` are the greedy answers, `right` the right one among them; "" where they are not known.
+    """
 
     id: str
-    split: str
     prompt: str
     images: tuple[str, ...]
     before: QuestionSide
     after: QuestionSide
+    old: str
+    new: str
+    right: str
     classes: tuple[ClassVotes, ...]
     responses: Sequence[Json]
 
 
 class Direction(NamedTuple):
-    """The questions that changed in one way: `total` in all, and those that the page shows."""
+    """The questions of a split that changed in one way: `total` in all, and those of the page, `PAGE` at a time."""
 
     name: str
+    split: str
     mark: str
-    turn: str
     title: str
     total: int
-    shown: Sequence[ShownQuestion]
+    pages: Sequence[Sequence[ShownQuestion]]
+
+    @property
+    def shown(self) -> int:
+        """How many the page holds."""
+        return sum(map(len, self.pages))
 
 
 class _Budget:
@@ -98,29 +119,52 @@ class _Budget:
         return True
 
 
-def shown_directions(saved: SavedRun, tokenizer: Tokenizer | None, missing: list[str]) -> list[Direction]:
-    """Return what changed in each way; add a sentence to `missing` for what is damaged or does not fit."""
-    changes = attempt(lambda: find_changes(saved.before, saved.after), missing) or Changes((), (), ())
-    wanted = [change.key[1] for change in changes.shown() if change.key[0] == "adapted"]
-    rollouts = attempt(lambda: read_responses(saved.rollouts, wanted, RESPONSES_EACH), missing) or {}
-    images, responses = _Budget(IMAGE_BYTES), _Budget(RESPONSE_BYTES)
+class _Budgets:
+    """What one list may hold: its share of the page's limits."""
 
-    def direction(name: str, mark: str, turn: str, title: str, changed: Sequence[Change]) -> Direction:
-        shown = []
-        for change in changed[:MAX_SHOWN]:
-            show = partial(_shown_question, change, saved, rollouts, tokenizer, images, responses)
+    def __init__(self, lists: int) -> None:
+        self.rows, self.images, self.responses = (
+            _Budget(limit // max(lists, 1)) for limit in (ROW_BYTES, IMAGE_BYTES, RESPONSE_BYTES)
+        )
+
+
+KINDS = (
+    ("gained", "▲", "Wrong before, right after"),
+    ("lost", "▼", "Right before, wrong after"),
+    ("moved", "◆", "Another answer or vote, no gold answer"),
+)
+"""Field of `Changes`, mark and title of a list."""
+
+
+def shown_directions(saved: SavedRun, tokenizer: Tokenizer | None, missing: list[str]) -> list[Direction]:
+    """Return what changed in each way, each split apart; add a sentence to `missing` for what is damaged or too much."""
+    nothing = Changes((), (), ())
+    changes = attempt(lambda: find_changes(saved.before, saved.after, saved.answers), missing) or nothing
+    lists = [
+        (kind, split, mark, title, found)
+        for kind, mark, title in KINDS
+        for split in SPLITS
+        if (found := [change for change in getattr(changes, kind) if change.key[0] == split])
+    ]
+    wanted = [change.key[1] for _, split, *_, found in lists if split == "adapted" for change in found[:PAGE]]
+    rollouts = attempt(lambda: read_responses(saved.rollouts, wanted, RESPONSES_EACH), missing) or {}
+    refused = Counter[str]()
+    directions = []
+    for kind, split, mark, title, found in lists:
+        budgets = _Budgets(len(lists))
+        shown: list[ShownQuestion] = []
+        for change in found:
+            show = partial(_shown_question, change, saved, rollouts, tokenizer, budgets)
             if (question := attempt(show, missing)) is not None:
                 shown.append(question)
-        return Direction(name, mark, turn, title, len(changed), shown)
-
-    directions = [
-        direction("gained", "▲", "wrong → right", "Wrong before, right after", changes.gained),
-        direction("lost", "▼", "right → wrong", "Right before, wrong after", changes.lost),
-        direction("moved", "◆", "another vote", "Another vote, no gold answer", changes.moved),
+            if budgets.rows.refused:
+                break
+        refused += Counter({"Images": budgets.images.refused, "Responses": budgets.responses.refused})
+        pages = [shown[i : i + PAGE] for i in range(0, len(shown), PAGE)]
+        directions.append(Direction(kind, split, mark, f"{title}, {SPLITS[split].lower()}", len(found), pages))
+    missing += [
+        f"{kind} of {count} questions are left out to keep this page below 15 MB." for kind, count in refused.items()
     ]
-    for kind, budget in (("Images", images), ("Responses", responses)):
-        if budget.refused:
-            missing.append(f"{kind} of {budget.refused} questions are left out to keep this page below 15 MB.")
     return directions
 
 
@@ -129,27 +173,44 @@ def _shown_question(
     saved: SavedRun,
     rollouts: Mapping[str, Sequence[Json]],
     tokenizer: Tokenizer | None,
-    image_budget: _Budget,
-    response_budget: _Budget,
-) -> ShownQuestion:
+    budgets: _Budgets,
+) -> ShownQuestion | None:
+    """Return a question as the page shows it, None when the list is full."""
     split, name = change.key
+    before, after = _side(change.before), _side(change.after)
+    prompt = shortened(saved.questions.get(change.key) or change.answers.get("question", ""))
+    texts = (prompt, prompt, before.text, after.text, before.why, after.why)
+    if not budgets.rows.takes(MARKUP_BYTES + sum(len(text.encode("utf-8", "replace")) for text in texts)):
+        return None
     # Held-out questions are not trained on. A rollout of the same id is of another question.
     trained = rollouts.get(name, ()) if split == "adapted" else ()
     responses = [response_for_page(rollout, tokenizer) for rollout in trained]
     images = list(read_thumbnails(saved.path, name))
-    images_fit = image_budget.takes(sum(len(data) for _, data in images))
-    before, after = _side(change.before), _side(change.after)
+    images_fit = budgets.images.takes(sum(len(data) for _, data in images))
     classes = _class_votes(change)
+    old, new = (shortened(change.answers.get(f"answer_{when}", ""), 40, 20) for when in ("before", "after"))
     return ShownQuestion(
         id=name,
-        split=split,
-        prompt=shortened(saved.questions.get((split, name), "")),
+        prompt=prompt,
         images=tuple(map(_data_url, images)) if images_fit else (),
         before=before,
         after=after,
+        old=old,
+        new=new,
+        right=_right_answer(before, after, old, new, classes),
         classes=classes,
-        responses=responses if response_budget.takes(len(json.dumps(responses))) else (),
+        responses=responses if budgets.responses.takes(len(json.dumps(responses))) else (),
     )
+
+
+def _right_answer(
+    before: QuestionSide, after: QuestionSide, old: str, new: str, classes: Sequence[ClassVotes]
+) -> str:
+    """Return the right answer as the model gave it; "" where neither a greedy answer nor a sample shows it."""
+    for side, answer in ((after, new), (before, old)):
+        if side.correct and answer:
+            return answer
+    return next((shortened(votes.answer, 40, 20) for votes in classes if votes.right), "")
 
 
 def _data_url(image: tuple[str, bytes]) -> str:
@@ -177,7 +238,7 @@ def _class_votes(change: Change) -> tuple[ClassVotes, ...]:
     after: Counter[str | None] = Counter(change.after["classes"])
     texts: dict[str | None, str] = {}
     right: dict[str | None, bool] = {}
-    for line in change:
+    for line in (change.before, change.after):
         for place, (name, answer) in enumerate(zip(line["classes"], line["answers"], strict=False)):
             texts.setdefault(name, answer_text(answer) or str(name))
             if line["verdicts"] is not None and place < len(line["verdicts"]):

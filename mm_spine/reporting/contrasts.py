@@ -124,6 +124,9 @@ def _contrast(group: Sequence[_Pair], split: str) -> Contrast | None:
     several = len(known) > 1
     interval = over_seeds(means_S) if several else paired_difference(first.low, first.high)
     assert interval is not None, "there are differences"
+    # Seeds that end alike by chance, as two on few questions do, tell nothing of how far others would differ.
+    if several and np.ptp(means_S) == 0:
+        interval = Interval(interval.value, None, None)
     return Contrast(
         method=first.name,
         against=first.against,

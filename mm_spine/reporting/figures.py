@@ -9,6 +9,7 @@ and Ito (2008), darkened to a contrast of 3 : 1 on white.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -259,6 +260,8 @@ def as_files(figure: Figure, name: str, title: str = "") -> dict[str, bytes]:
 
 def pdf(figure: Figure) -> bytes:
     """Return the figure as PDF, the same bytes for the same figure."""
+    # It logs each table of each font that is embedded.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="pdf", metadata={"CreationDate": None})
     return drawn.getvalue()

@@ -68,7 +68,7 @@ def _panel(axes: Axes, found: Sequence[Contrast], title: str) -> None:
         axes.plot((100 * value,), (row,), color=colour, marker=marker, markersize=5.5, linestyle="none")
         seeds = f"{len(one.seeds)} seeds" if len(one.seeds) > 1 else f"seed {one.seeds[0]}"
         _beside(axes, row, -0.03, "right", f"{_short(method_words(one))}, {seeds}")
-        _beside(axes, row, 1.03, "left", points_words(one))
+        _beside(axes, row, 1.03, "left", points_words(one).replace("-", "\u2212"))
         axes.annotate(
             p_words(one.p_holm), xy=(1.0, row), xycoords=("axes fraction", "data"), fontsize=FONT_SIZE - 1, color=INK,
             xytext=(72 * (RIGHT - 0.1), 0), textcoords="offset points", ha="right", va="center", annotation_clip=False,

@@ -15,14 +15,15 @@ from mm_spine.words import visible_line
 _SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "-": "{-}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
+    "|": r"\textbar{}", '"': "''",
 }  # fmt: skip
-"""Character -> what prints it in any font encoding; "-" is kept from joining with its neighbour into a dash."""
+"""Character -> what prints it in any font encoding."""
 
 
 def escape(text: str) -> str:
     """Return a text from a run's files as LaTeX that prints it, on one line."""
-    return "".join(_SIGNS.get(sign, sign) for sign in visible_line(text))
+    # Two hyphens would become a dash.
+    return "".join(_SIGNS.get(sign, sign) for sign in visible_line(text)).replace("--", "-{}-{}")
 
 
 def minus(number: str) -> str:

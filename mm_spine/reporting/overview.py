@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mm_spine.measures import COMPARED
 from mm_spine.reporting.formats import NONE, compact, count, duration, pair, shortened
 from mm_spine.reporting.result import SplitResult
-from mm_spine.reporting.saved_run import Json, SavedRun, number, section
+from mm_spine.reporting.saved_run import Json, SavedRun, number, section, shown_step
 
 MAX_LISTED = 50
 """Skipped questions and bad rows that the page lists; summary.json has all of them."""
@@ -93,7 +93,11 @@ def badges(saved: SavedRun) -> Iterator[Badge]:
     # A text-only model has no vision tower that could be frozen.
     if number(summary.get("frozen_parameters")) != 0:
         unchanged = summary.get("tower_checksum_unchanged")
-        yield Badge(f"vision tower frozen, checksum {_stated(_CHECKSUM, unchanged) or 'not stated'}", unchanged is True)
+        parameters = f"{count(summary.get('frozen_parameters'))} parameters, the vision tower's checksum"
+        yield Badge(f"frozen: {parameters} {_stated(_CHECKSUM, unchanged) or 'not stated'}", unchanged is True)
+    guard = section(summary, "guard")
+    if isinstance(guard.get("fired"), bool):
+        yield Badge("the guard fired" if guard["fired"] else "the guard did not fire", not guard["fired"])
     if summary.get("stopped_by") not in (None, "steps"):
         yield Badge(f"stopped by {summary['stopped_by']}", False)
 
@@ -103,7 +107,7 @@ def _stated(texts: Mapping[bool, str], value: object) -> str | None:
 
 
 def facts(saved: SavedRun) -> list[Fact]:
-    """Return what the run cost and what was frozen; [] without summary.json."""
+    """Return what the run cost; [] without summary.json. What was frozen is a badge."""
     summary = saved.summary
     if not summary:
         return []
@@ -113,10 +117,8 @@ def facts(saved: SavedRun) -> list[Fact]:
     if spared:
         tokens_detail += f", about {spared:,.0f} spared"
     peak = number(summary.get("peak_memory_bytes"))
-    frozen = number(summary.get("frozen_parameters"))
     trainable = count(summary.get("trainable_parameters"))
-    checksum = _stated(_CHECKSUM, summary.get("tower_checksum_unchanged")) or "not stated"
-    has_tower = frozen != 0
+    merger = "the merger too" if summary.get("merger") == "trained" else ""
     return [
         Fact(
             "Time",
@@ -125,13 +127,7 @@ def facts(saved: SavedRun) -> list[Fact]:
         ),
         Fact("Tokens sampled in training", count(tokens.get("sampled")), tokens_detail),
         Fact("Peak memory", NONE if peak is None else f"{peak / 1e9:.2f} GB", _whose_memory(saved)),
-        Fact("Vision tower", "frozen" if has_tower else "none", f"checksum {checksum}" if has_tower else ""),
-        Fact("Merger", str(summary.get("merger", NONE)), ""),
-        Fact(
-            "Trainable parameters",
-            trainable if summary.get("steps") != 0 else "none: no step",
-            f"{count(frozen)} frozen",
-        ),
+        Fact("Trainable parameters", trainable if summary.get("steps") != 0 else "none: no step", merger),
         *_changed_options(summary.get("method_changes")),
         Fact("Steps", count(summary.get("steps")), votes(saved)),
         Fact(
@@ -206,8 +202,13 @@ def left_out(saved: SavedRun) -> list[LeftOut]:
 def step_table(saved: SavedRun) -> StepTable:
     """Return the lines of steps.jsonl as a table of at most `MAX_STEP_ROWS` rows."""
     every = -(-len(saved.steps) // MAX_STEP_ROWS) or 1
-    rows = [[compact(line.get(name)) for name in STEP_COLUMNS] for line in saved.steps[::every]]
+    rows = [[_cell(line, name) for name in STEP_COLUMNS] for line in saved.steps[::every]]
     return StepTable(STEP_COLUMNS, rows, every)
+
+
+def _cell(line: Json, name: str) -> str:
+    value = number(line.get(name))
+    return compact(shown_step(value) if name == "step" and value is not None else value)
 
 
 def breakdowns(split: SplitResult) -> dict[str, list[BreakdownRow]]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from mm_spine.files import write_bytes
-from mm_spine.reporting import formats
+from mm_spine.reporting import contrasts, formats
 from mm_spine.reporting.changed_questions import QuestionSide
 from mm_spine.words import visible
 
@@ -76,5 +76,8 @@ FILTERS = {
     "gain": formats.gain,
     "visible": _visible,
     "vote": _vote,
+    "method": contrasts.method_words,
+    "p": contrasts.p_words,
+    "test": contrasts.test_words,
 }
 """Filters that the templates may use."""

@@ -169,6 +169,8 @@ def sentences(split: SplitResult) -> Iterator[str]:
     if not split.stepped and greedy.before and vote.before:
         yield _no_step(split, greedy.before, vote.name, vote.before)
         return
+    if greedy.gain:
+        yield _in_one_sentence(greedy.gain, split.over_vote)
     if greedy.before and greedy.after and greedy.gain:
         yield _greedy_gain(split, greedy.before, greedy.after, greedy.gain)
     if vote.before and split.over_vote:
@@ -181,6 +183,34 @@ def sentences(split: SplitResult) -> Iterator[str]:
         yield f"No differences can be given: {split.unpaired}."
     elif split.labelled < FEW:
         yield f"With fewer than {FEW} questions, these intervals are too narrow to be relied on."
+
+
+_OF_GREEDY = {
+    1: "Adapting helped: one greedy answer is better than before",
+    0: "No effect on one greedy answer is shown: it may be better or worse than before",
+    -1: "Adapting did harm: one greedy answer is worse than before",
+}
+_OF_VOTE = {
+    1: "better than the starting model's own vote",
+    0: "not shown to differ from the starting model's own vote, which needs no training",
+    -1: "worse than the starting model's own vote, which needs no training",
+}
+"""Sign of a difference whose interval leaves 0 out, else 0 -> its words."""
+
+
+def _in_one_sentence(gain: Interval, over_vote: Interval | None) -> str:
+    """Return the verdict: against one greedy answer, and against the starting model's own vote."""
+    against_greedy = _OF_GREEDY[_sign(gain)]
+    if over_vote is None:
+        return f"{against_greedy}."
+    joined = "and" if _sign(gain) == _sign(over_vote) else "but"
+    return f"{against_greedy}, {joined} {_OF_VOTE[_sign(over_vote)]}."
+
+
+def _sign(difference: Interval) -> int:
+    if difference.low is None or difference.high is None:
+        return 0
+    return 1 if difference.low > 0 else -1 if difference.high < 0 else 0
 
 
 def _without_labels(split: SplitResult) -> Iterator[str]:

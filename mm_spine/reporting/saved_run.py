@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mm_spine.config.layers import read_yaml
-from mm_spine.files import read_json, read_json_lines
+from mm_spine.files import read_csv, read_json, read_json_lines
 from mm_spine.words import visible_line
 
 Json = Mapping[str, Any]
@@ -23,6 +23,11 @@ T = TypeVar("T")
 
 ITEM_KEYS = {"id", "split", "greedy", "greedy_text", "texts", "answers", "classes", "verdicts", "vote"}
 """Keys that a line of evaluation/{before,after}.jsonl must have for the report."""
+
+ANSWER_COLUMNS = (
+    "id", "split", "question", "answer_before", "answer_after", "vote_before", "vote_after", "changed",
+)  # fmt: skip
+"""Columns of answers.csv that the report reads."""
 
 DAMAGE = (ValueError, OSError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """Errors that a damaged file, or one written by another version, may cause."""
@@ -51,6 +56,7 @@ class SavedRun:
         accuracy: lines of evaluation/steps.jsonl.
         before, after: lines of evaluation/{before,after}.jsonl.
         questions: (split, question id) -> prompt, of the questions whose answer changed.
+        answers: (split, question id) -> row of answers.csv.
         rollouts: files of rollouts, one per step, in the order of the steps.
         missing: one sentence per file that is absent, damaged or outside of the folder; its field is then empty.
     """
@@ -65,6 +71,7 @@ class SavedRun:
     before: Sequence[Json]
     after: Sequence[Json]
     questions: Mapping[tuple[str, str], str]
+    answers: Mapping[tuple[str, str], Mapping[str, str]]
     rollouts: Sequence[Path]
     stopped: Json
     missing: Sequence[str]
@@ -74,6 +81,11 @@ class SavedRun:
         """The method's name, or the folder's where no file gives a method."""
         method = self.summary.get("method") or section(self.config, "method").get("name")
         return visible_line(str(method) if method else self.path.resolve().name)
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark's name, of a folder its last part, "" where no file gives one."""
+        return last_part(str(self.summary.get("benchmark") or self.config.get("benchmark") or ""))
 
 
 def read_run(path: Path) -> SavedRun:
@@ -101,14 +113,20 @@ def read_run(path: Path) -> SavedRun:
         environment=reader.read_mapping("environment.json", read_json),
         steps=reader.read_lines("steps.jsonl", {"step"}, no_steps),
         timings=reader.read_lines("timings.jsonl", {"step"}, no_steps),
-        accuracy=reader.read_lines("evaluation/steps.jsonl", {"step"}, no_steps),
+        accuracy=reader.read_lines("evaluation/steps.jsonl", {"step"}, no_steps or _trained_unlabelled(summary)),
         before=reader.read_lines("evaluation/before.jsonl", ITEM_KEYS),
         after=reader.read_lines("evaluation/after.jsonl", ITEM_KEYS),
         questions={(str(line["split"]), str(line["id"])): str(line["prompt"]) for line in prompts},
+        answers=reader.read_answers(),
         rollouts=rollouts,
         stopped={} if summary else reader.read_mapping("stopped.json", read_json, optional=True),
         missing=reader.missing,
     )
+
+
+def read_answers(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """Return the rows of an answers.csv by (split, question id). Raises ValueError naming the file if it is damaged."""
+    return {(row["split"], row["id"]): row for row in read_csv(path, ANSWER_COLUMNS)}
 
 
 class _Reader:
@@ -134,6 +152,11 @@ class _Reader:
             self.missing.append(f"{len(lines) - len(complete)} lines of {name} lack one of {keys}; they were left out.")
         return complete
 
+    def read_answers(self) -> Mapping[tuple[str, str], Mapping[str, str]]:
+        """Return the rows of answers.csv, {} where an older version wrote none."""
+        found: Mapping[tuple[str, str], Mapping[str, str]] = self._read("answers.csv", read_answers, True) or {}
+        return found
+
     def _read(self, name: str, read: Callable[[Path], Any], optional: bool) -> Any:
         path = self.folder / name
         if not path.is_file():
@@ -149,6 +172,12 @@ class _Reader:
         except (OSError, ValueError, RecursionError) as error:
             self.missing.append(f"{name} could not be read: {str(error)[:300]}")
             return None
+
+
+def _trained_unlabelled(summary: Json) -> bool:
+    """Whether the run had no gold answer, or none before it was labelled: its votes could not be graded."""
+    block = section(summary, "after") or section(summary, "before")
+    return bool(summary.get("labels")) or number(block.get("n_labelled")) == 0
 
 
 def _no_rollouts(config: Json) -> str:
@@ -182,6 +211,11 @@ def number(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # an integer of hundreds of digits
         return None
+
+
+def last_part(name: str) -> str:
+    """Return the last part of a path, and a name as it is: pages that are passed on need not tell where things lay."""
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
 def shown_step(step: float) -> float:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from mm_spine.files.rollout_table import read_rollout_table
 from mm_spine.reporting.formats import shortened
-from mm_spine.reporting.saved_run import Json
+from mm_spine.reporting.saved_run import Json, shown_step
 from mm_spine.reporting.token_text import token_texts
 
 HEAD, TAIL = 500, 200
@@ -81,7 +81,8 @@ def response_for_page(rollout: Mapping[str, Any], tokenizer: Tokenizer | None) -
     With a tokenizer: the text of each token, entropies and log-probs in nats rounded to three decimals, and which
     tokens were selected. Without one: the text.
     """
-    shown = {name: rollout[name] for name in ("step", "index", "finish_reason", "parent", "fork_at")}
+    shown = {name: rollout[name] for name in ("index", "finish_reason", "parent", "fork_at")}
+    shown["step"] = int(shown_step(rollout["step"]))
     shown["answer"] = None if rollout["answer"] is None else shortened(rollout["answer"], 80, 40)
     shown["won"] = _won(rollout)
     shown["reward"] = _rounded(rollout["reward"])

@@ -348,9 +348,8 @@ class Run:
             # Imported here because matplotlib takes a second.
             from mm_spine.reporting import changes, report
 
-            before, after = (files.read_json_lines(self.folder.evaluation_file(when)) for when in ("before", "after"))
-            shown = changes.find_changes(before, after).shown()
-            changes.save_for_report(self.folder.path, shown, splits.questions, self.config.reporting.images)
+            found = changes.changes_of(self.folder.path)
+            changes.save_for_report(self.folder.path, found, splits.questions, self.config.reporting.images)
             report.write_report(self.folder.path)
         except OSError as error:
             if error.errno in files.DISK_FULL:

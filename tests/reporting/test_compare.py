@@ -16,7 +16,7 @@ from mm_spine.evaluation import Item
 from mm_spine.files import write_json, write_json_lines
 from mm_spine.intervals import bootstrap_ci
 from mm_spine.reporting.compare import comparison_notes, comparison_rows, comparison_table
-from mm_spine.reporting.report import write_comparison
+from mm_spine.reporting.comparison import write_comparison
 from mm_spine.types import Verdict
 
 QUESTIONS = 40

@@ -6,20 +6,24 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from mm_spine.reporting import curves, figures, report
 from mm_spine.reporting.saved_run import read_run
 
 
-def test_every_figure_is_written_as_png(finished: Path) -> None:
+def test_every_figure_is_written_as_png_pdf_and_svg(finished: Path) -> None:
     names = {path.stem for path in (finished / "figures").glob("*.png")}
     drawn = set(re.findall(r'id="figure-(\w+)"', (finished / "report.html").read_text()))
     assert (
         names == drawn >= {"scores_adapted", "scores_held_out", "accuracy", "entropy", "entropy_histogram", "seconds"}
     )
-    for path in (finished / "figures").iterdir():
-        assert path.read_bytes().startswith(b"\x89PNG")
+    signs = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    for suffix, sign in signs.items():
+        written = list((finished / "figures").glob(f"*.{suffix}"))
+        assert {path.stem for path in written} == names
+        assert all(path.read_bytes().startswith(sign) for path in written)
 
 
 def test_ids_of_the_drawings_do_not_meet(finished: Path) -> None:
@@ -56,7 +60,7 @@ def test_no_figure_is_written_through_a_link(copy: Path, tmp_path: Path) -> None
     target.write_text("mine")
     outside.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "png", lambda figure, title="": b"drawn")
+        patch.setattr(figures, "as_files", lambda figure, name, title="": {"png": b"drawn", "svg": b"<svg></svg>"})
         (copy / "figures" / "loss.png").unlink()
         (copy / "figures" / "loss.png").symlink_to(target)
         report.write_report(copy)
@@ -65,3 +69,18 @@ def test_no_figure_is_written_through_a_link(copy: Path, tmp_path: Path) -> None
         page_ = report.write_report(copy).read_text()
     assert target.read_text() == "mine" and list(outside.iterdir()) == []
     assert "figures/ points out of the folder" in page_
+
+
+def test_a_figure_is_the_same_bytes_again_and_its_text_is_text(finished: Path) -> None:
+    (chart,) = (chart for chart in curves.charts(read_run(finished)) if chart.name == "length")
+    with figures.style():
+        first, again = (figures.as_files(figures.draw_chart(chart), "length", "Title") for _ in range(2))
+    assert first == again
+    assert b">mean length</text>" in first["svg"] and b"Title" not in first["svg"], "a caption has the title"
+    assert b"/FontFile2" in first["pdf"] and b"/Type3" not in first["pdf"], "some publishers refuse type 3 fonts"
+
+
+def test_the_style_sheet_has_the_colours_of_the_lines() -> None:
+    with figures.style():
+        assert tuple(matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]) == figures.COLOURS
+        assert (matplotlib.rcParams["font.size"], matplotlib.rcParams["text.color"]) == (figures.FONT_SIZE, figures.INK)

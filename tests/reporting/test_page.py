@@ -53,7 +53,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     write_step(folder, 0, [group(EVIL, [rollout(EVIL, 0)], [EVIL], EVIL)])
     (folder / "config.yaml").write_text(json.dumps({"method": {"name": EVIL}, EVIL: EVIL}))
     changes.save_for_report(
-        folder, changes.find_changes(rows_of(before), rows_of(after)).shown(), [Question(EVIL, (), EVIL, SPEC)], True
+        folder, changes.find_changes(rows_of(before), rows_of(after)), [Question(EVIL, (), EVIL, SPEC)], True
     )
     (folder / "adapted" / "tokenizer.json").unlink()  # then the response's text is what is shown
     write_json_lines(folder / "evaluation" / "steps.jsonl", [accuracy(0)])
@@ -205,7 +205,7 @@ def write_large_run(folder: Path, steps: int = 500, questions: int = 1000) -> Pa
     for step in range(21, steps):
         shutil.copy(folder / "rollouts" / "step_000020.parquet", folder / "rollouts" / f"step_{step:06d}.parquet")
     noise = rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)
-    shown = changes.find_changes(rows_of(before), rows_of(after)).shown()
+    shown = changes.find_changes(rows_of(before), rows_of(after))
     asked_of = [Question(name, (Image.fromarray(noise),), words[:300], SPEC) for name in names]
     changes.save_for_report(folder, shown, asked_of, images=True)
     return folder

@@ -37,7 +37,8 @@
         Math.abs(line.x[i] - x) < Math.abs(best - x) ? line.x[i] : best, lines[0][0].x[lines[0][1]]);
       here = step;
       out.textContent = "step " + step + ": " + lines.filter(([line, i]) => line.x[i] === step)
-        .map(([line, i]) => line.label + " " + short(line.y[i], data.unit)).join(", ");
+        .map(([line, i]) => line.label + " " + short(line.y[i], data.unit)).join(", ") +
+        (data.mark && data.mark.step === step ? " · " + data.mark.label : "");
       if (!rule) {
         rule = document.createElementNS(SVG, "line");
         rule.setAttribute("class", "pointer");
@@ -115,14 +116,34 @@
     return box;
   }
 
-  document.querySelectorAll("details.question").forEach(function (details) {
-    details.addEventListener("toggle", function () {
-      const first = details.querySelector("img.first"), place = details.querySelector(".rollouts");
-      if (details.open && first && !first.src) first.src = details.querySelector(".thumb img").src; // the page holds each image once
-      if (!details.open || !place || place.childElementCount) return;
-      const top = Number(document.documentElement.dataset.top);
-      read(details.querySelector("script")).forEach((roll) => place.appendChild(rollout(roll, top)));
+  // "toggle" does not bubble; this way questions that are added later are heard too.
+  document.addEventListener("toggle", function (event) {
+    const details = event.target;
+    if (!details.matches || !details.matches("details.question")) return;
+    const first = details.querySelector("img.first"), place = details.querySelector(".rollouts");
+    if (details.open && first && !first.src) first.src = details.querySelector(".thumb img").src; // the page holds each image once
+    if (!details.open || !place || place.childElementCount) return;
+    const top = Number(document.documentElement.dataset.top);
+    read(details.querySelector("script")).forEach((roll) => place.appendChild(rollout(roll, top)));
+  }, true);
+
+  // Long lists: the questions beyond the first wait in templates, and are added when they are asked for.
+  document.querySelectorAll("button.more").forEach(function (button) {
+    const list = button.parentElement;
+    function say() {
+      const next = list.querySelector("template");
+      button.hidden = !next;
+      if (!next) return;
+      const shown = list.querySelectorAll("details.question").length, total = Number(button.dataset.total);
+      button.textContent = "Show " + next.content.querySelectorAll("details.question").length + " more (" + shown + " of " + total + " are shown)";
+    }
+    button.addEventListener("click", function () {
+      const next = list.querySelector("template"), first = next.content.querySelector("summary");
+      next.replaceWith(next.content);
+      say();
+      first.focus({ preventScroll: true });
     });
+    say();
   });
 
   // keyed: the token was marked by a key. A page that scrolls under a resting pointer must not mark another one.
