@@ -137,7 +137,7 @@ KINDS = (
 
 
 def shown_directions(saved: SavedRun, tokenizer: Tokenizer | None, missing: list[str]) -> list[Direction]:
-    """Return what changed in each way, each split apart; add a sentence to `missing` for what is damaged or too much."""
+    """Return what changed in each way, each split apart; add a sentence to `missing` for what is left out."""
     nothing = Changes((), (), ())
     changes = attempt(lambda: find_changes(saved.before, saved.after, saved.answers), missing) or nothing
     lists = [
@@ -203,9 +203,7 @@ def _shown_question(
     )
 
 
-def _right_answer(
-    before: QuestionSide, after: QuestionSide, old: str, new: str, classes: Sequence[ClassVotes]
-) -> str:
+def _right_answer(before: QuestionSide, after: QuestionSide, old: str, new: str, classes: Sequence[ClassVotes]) -> str:
     """Return the right answer as the model gave it; "" where neither a greedy answer nor a sample shows it."""
     for side, answer in ((after, new), (before, old)):
         if side.correct and answer:

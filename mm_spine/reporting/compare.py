@@ -233,9 +233,7 @@ def _refuse_other_questions(runs: Sequence[FinishedRun], split: str) -> None:
             )
 
 
-def _rows_of_split(
-    runs: Sequence[FinishedRun], split: str, reference: FinishedRun | None
-) -> list[ComparisonRow]:
+def _rows_of_split(runs: Sequence[FinishedRun], split: str, reference: FinishedRun | None) -> list[ComparisonRow]:
     _refuse_other_questions(runs, split)
     first = reference if reference in runs else runs[0]
     rows = [_row(run, partner_of(run, first, runs), first.method, split) for run in runs]

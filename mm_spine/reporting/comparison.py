@@ -12,7 +12,6 @@ from mm_spine.intervals import Interval
 from mm_spine.reporting import contrasts, curves, figures, forest
 from mm_spine.reporting.compare import (
     Comparison,
-    ComparisonRow,
     compare_runs,
     comparison_notes,
     majority_header,

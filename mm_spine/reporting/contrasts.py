@@ -59,7 +59,9 @@ class Contrast:
         """The test in words, "" without one."""
         if self.p is None:
             return ""
-        return f"paired t, {len(self.seeds)} seeds" if len(self.seeds) > 1 else f"sign flips, {self.questions} questions"
+        return (
+            f"paired t, {len(self.seeds)} seeds" if len(self.seeds) > 1 else f"sign flips, {self.questions} questions"
+        )
 
 
 Scored = Mapping[str, float | None]

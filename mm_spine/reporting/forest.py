@@ -17,8 +17,11 @@ WIDTH = 6.4
 ROW, HEAD, FOOT = 0.27, 0.42, 0.52
 """Inches of a row, of a split's title, and of the axis below."""
 
-LEFT, RIGHT = 1.5, 2.35
-"""Inches of the names beside the axes, and of the numbers."""
+RIGHT = 2.35
+"""Inches of the numbers beside the axes."""
+
+LETTER = 0.078
+"""Inches of a letter of a name, at most."""
 
 
 def draw_forest(found: Sequence[Contrast]) -> Figure:
@@ -28,19 +31,21 @@ def draw_forest(found: Sequence[Contrast]) -> Figure:
     height = FOOT + sum(HEAD + ROW * count for count in counts)
     figure = Figure(figsize=(WIDTH, height))
     low, high = _limits(found)
+    left = max(1.5, 0.15 + LETTER * max(len(_name(one)) for one in found))
+    across = WIDTH - left - RIGHT
     top = height
     for split, count in zip(splits, counts, strict=True):
         top -= HEAD
         bottom = top - ROW * count
-        place = (LEFT / WIDTH, bottom / height, (WIDTH - LEFT - RIGHT) / WIDTH, ROW * count / height)
+        place = (left / WIDTH, bottom / height, across / WIDTH, ROW * count / height)
         axes = figure.add_axes(place)
-        _panel(axes, [one for one in found if one.split == split], SPLITS[split])
+        _panel(axes, [one for one in found if one.split == split], SPLITS[split], left)
         axes.set_xlim(low, high)
         top = bottom
         if split != splits[-1]:
             axes.tick_params(axis="x", labelbottom=False, length=0)
     axes.set_xlabel(_axis_words(found[0].against), labelpad=3)
-    axes.xaxis.set_label_coords((WIDTH / 2 - LEFT) / (WIDTH - LEFT - RIGHT), -0.3 / (ROW * counts[-1]))
+    axes.xaxis.set_label_coords((WIDTH / 2 - left) / across, -0.3 / (ROW * counts[-1]))
     return figure
 
 
@@ -57,7 +62,7 @@ def _limits(found: Sequence[Contrast]) -> tuple[float, float]:
     return min(ends) - room, max(ends) + room
 
 
-def _panel(axes: Axes, found: Sequence[Contrast], title: str) -> None:
+def _panel(axes: Axes, found: Sequence[Contrast], title: str, left: float) -> None:
     axes.axvline(0.0, color=MUTED, linewidth=1.0)
     for row, one in enumerate(found):
         value, low, high = one.difference
@@ -66,8 +71,7 @@ def _panel(axes: Axes, found: Sequence[Contrast], title: str) -> None:
             axes.plot((100 * low, 100 * high), (row, row), color=colour, linewidth=1.6, solid_capstyle="butt")
         marker = MARKERS[row % len(MARKERS)]
         axes.plot((100 * value,), (row,), color=colour, marker=marker, markersize=5.5, linestyle="none")
-        seeds = f"{len(one.seeds)} seeds" if len(one.seeds) > 1 else f"seed {one.seeds[0]}"
-        _beside(axes, row, -0.03, "right", f"{_short(method_words(one))}, {seeds}")
+        _beside(axes, row, -0.03, "right", _name(one))
         _beside(axes, row, 1.03, "left", points_words(one).replace("-", "\u2212"))
         axes.annotate(
             p_words(one.p_holm), xy=(1.0, row), xycoords=("axes fraction", "data"), fontsize=FONT_SIZE - 1, color=INK,
@@ -78,7 +82,7 @@ def _panel(axes: Axes, found: Sequence[Contrast], title: str) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=GRID)
     above = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom", "annotation_clip": False}
-    axes.annotate(title, xy=(0, 1), xytext=(-72 * (LEFT - 0.08), 5), fontsize=FONT_SIZE, weight="bold", **above)
+    axes.annotate(title, xy=(0, 1), xytext=(-72 * (left - 0.08), 5), fontsize=FONT_SIZE, weight="bold", **above)
     axes.annotate("points [95 %]", xy=(1.03, 1), xytext=(0, 5), fontsize=FONT_SIZE - 1.5, color=MUTED, **above)
     right = (72 * (RIGHT - 0.1), 5)
     axes.annotate("p (Holm)", xy=(1, 1), xytext=right, fontsize=FONT_SIZE - 1.5, color=MUTED, ha="right", **above)
@@ -91,8 +95,11 @@ def _beside(axes: Axes, row: int, x: float, side: str, words: str) -> None:
     )  # fmt: skip
 
 
-def _short(name: str, most: int = 20) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _name(one: Contrast, most: int = 20) -> str:
+    """Return the method, shortened, and its seeds."""
+    name = method_words(one)
+    seeds = f"{len(one.seeds)} seeds" if len(one.seeds) > 1 else f"seed {one.seeds[0]}"
+    return f"{name if len(name) <= most else f'{name[: most - 1]}…'}, {seeds}"
 
 
 def describe_forest(found: Sequence[Contrast]) -> str:

@@ -100,5 +100,7 @@ def _notes(saved: SavedRun) -> Iterator[str]:
         bound = "" if limit is None else f", with a limit of {compact(limit)}"
         measured = f": {guard['signal']} was {compact(guard.get('value'))}{bound}"
     back = number(guard.get("rolled_back_to"))
-    went = "" if back is None else f" The weights are those {'of the start' if back == 0 else f'after step {back:.0f}'}."
+    went = (
+        "" if back is None else f" The weights are those {'of the start' if back == 0 else f'after step {back:.0f}'}."
+    )
     yield f"The guard stopped the run{where}{measured}.{went}"

@@ -93,7 +93,7 @@ def badges(saved: SavedRun) -> Iterator[Badge]:
     # A text-only model has no vision tower that could be frozen.
     if number(summary.get("frozen_parameters")) != 0:
         unchanged = summary.get("tower_checksum_unchanged")
-        parameters = f"{count(summary.get('frozen_parameters'))} parameters, the vision tower's checksum"
+        parameters = f"{count(summary.get('frozen_parameters'))} parameters, the checksum of the vision tower"
         yield Badge(f"frozen: {parameters} {_stated(_CHECKSUM, unchanged) or 'not stated'}", unchanged is True)
     guard = section(summary, "guard")
     if isinstance(guard.get("fired"), bool):

@@ -6,7 +6,7 @@ The page is one file that loads nothing. Text from the run's files is escaped, w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

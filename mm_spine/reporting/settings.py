@@ -55,7 +55,9 @@ def _data(saved: SavedRun) -> Iterator[str]:
     )
     train = _at(config, "model", "train")
     if train == "lora":
-        lora = f"rank {figure(_at(config, 'model', 'lora', 'rank'))}, $\\alpha = {_at(config, 'model', 'lora', 'alpha')}$"
+        lora = (
+            f"rank {figure(_at(config, 'model', 'lora', 'rank'))}, $\\alpha = {_at(config, 'model', 'lora', 'alpha')}$"
+        )
         what = f"low-rank adapters ({lora}) of the language model"
     else:
         what = "all weights of the language model"

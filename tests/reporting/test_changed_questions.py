@@ -20,7 +20,10 @@ def test_a_run_without_labels_shows_the_votes_that_moved(tmp_path: Path) -> None
     after = [item("a", None, "1112"), item("b", None, "1112")]
     text = text_of(write_run(tmp_path / "run", before, after))
     assert "No gold answers, so whether the answers got better is not known" in text
-    assert "Another answer or vote, no gold answer, adapted questions: 1" in text and "vote 2 (3 of 4) → 1 (3 of 4)" in text
+    assert (
+        "Another answer or vote, no gold answer, adapted questions: 1" in text
+        and "vote 2 (3 of 4) → 1 (3 of 4)" in text
+    )
 
 
 def test_all_questions_are_on_the_page_forty_at_a_time(tmp_path: Path) -> None:

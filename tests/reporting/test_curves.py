@@ -40,7 +40,10 @@ def labels(run: Path, **parts: list[float]) -> list[str]:
     steps = len(next(iter(parts.values())))
     write_json_lines(
         run / "steps.jsonl",
-        [{"step": i, "loss": 1.0, **{f"loss_{name}": values[i] for name, values in parts.items()}} for i in range(steps)],
+        [
+            {"step": i, "loss": 1.0, **{f"loss_{name}": values[i] for name, values in parts.items()}}
+            for i in range(steps)
+        ],
     )
     (chart,) = (chart for chart in curves.charts(read_run(run)) if chart.name == "loss")
     return [line.label for line in chart.series]

@@ -19,7 +19,7 @@ def test_a_run_that_read_labels_is_stamped(tmp_path: Path) -> None:
 
 
 def test_a_changed_tower_is_stamped(tmp_path: Path) -> None:
-    assert "vision tower frozen, checksum CHANGED" in text_of(
+    assert "the checksum of the vision tower CHANGED" in text_of(
         write_run(tmp_path / "run", tower_checksum_unchanged=False)
     )
 

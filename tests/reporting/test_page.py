@@ -70,7 +70,7 @@ def test_lone_surrogates_do_not_cost_the_page(tmp_path: Path) -> None:
     for when, row in (("before", before), ("after", after)):
         line = json.dumps(evaluation.to_json(row))
         (folder / "evaluation" / f"{when}.jsonl").write_text(line + "\n")
-    assert "wrong → right" in page.write_page(tmp_path / "page.html", undrawn(folder)).read_text()
+    assert "Wrong before, right after" in page.write_page(tmp_path / "page.html", undrawn(folder)).read_text()
 
 
 def luminance(colour: str) -> float:
@@ -164,9 +164,9 @@ def _reads_by_keys(at: Any) -> None:
     curve = at.locator("#figure-majority_share")
     curve.locator("svg").focus()
     at.keyboard.press("End")
-    assert curve.locator(".readout").inner_text().startswith("step 2: winner 70.0 %")
+    assert curve.locator(".readout").inner_text().startswith("step 3: winner 70.0 %")
     at.keyboard.press("ArrowLeft")
-    assert curve.locator(".readout").inner_text().startswith("step 1: ")
+    assert curve.locator(".readout").inner_text().startswith("step 2: ")
 
 
 def _reads_tokens_and_curves(at: Any) -> None:
@@ -184,7 +184,7 @@ def _reads_tokens_and_curves(at: Any) -> None:
     curve = at.locator("#figure-majority_share")
     box = curve.locator("svg").bounding_box()
     curve.locator("svg").hover(position={"x": 0.56 * box["width"], "y": 0.5 * box["height"]})
-    assert curve.locator(".readout").inner_text() == "step 1: winner 60.0 %, margin 0.0 %, unanimous 0.0 %"
+    assert curve.locator(".readout").inner_text() == "step 2: winner 60.0 %, margin 0.0 %, unanimous 0.0 %"
 
 
 def write_large_run(folder: Path, steps: int = 500, questions: int = 1000) -> Path:
@@ -227,5 +227,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(large: Path) -> None:
     html = large.read_text()
-    assert html.count('<details class="question">') == 80 and html.count("data:image/jpeg") == 80
+    shown = html.count('<details class="question">')
+    assert 500 < shown < 1000 and f"the page holds {shown // 2} of them" in html
+    assert html.count("data:image/jpeg") > 160
     assert large.stat().st_size < 15_000_000

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
-from saved_runs import BEFORE, size_of, text_of, undrawn, write_run
+from saved_runs import BEFORE, text_of, undrawn, write_run
 from small import small_config, write_data, write_model
 from typer.testing import CliRunner
 
@@ -25,7 +23,9 @@ def test_the_page_says_what_the_run_was_worth(finished: Path) -> None:
     text = text_of(finished)
     assert "spine on digits" in text
     assert "label-free: adapting read no gold answer" in text
-    assert text.count("frozen") == 1 and "frozen: 1,234,567 parameters, the vision tower's checksum unchanged" in text
+    assert (
+        text.count("frozen") == 1 and "frozen: 1,234,567 parameters, the checksum of the vision tower unchanged" in text
+    )
     assert "2.50 GB" in text and "1 min 10 s" in text
     assert "One greedy answer is right on 50.0 % of 4 questions, before on 50.0 %: +0.0 points" in text
     assert "no difference that these questions could show" in text
