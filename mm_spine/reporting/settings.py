@@ -27,7 +27,7 @@ def figure(value: object) -> str:
     known = number(value)
     if known is None:
         return escape(str(value))
-    if known == 0 or 1e-3 <= abs(known) < 1e7:
+    if known == 0 or 1e-3 <= abs(known) < 1e9:
         return f"{known:.10g}" if abs(known) < 1e4 else f"{known:,.10g}".replace(",", "{,}")
     digits, _, power = f"{known:.10e}".partition("e")
     mantissa = f"{float(digits):.6g}"
@@ -120,9 +120,10 @@ def _optimiser(config: Json) -> Iterator[str]:
     optim = section(config, "optim")
     if "lr" not in optim:
         return
+    each = "optimiser step" if optim.get("epochs") == 1 else "optimiser steps"
     yield (
         f"We take {figure(optim.get('steps'))} steps of {figure(optim.get('questions_per_step'))} questions, "
-        f"{figure(optim.get('epochs'))} optimiser {'step' if optim.get('epochs') == 1 else 'steps'} each, with AdamW: learning rate {figure(optim['lr'])} "
+        f"{figure(optim.get('epochs'))} {each} each, with AdamW: learning rate {figure(optim['lr'])} "
         f"({escape(str(optim.get('schedule')))} schedule, warm-up over {figure(optim.get('warmup'))} of the steps), "
         f"betas {' and '.join(map(figure, optim.get('betas') or ()))}, weight decay "
         f"{figure(optim.get('weight_decay'))}, gradient norm at most {figure(optim.get('grad_clip'))}."

@@ -229,5 +229,5 @@ def test_a_run_of_500_steps_and_1000_questions_stays_below_15_mb(large: Path) ->
     html = large.read_text()
     shown = html.count('<details class="question">')
     assert 500 < shown < 1000 and f"the page holds {shown // 2} of them" in html
-    assert html.count("data:image/jpeg") > 160
+    assert html.count("data:image/jpeg") > 60, "each list has its share of the images"
     assert large.stat().st_size < 15_000_000

@@ -16,7 +16,7 @@ from mm_spine.reporting.settings import figure, settings_paragraph
 
 @pytest.mark.parametrize(
     ("value", "latex"),
-    [(0.0002, r"$2 \times 10^{-4}$"), (1e-6, r"$10^{-6}$"), (0.1, "0.1"), (64, "64"), (12845056, r"$1.28451 \times 10^{7}$"),
+    [(0.0002, r"$2 \times 10^{-4}$"), (1e-6, r"$10^{-6}$"), (0.1, "0.1"), (64, "64"), (12845056, "12{,}845{,}056"),
      (200704, "200{,}704"), (0, "0"), ("a_b", r"a\_b")],
 )  # fmt: skip
 def test_numbers(value: object, latex: str) -> None:
