@@ -235,7 +235,7 @@ def _refuse_other_questions(runs: Sequence[FinishedRun], split: str) -> None:
 
 def _rows_of_split(runs: Sequence[FinishedRun], split: str, reference: FinishedRun | None) -> list[ComparisonRow]:
     _refuse_other_questions(runs, split)
-    first = reference if reference in runs else runs[0]
+    first = reference if reference is not None and reference in runs else runs[0]
     rows = [_row(run, partner_of(run, first, runs), first.method, split) for run in runs]
     # Two runs of one method and seed differ in other settings: their folders tell them apart.
     pairs = [(row.method, row.seed) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -81,7 +82,12 @@ def _panel(axes: Axes, found: Sequence[Contrast], title: str, left: float) -> No
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=GRID)
-    above = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom", "annotation_clip": False}
+    above: dict[str, Any] = {
+        "xycoords": "axes fraction",
+        "textcoords": "offset points",
+        "va": "bottom",
+        "annotation_clip": False,
+    }
     axes.annotate(title, xy=(0, 1), xytext=(-72 * (left - 0.08), 5), fontsize=FONT_SIZE, weight="bold", **above)
     axes.annotate("points [95 %]", xy=(1.03, 1), xytext=(0, 5), fontsize=FONT_SIZE - 1.5, color=MUTED, **above)
     right = (72 * (RIGHT - 0.1), 5)

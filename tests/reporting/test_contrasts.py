@@ -68,6 +68,7 @@ def test_one_seed_is_paired_by_question_and_several_by_seed() -> None:
     assert (spine.method, spine.seeds, spine.difference.value) == ("spine", (0, 1), 0.375)
     assert spine.test == "paired t, 2 seeds"
     assert spine.p == pytest.approx(stats.ttest_1samp([0.5, 0.25], 0.0).pvalue)
+    assert spine.p is not None
     assert (spine.p_holm, ttrl.p_holm) == pytest.approx((2 * spine.p, 0.5))
 
 
