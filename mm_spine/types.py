@@ -36,7 +36,8 @@ class ImagePart:
     how: str
 
     def __str__(self) -> str:
-        return f"{'image' if isinstance(self.file, bytes) else self.file}#{self.how}"
+        name = "image" if isinstance(self.file, bytes) else str(self.file)
+        return f"{name}#{self.how}"
 
     def is_file(self) -> bool:
         """Return whether the file exists; what has no `is_file` was found when its archive or table was read."""

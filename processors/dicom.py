@@ -110,7 +110,8 @@ def _shape(tags: Dataset, data: bytes) -> int:
 
 def _frame(tags: Dataset, index: int, part: Part) -> Image.Image:
     """Decode one frame, counted from 0, to L or RGB with square pixels."""
-    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.pixels.processing import apply_color_lut
+    from pydicom.pixels.utils import pixel_array
 
     values = pixel_array(tags, index=index)
     own = _of_frame(tags, index)
@@ -150,7 +151,7 @@ def _of_frame(tags: Dataset, index: int) -> Dataset:
 
 def _greys(values: np.ndarray, tags: Dataset, own: Dataset, part: Part) -> np.ndarray:
     """Apply modality and VOI transformation to (H, W) stored values; returns uint8, as they are to be seen."""
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels.processing import apply_modality_lut
 
     rescaled = apply_modality_lut(values, own)
     shown = _windowed(rescaled, str(tags.get("Modality", "")), own, part.window)
@@ -168,7 +169,7 @@ def _windowed(
 
     A name is looked up among the explanations of the tags' windows, then, for CT, among `CT_WINDOWS`.
     """
-    from pydicom.pixels import apply_voi
+    from pydicom.pixels.processing import apply_voi
 
     function = str(own.get("VOILUTFunction") or "LINEAR")
     centres, widths = _listed(own.get("WindowCenter")), _listed(own.get("WindowWidth"))

@@ -113,7 +113,7 @@ def _decode(image: ImageLike, where: str, pixel_limit: int) -> Image.Image:
             _check_size(shown, pixel_limit)
             return shown
     opened = _open(data, pixel_limit)
-    if part.number is part.frame is part.grid is None and getattr(opened, "is_animated", False):
+    if not (part.number or part.frame or part.grid) and getattr(opened, "is_animated", False):
         log.info("%s has several frames; the first is used", where)
     return _pages(opened, part, pixel_limit)
 
