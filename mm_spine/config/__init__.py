@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from mm_spine.config.guard import GuardConfig
 from mm_spine.config.method import MethodConfig
 from mm_spine.config.model import LoraConfig, ModelConfig
 from mm_spine.config.prompt import PromptConfig
@@ -37,6 +38,7 @@ __all__ = [
     "Denominator",
     "EngineConfig",
     "EvaluationConfig",
+    "GuardConfig",
     "LoraConfig",
     "MethodConfig",
     "ModelConfig",
@@ -71,6 +73,7 @@ class RunConfig(Section):
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="rollouts for training")
     optim: OptimConfig = Field(default=OptimConfig(), description="steps and AdamW")
     engine: EngineConfig = Field(default=EngineConfig(), description="DeepSpeed, micro-batches and the parity limit")
+    guard: GuardConfig = Field(default=GuardConfig(), description="when a run is stopped for getting worse")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="before and after the run")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when a run can be resumed")
     cache: CacheConfig = Field(default=CacheConfig(), description="image features")

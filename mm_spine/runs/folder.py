@@ -53,6 +53,8 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.steps_file = path / "steps.jsonl"
         self.timings_file = path / "timings.jsonl"
+        self.guard_file = path / "guard.jsonl"
+        self.guard_weights = path / "guard"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.adapted = path / "adapted"
@@ -193,7 +195,7 @@ class RunFolder:
         for path in checkpoints(self.checkpoints):
             if step_of(path) > done:
                 shutil.rmtree(path)
-        for path in (self.steps_file, self.timings_file):
+        for path in (self.steps_file, self.timings_file, self.guard_file):
             files.JsonLines(path).truncate_after(done - 1)
         for path in self.rollouts.glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) >= done:
@@ -206,6 +208,11 @@ class RunFolder:
         """Delete all checkpoints: the results are written, and nothing goes on from one any more."""
         if self.writes:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def remove_guard_weights(self) -> None:
+        """Delete the weights that the guard could go back to."""
+        if self.writes:
+            shutil.rmtree(self.guard_weights, ignore_errors=True)
 
     def missing_rollouts(self, steps: int) -> list[int]:
         """Return the steps of a run of `steps` whose file in rollouts/ is missing or cannot be read."""

@@ -24,6 +24,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.runs import fingerprint, model_card
 from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
+from mm_spine.runs.guard import GUARD, Guard
 from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together, warn_of_whole_weights
 from mm_spine.runs.listeners.files import StepFiles
 from mm_spine.runs.listeners.finished_step import finished_step
@@ -123,12 +124,15 @@ class Run:
         self._announce_adaptation(before, splits)
 
         # Adapt, without labels.
+        guard = self._guard(policy, before)
         if self.config.scope == "question":
             adapted, after = self._adapt_to_each(policy, splits.adapted)
         else:
-            adapted, after = self._adapt_to(policy, splits.adapted), []
+            adapted, after = self._adapt_to(policy, splits.adapted, guard=guard), []
         _check_tower(policy, tower)
-        if adapted.stopped_by != "steps":
+        if adapted.stopped_by == GUARD and guard is not None:
+            guard.roll_back()
+        elif adapted.stopped_by != "steps":
             self.folder.write("stopped.json", {"stopped_by": adapted.stopped_by, "steps": adapted.steps})
             return None
 
@@ -138,16 +142,14 @@ class Run:
         # Evaluate it. With scope=question, each question was answered by the weights adapted to it.
         if self.config.scope == "dataset":
             after = self.evaluations.after(policy, splits, before)
-        trained = self.plan.method.trains
-        lmms["after"] = self.evaluations.with_lmms(policy, "after") if trained else lmms["before"]
+        lmms["after"] = self.evaluations.with_lmms(policy, "after") if self.plan.method.trains else lmms["before"]
         _check_tower(policy, tower)
 
         # Write the results.
-        missing = self.evaluations.grade_votes(splits.adapted, adapted.steps)
-        answers = answer_table.answer_rows(splits.questions, before, after)
-        self.folder.write_answers(answers)
-        changes = answer_table.changes_by_split(answers)
-        findings = Findings(start, before, after, lmms, missing, changes, forecast.saved(expected))
+        found = self._write_answers(splits, before, after, adapted.steps)
+        findings = Findings(
+            start, before, after, lmms, *found, forecast.saved(expected), guard.record if guard else None
+        )
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
         self._write_card()
@@ -155,6 +157,18 @@ class Run:
         self._announce_results(summary)
         self._report(splits)
         return summary
+
+    def _write_answers(
+        self, splits: Splits, before: list[evaluation.Item], after: list[evaluation.Item], steps: int
+    ) -> tuple[list[int], dict[str, answer_table.AnswerChanges]]:
+        """Write what the votes of the steps were worth, and answers.csv.
+
+        Returns the steps whose rollouts are missing, and how many answers changed, by split.
+        """
+        missing = self.evaluations.grade_votes(splits.adapted, steps)
+        answers = answer_table.answer_rows(splits.questions, before, after)
+        self.folder.write_answers(answers)
+        return missing, answer_table.changes_by_split(answers)
 
     def _check_start(self, policy: Policy, splits: Splits) -> str:
         """Hold the start against that of the run to resume and of `evaluation.before`, then claim the folder.
@@ -208,7 +222,8 @@ class Run:
             log.exception("the run is complete, the model card in %s is not", self.folder.adapted)
 
     def _clean_up(self) -> None:
-        """Delete the checkpoints of the finished run, unless it was asked for them by a number of steps."""
+        """Delete the finished run's weights to go back to, and its checkpoints unless it was asked for them."""
+        self.folder.remove_guard_weights()
         if self.config.checkpoint.every in (0, "auto"):
             self.folder.remove_checkpoints()
 
@@ -227,7 +242,16 @@ class Run:
         log.info("parameters: %s trainable, %s frozen", f"{trainable:,}", f"{frozen:,}")
         return policy
 
-    def _adapt_to(self, policy: Policy, labelled: LabelledSet, earlier_steps: int = 0) -> Adapted:
+    def _guard(self, policy: Policy, before: list[evaluation.Item]) -> Guard | None:
+        """Return the guard of the run, None where it is off, nothing trains, or each question has its own weights."""
+        trains = self.plan.method.trains and self.config.optim.steps and self.config.scope == "dataset"
+        return (
+            Guard(self.config.guard, policy, before, self.folder) if trains and self.config.guard.act != "off" else None
+        )
+
+    def _adapt_to(
+        self, policy: Policy, labelled: LabelledSet, earlier_steps: int = 0, guard: Guard | None = None
+    ) -> Adapted:
         """Adapt the policy to the questions; `earlier_steps` is how many the run has done for other questions."""
         sampler = make_sampler(policy, self.config)
         listen_to_sampler(sampler, self.listeners.sampled)
@@ -235,12 +259,25 @@ class Run:
         most_responses = {"sample": -(-asked // distributed.world_size()) * self.config.sampling.votes.max}
         with noted_signals() as received:
             if self.resume:
-                earlier = self.folder.drop_steps_after_checkpoint(self.config.optim.steps)
+                # A run that the guard has stopped takes no further step.
+                steps = self.folder.steps_done if guard is not None and guard.stopped else self.config.optim.steps
+                earlier = self.folder.drop_steps_after_checkpoint(steps)
                 self.totals.add_earlier_steps(earlier)
+            if guard is not None and guard.stopped:
+                return Adapted(self.folder.steps_done, GUARD)
+
+            def finish(record: StepRecord) -> None:
+                self._finish_step(policy, record, earlier_steps)
+                if guard is not None:
+                    guard.step(record)
+
+            def stops() -> str | None:
+                return GUARD if guard is not None and guard.stopped else received[-1] if received else None
+
             hooks = Hooks(
-                on_step=lambda record: self._finish_step(policy, record, earlier_steps),
+                on_step=finish,
                 on_part=lambda part: self.listeners.part(part, most_responses.get(part)),
-                should_stop=lambda: received[-1] if received else None,
+                should_stop=stops,
                 checkpoints=self.folder.checkpoints if self.config.scope == "dataset" else None,
                 resume=self.resume and self.folder.steps_done > 0,
             )

@@ -16,6 +16,7 @@ from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.methods.table import changed_lines
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import Policy
+from mm_spine.runs.guard import GuardRecord
 from mm_spine.runs.machine import peak_memory
 from mm_spine.runs.plan import Plan, Splits
 
@@ -55,6 +56,7 @@ class Summary(TypedDict):
     answers: dict[str, AnswerChanges]
     labels: dict[str, Any] | None
     forecast: dict[str, Any] | None
+    guard: GuardRecord | None
 
 
 @dataclass
@@ -118,7 +120,7 @@ class Totals:
 class Findings:
     """What a run has found out. `fingerprint` identifies the start that `before` belongs to, `missing_rollouts` steps
     whose file in rollouts/ is missing or damaged, `answers` the changes of each split's answers, `forecast` what
-    the starting model's samples let expect."""
+    the starting model's samples let expect, `guard` what the guard did (None: it was off)."""
 
     fingerprint: str
     before: list[evaluation.Item]
@@ -127,6 +129,7 @@ class Findings:
     missing_rollouts: list[int]
     answers: dict[str, AnswerChanges]
     forecast: dict[str, Any] | None
+    guard: GuardRecord | None
 
 
 def summarise(
@@ -180,6 +183,7 @@ def summarise(
         # `mm-spine label` fills this in.
         labels=None,
         forecast=findings.forecast,
+        guard=findings.guard,
     )
 
 

@@ -34,8 +34,11 @@ samples. `forecast` is what one round of votes said without labels: the gain in 
 interval over questions, and the verdict. The other columns were found with the labels: what the vote had over the
 greedy answer at the start, and how the greedy answers of the adapted models changed, by method.
 
-The limits of the verdicts (`mm_spine/evaluation/forecast.py`) were set with figures of these starts in view. How often
-they are right on other models and questions is not known.
+`direct_heavy_model` is the second checkpoint of [the study](digits.md). `noisy_S_K` is the model of `digits` with noise
+of S standard deviations added to the language model's matrices (`scripts/study/noisy_start.py`, seed K). The limits of
+the verdicts (`mm_spine/evaluation/forecast.py`) were set with figures of `digits_model` and of seeds 0 and 1 of
+`direct_heavy_model` in view, before the other starts were made. How often the verdicts are right on other tasks and on
+larger models is not known.
 """
 
 

@@ -1,0 +1,33 @@
+"""Define the section of a configuration that says when a run is stopped for getting worse."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mm_spine.config.values import Count, Section, Share
+
+MoreThanOne = Annotated[float, Field(gt=1)]
+
+
+class GuardConfig(Section):
+    """The guard compares each step's votes with those that the starting model gave to the same questions in the
+    evaluation before the run. It reads no label and samples nothing. `stop` ends the run when a limit is passed, and
+    takes back the weights of the last step that was within all limits by half their distance. The limits are ours.
+    """
+
+    act: Literal["stop", "warn", "off"] = Field(
+        default="stop", description="end the run and take back its last steps, only warn, or do nothing"
+    )
+    every: Count = Field(default=2, description="steps between weights that are kept to go back to")
+    votes: Count = Field(
+        default=24,
+        description="least sure votes of the starting model that a judgement is over; it takes several steps",
+    )
+    kept: Share = Field(default=0.8, description="least share of these votes that are still the winners")
+    spread: Share = Field(
+        default=0.8, description="least entropy of the answers over all questions of a step, as a share of the start's"
+    )
+    unparsed: Share = Field(default=0.25, description="largest rise of the share of responses without an answer")
+    length: MoreThanOne = Field(default=3.0, description="largest factor by which responses get longer or shorter")

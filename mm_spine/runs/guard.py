@@ -1,0 +1,272 @@
+"""The guard: it notices without labels that a run gets worse, stops it, and takes the last steps back.
+
+The starting model's evaluation has a vote on every question. Where that vote was sure, adapting should not change it:
+in the runs of docs/results/guard.md that lost accuracy, sure votes were lost, and one answer spread over different
+questions. The guard holds each step's votes against the start's on the same questions. It costs no sampling.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypedDict
+
+from safetensors.torch import load_file, save_file
+
+from mm_spine import distributed, files
+from mm_spine.adapt import StepRecord
+from mm_spine.config import GuardConfig
+from mm_spine.evaluation import Item
+from mm_spine.policy.model import Policy
+from mm_spine.processors.answers import same
+from mm_spine.runs.folder import RunFolder
+from mm_spine.training.checkpoint import checkpoints, step_of
+from mm_spine.types import Answer, Group
+from mm_spine.voting import mode_posterior, representative
+
+log = logging.getLogger(__name__)
+
+GUARD = "guard"
+"""What a run was stopped by that the guard has stopped."""
+
+SURE = 0.95
+"""A vote is sure where its answer is the most frequent one with more than this posterior probability."""
+
+LEAST_NATS = 0.1
+"""Answers of less entropy than this have no spread that could be lost."""
+
+
+class Start(NamedTuple):
+    """What the starting model said of a question: vote, whether it was sure, votes by class, mean tokens, unparsed."""
+
+    vote: Answer
+    sure: bool
+    counts: Mapping[str, int]
+    length: float
+    unparsed: float
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One line of guard.jsonl: a step against the start, on the questions of the step that the start has votes on.
+
+    `kept` of `sure` sure votes are still the winners; `spread` is the entropy of all answers as a share of the start's;
+    `unparsed` the rise of the share of responses without an answer, `length` the factor of the mean length. `good` is
+    the newest state that may be gone back to, in steps done.
+    """
+
+    step: int
+    sure: int
+    kept: int
+    spread: float
+    unparsed: float
+    length: float
+    good: int = 0
+
+
+class Alarm(NamedTuple):
+    """The signal that passed its limit, its value, and the limit."""
+
+    signal: str
+    value: float
+    limit: float
+
+
+class GuardRecord(TypedDict):
+    """The entry `guard` of summary.json: whether the guard fired, after how many steps, by which signal, and the steps
+    of the weights that were restored; all but `fired` are None where it has not fired."""
+
+    fired: bool
+    step: int | None
+    signal: str | None
+    value: float | None
+    limit: float | None
+    rolled_back_to: int | None
+
+
+CALM = GuardRecord(fired=False, step=None, signal=None, value=None, limit=None, rolled_back_to=None)
+
+
+def starts(items: Iterable[Item]) -> dict[str, Start]:
+    """Return what the starting model said of each adapted question on which anything voted. Reads no verdict."""
+    found = {}
+    for item in items:
+        counts = Counter(name for name in item.classes if name is not None)
+        if item.split == "adapted" and item.vote is not None:
+            found[item.id] = Start(
+                vote=item.vote,
+                sure=mode_posterior(counts) > SURE,
+                counts=counts,
+                length=sum(item.lengths) / len(item.lengths),
+                unparsed=sum(item.unparsed) / len(item.unparsed),
+            )
+    return found
+
+
+def entropy(counts: Mapping[str, int]) -> float:
+    """Return the entropy in nats of answers counted over all questions."""
+    total = sum(counts.values())
+    return -sum(count / total * math.log(count / total) for count in counts.values()) if total else 0.0
+
+
+def measure(record: StepRecord, start: Mapping[str, Start]) -> Signals:
+    """Hold a step's votes against the start's; where the start has none on its questions, nothing has changed."""
+    report = record.report
+    known = [(group, start[group.question.id]) for group in record.groups if group.question.id in start]
+    if not known:
+        return Signals(report.step, sure=0, kept=0, spread=1.0, unparsed=0.0, length=1.0)
+    sure = [(group, was) for group, was in known if was.sure]
+    now, before = (
+        entropy(sum((Counter(counts) for counts in of_all), Counter()))
+        for of_all in ([group.vote.counts for group, _ in known], [was.counts for _, was in known])
+    )
+    return Signals(
+        step=report.step,
+        sure=len(sure),
+        kept=sum(_is_kept(group, was.vote) for group, was in sure),
+        spread=now / before if before > LEAST_NATS else 1.0,
+        unparsed=report.unparsed - sum(was.unparsed for _, was in known) / len(known),
+        length=report.length_mean / max(1.0, sum(was.length for _, was in known) / len(known)),
+    )
+
+
+def _is_kept(group: Group, vote: Answer) -> bool:
+    winner = representative(group.parsed, group.answers, group.vote.answer)
+    return winner is not None and (winner.text == vote.text or same(winner, vote, group.question.spec))
+
+
+def judge(recent: Sequence[Signals], limits: GuardConfig, tolerance: float = 1.0) -> Alarm | None:
+    """Return the signal of the last steps that passed its limit, None without one or with too few sure votes.
+
+    `recent` are the newest steps, just as many as have `limits.votes` sure votes together. With a `tolerance` of 0.5
+    the limits are half as far from the start's values.
+    """
+    sure = sum(signals.sure for signals in recent)
+    if sure < limits.votes:
+        return None
+    n = len(recent)
+    kept, spread, unparsed, length = (
+        sum(signals.kept for signals in recent) / sure,
+        sum(signals.spread for signals in recent) / n,
+        sum(signals.unparsed for signals in recent) / n,
+        sum(signals.length for signals in recent) / n,
+    )
+    least = {"kept": (kept, limits.kept), "spread": (spread, limits.spread)}
+    for name, (value, limit) in least.items():
+        if value < 1 - tolerance * (1 - limit):
+            return Alarm(name, value, limit)
+    if unparsed > tolerance * limits.unparsed:
+        return Alarm("unparsed", unparsed, limits.unparsed)
+    if abs(math.log(max(length, 1e-9))) > tolerance * math.log(limits.length):
+        return Alarm("length", length, limits.length)
+    return None
+
+
+def window(history: Sequence[Signals], votes: int) -> Sequence[Signals]:
+    """Return the newest steps, two at least, that have `votes` sure votes together; all if they have fewer."""
+    first, sure = len(history), 0
+    while first and (sure < votes or len(history) - first < 2):
+        first -= 1
+        sure += history[first].sure
+    return history[first:]
+
+
+class Guard:
+    """The guard of one run: what it has seen, the weights it may go back to, and what it did. Every rank has one."""
+
+    def __init__(self, limits: GuardConfig, policy: Policy, items: Iterable[Item], folder: RunFolder) -> None:
+        """Go on after the steps that `folder`, the run's, has done; weights are kept in its `guard/`."""
+        self.limits, self.policy = limits, policy
+        self.start = starts(items)
+        self.log = files.JsonLines(folder.guard_file)
+        self.weights = folder.guard_weights
+        self.checkpoints = folder.checkpoints
+        self.writes = folder.writes
+        self.record = CALM
+        saved = self.log.steps()[: folder.steps_done] if self.writes else []
+        self.history = [Signals(**line) for line in distributed.same_on_all(saved)]
+        # Weights that ranks divide are whole on none of them, so that none can keep them.
+        self.stops = limits.act == "stop" and not policy.partitioned
+        if limits.act == "stop" and not self.stops:
+            log.warning("guard.act=stop: ranks divide the weights, which cannot be taken back; the guard only warns")
+        # The step in which the guard fired may be the last that was saved.
+        self._judge()
+        if self.stops and not folder.steps_done:
+            self._keep(0)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is to end, and to go on with the weights that `roll_back` restores."""
+        return self.record["fired"] and self.stops
+
+    def step(self, record: StepRecord) -> None:
+        """Judge a step by its votes, and keep the weights that it made. Every rank must call this."""
+        signals = measure(record, self.start)
+        recent = window([*self.history, signals], self.limits.votes)
+        good = self._good_after(signals.step)
+        if signals.step % self.limits.every == 0 and judge(recent, self.limits, tolerance=0.5) is None:
+            good = signals.step
+        self.history.append(replace(signals, good=good))
+        if self.writes:
+            self.log.append(self.history[-1])
+        self._judge()
+        if self.stops and not self.stopped and (signals.step + 1) % self.limits.every == 0:
+            self._keep(signals.step + 1)
+
+    def _judge(self) -> None:
+        """Say so, once, where the newest steps have passed a limit."""
+        alarm = None if self.record["fired"] else judge(window(self.history, self.limits.votes), self.limits)
+        if alarm is None:
+            return
+        last = self.history[-1]
+        back = last.good if self.stops else None
+        self.record = GuardRecord(
+            fired=True, step=last.step + 1, signal=alarm.signal, value=alarm.value, limit=alarm.limit,
+            rolled_back_to=back,
+        )  # fmt: skip
+        if self.writes:
+            log.warning(sentence(self.record))
+
+    def roll_back(self) -> None:
+        """Set the weights to those of the last good step."""
+        self.policy.restore(load_file(self.weights / _name(self.record["rolled_back_to"] or 0)))
+
+    def _keep(self, done: int) -> None:
+        """Write the weights after `done` steps; of the others keep those that this run or a resumed one may need."""
+        if not self.writes:
+            return
+        with files.atomic(self.weights / _name(done)) as unfinished:
+            save_file({name: w.detach().contiguous() for name, w in self.policy.trainable().items()}, unfinished)
+        resumed_at = [step_of(path) for path in checkpoints(self.checkpoints)]
+        needed = {done, self._good_after(done), *map(self._good_after, resumed_at)}
+        for path in self.weights.glob("step_*.safetensors"):
+            if path.name not in {_name(each) for each in needed}:
+                path.unlink()
+
+    def _good_after(self, done: int) -> int:
+        """Return the newest good state that was known after `done` steps."""
+        return max((signals.good for signals in self.history if signals.step < done), default=0)
+
+
+def _name(done: int) -> str:
+    return f"step_{done:06d}.safetensors"
+
+
+def sentence(record: GuardRecord) -> str:
+    """Say in words why the guard fired, and what it did."""
+    assert record["value"] is not None and record["limit"] is not None
+    value, limit = record["value"], record["limit"]
+    found = {
+        "kept": f"{value:.0%} of the votes that were sure at the start are still the same (limit {limit:.0%})",
+        "spread": f"different questions get the same answers: {value:.0%} of their entropy is left (limit {limit:.0%})",
+        "unparsed": f"{value * 100:.0f} points more of the responses have no answer (limit {limit * 100:.0f})",
+        "length": f"responses are {value:.2g} times as long as at the start (limit {limit:g} times, either way)",
+    }[record["signal"] or ""]
+    done = f"guard: after step {record['step']}, {found}"
+    if record["rolled_back_to"] is None:
+        return f"{done}; the run goes on (guard.act=warn)"
+    where = f"those after step {record['rolled_back_to']}" if record["rolled_back_to"] else "the starting ones"
+    return f"{done}; the run stops, and its weights are {where} again"

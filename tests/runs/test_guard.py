@@ -1,0 +1,178 @@
+"""The guard: what it measures and where its limits lie, by hand; and runs that it stops, resumed ones too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lab import Interrupting, Lab, summary_of
+from safetensors.torch import load_file
+from saved_runs import group, item, rollout
+
+from mm_spine import files
+from mm_spine.config import GuardConfig
+from mm_spine.runs import guard as guarding
+from mm_spine.runs.guard import Alarm, Signals, judge, measure, sentence, starts, window
+from mm_spine.runs.run import run
+from mm_spine.types import Answer, Group, StepReport, Vote
+
+LIMITS = GuardConfig(votes=4)
+
+
+def calm(step: int, **changed: Any) -> Signals:
+    return Signals(**{"step": step, "sure": 4, "kept": 4, "spread": 1.0, "unparsed": 0.0, "length": 1.0} | changed)
+
+
+def voted(name: str, answers: str) -> Group:
+    """A group whose rollouts gave these answers."""
+    counts = {answer: answers.count(answer) for answer in sorted(set(answers), key=answers.count, reverse=True)}
+    rollouts = [rollout(name, i) for i in range(len(answers))]
+    found = group(name, rollouts, answers)
+    vote = Vote(next(iter(counts)), max(counts.values()) / len(answers), counts, 0.0, len(answers))
+    object.__setattr__(found, "vote", vote)
+    object.__setattr__(found, "parsed", tuple(Answer(answer, answer) for answer in answers))
+    return found
+
+
+def record(groups: Sequence[Group], **report: Any) -> Any:
+    return SimpleNamespace(groups=groups, report=StepReport(**{"step": 0, "length_mean": 3.0} | report))
+
+
+def test_a_step_is_measured_against_the_start_on_its_own_questions() -> None:
+    start = starts([item("a", None, "1" * 8), item("b", None, "2" * 8), item("c", None, "12121212")])
+    assert [start[name].sure for name in "abc"] == [True, True, False]
+    # a keeps its sure vote, b loses it to a's; the question d was not evaluated and counts nowhere.
+    groups = [voted("a", "1" * 8), voted("b", "1" * 8), voted("d", "9" * 8)]
+    found = measure(record(groups, unparsed=0.25, length_mean=6.0), start)
+    assert (found.sure, found.kept, found.unparsed, found.length) == (2, 1, 0.25, 2.0)
+    assert found.spread == 0.0  # one answer to both questions, where there were two
+    assert measure(record([voted("c", "12121212")]), start).spread == pytest.approx(1.0)
+    unknown = measure(record([voted("d", "9" * 8)]), start)
+    assert (unknown.sure, unknown.spread, unknown.length) == (0, 1.0, 1.0)
+
+
+def test_held_out_questions_and_questions_without_a_vote_are_no_start() -> None:
+    silent = item("b", None, "1111")
+    object.__setattr__(silent, "classes", (None,) * 4)
+    object.__setattr__(silent, "vote", None)
+    assert list(starts([item("a", None, "1111"), silent, item("c", None, "1111", "held_out")])) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "alarm"),
+    [
+        ({"kept": 3}, Alarm("kept", 0.75, 0.8)),
+        ({"spread": 0.79}, Alarm("spread", 0.79, 0.8)),
+        ({"unparsed": 0.26}, Alarm("unparsed", 0.26, 0.25)),
+        ({"length": 3.1}, Alarm("length", 3.1, 3.0)),
+        ({"length": 0.3}, Alarm("length", 0.3, 3.0)),
+        ({"spread": 0.81, "unparsed": 0.24, "length": 2.9}, None),
+        ({"sure": 3, "kept": 0}, None),  # too few sure votes to judge by
+    ],
+)
+def test_a_limit_that_is_passed_is_named(changed: Mapping[str, Any], alarm: Alarm | None) -> None:
+    assert judge([calm(0, **changed)], LIMITS) == alarm
+    if alarm is not None:
+        assert sentence({**guarding.CALM, "fired": True, "step": 1, **alarm._asdict()}).startswith(
+            "guard: after step 1, "
+        )
+
+
+def test_half_way_to_a_limit_is_no_state_to_go_back_to() -> None:
+    assert judge([calm(0, spread=0.85)], LIMITS) is None
+    assert judge([calm(0, spread=0.85)], LIMITS, tolerance=0.5) == Alarm("spread", 0.85, 0.8)
+
+
+def test_a_judgement_is_over_two_steps_at_least_and_as_many_as_have_the_votes() -> None:
+    history = [calm(step, sure=sure) for step, sure in enumerate((9, 1, 1, 1, 4))]
+    assert [signals.step for signals in window(history, 4)] == [3, 4]
+    assert [signals.step for signals in window(history, 7)] == [1, 2, 3, 4]
+    assert len(window(history, 99)) == 5
+    # One bad step is diluted by the one before: 4 of 4 and 3 of 4 kept.
+    assert judge(window([calm(0), calm(1, kept=3)], 4), LIMITS) is None
+
+
+@pytest.fixture
+def bad_at(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Have the guard see lost votes from that step on."""
+    place = {"step": 3}
+
+    def seen(record: Any, start: Any) -> Signals:
+        step = record.report.step
+        return calm(step, kept=0 if step >= place["step"] else 4)
+
+    monkeypatch.setattr(guarding, "measure", seen)
+    return place
+
+
+GUARDED: Mapping[str, Any] = {"method": "ttrl", "optim": {"steps": 6}, "guard": {"votes": 4, "every": 1}}
+
+
+def test_a_run_that_gets_worse_stops_and_goes_back(lab: Lab, tmp_path: Path, bad_at: dict[str, int]) -> None:
+    kept: dict[str, torch.Tensor] = {}
+
+    def look() -> None:
+        kept.update(load_file(tmp_path / "run/guard/step_000002.safetensors"))
+
+    summary = run(lab.config(GUARDED), tmp_path / "run", listener=Interrupting(3, look))
+    assert summary is not None and summary["stopped_by"] == "guard" and summary["steps"] == 4
+    # Steps 2 and 3 are judged together: half of their sure votes are lost. State 2 was the last good one.
+    assert summary["guard"] == {
+        "fired": True, "step": 4, "signal": "kept", "value": 0.5, "limit": 0.8, "rolled_back_to": 2,
+    }  # fmt: skip
+    saved = load_file(tmp_path / "run/adapted/model.safetensors")
+    assert kept and all(any(torch.equal(tensor, other) for other in saved.values()) for tensor in kept.values())
+    assert not (tmp_path / "run/guard").exists()
+    assert len(files.read_json_lines(tmp_path / "run/guard.jsonl")) == 4
+
+
+def test_a_guard_that_only_warns_changes_nothing(
+    lab: Lab, tmp_path: Path, bad_at: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        warned = run(lab.config(GUARDED, {"guard": {"act": "warn"}}), tmp_path / "warned")
+    off = run(lab.config(GUARDED, {"guard": {"act": "off"}}), tmp_path / "off")
+    assert warned is not None and off is not None
+    assert warned["stopped_by"] == off["stopped_by"] == "steps" and off["guard"] is None
+    assert warned["guard"] is not None and warned["guard"]["step"] == 4 and warned["guard"]["rolled_back_to"] is None
+    assert caplog.text.count("the run goes on (guard.act=warn)") == 1
+    for name in ("steps.jsonl", "evaluation/after.jsonl"):
+        assert (tmp_path / "warned" / name).read_bytes() == (tmp_path / "off" / name).read_bytes()
+
+
+@pytest.mark.parametrize("interrupted", [1, 3])
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(
+    lab: Lab, tmp_path: Path, bad_at: dict[str, int], interrupted: int
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    config = lab.config(GUARDED, {"checkpoint": {"every": 1}})
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut", listener=Interrupting(interrupted, interrupt))
+    resumed = run(config, tmp_path / "cut", resume=True)
+    assert whole is not None and resumed is not None and whole["guard"] == resumed["guard"]
+    for name in ("steps.jsonl", "guard.jsonl", "evaluation/after.jsonl", "adapted/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_a_run_that_the_guard_stopped_is_resumed_at_its_last_evaluation(
+    lab: Lab, tmp_path: Path, bad_at: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = lab.config(GUARDED)
+    whole = run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(guarding.Guard, "roll_back", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "cut")
+    resumed = run(config, tmp_path / "cut", resume=True)
+    assert whole is not None and resumed is not None and resumed["guard"] == whole["guard"]
+    assert summary_of(tmp_path / "cut")["stopped_by"] == "guard"
+    for name in ("steps.jsonl", "evaluation/after.jsonl", "adapted/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
