@@ -72,9 +72,7 @@ def _print_forecast(run: Path) -> None:
 
 def _print_labels(run: Path, n: int) -> None:
     """Draw questions to label, or say how the greedy answer and the vote do on those that are filled in."""
-    from mm_spine.measures import GREEDY, MAJ_AT_N
-    from mm_spine.reporting.finished_run import FinishedRun, load_run, paired_difference
-    from mm_spine.reporting.formats import points
+    from mm_spine.reporting.labelled import start_sentences
     from mm_spine.runs.labels import COLUMNS, LabelSheet
 
     sheet = LabelSheet(run)
@@ -83,16 +81,5 @@ def _print_labels(run: Path, n: int) -> None:
         printing.print_line(f"{sheet.path}: {count} questions; fill in the column answer, then give this command again")
         return
     sheet.apply()
-    figures = files.read_json(run / "summary.json")["before"]
-    finished = load_run(run)
-    assert isinstance(finished, FinishedRun)
-    for name, key in (("one greedy answer", GREEDY), ("the vote", MAJ_AT_N)):
-        low, high = figures[f"{key}_ci95"]
-        printing.print_line(
-            f"On {figures['n_labelled']} labelled questions {name} is right on {figures[key]:.0%} "
-            f"[{low:.0%}, {high:.0%}]."
-        )
-    scores = finished.before["adapted"]
-    gain = paired_difference(scores[GREEDY], scores[MAJ_AT_N])
-    if gain is not None:
-        printing.print_line(f"The vote over the greedy answer: {points(gain)}.")
+    for sentence in start_sentences(run):
+        printing.print_line(sentence)
