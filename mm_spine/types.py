@@ -47,7 +47,7 @@ class ImagePart:
     def read_bytes(self) -> bytes:
         """Read the whole file. Raises OSError where it is no regular file: reading a pipe could block for ever."""
         if not self.is_file():
-            raise FileNotFoundError(f"no regular file {self.file}")
+            raise FileNotFoundError(f"no regular file {self}")
         return self.file if isinstance(self.file, bytes) else self.file.read_bytes()
 
 
