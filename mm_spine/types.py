@@ -35,8 +35,9 @@ class ImagePart:
     how: str
 
     def __str__(self) -> str:
-        name = "image" if isinstance(self.file, bytes) else str(self.file)
-        return f"{name}#{self.how}"
+        if isinstance(self.file, bytes):
+            return f"image#{self.how}"
+        return "#".join((str(self.file), self.how))
 
     def is_file(self) -> bool:
         """Return whether the file exists; what has no `is_file` was found when its archive or table was read."""
