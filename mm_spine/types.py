@@ -37,7 +37,7 @@ class ImagePart:
     def __str__(self) -> str:
         if isinstance(self.file, bytes):
             return f"image#{self.how}"
-        return "#".join((str(self.file), self.how))
+        return f"{self.file}#{self.how}"
 
     def is_file(self) -> bool:
         """Return whether the file exists; what has no `is_file` was found when its archive or table was read."""
@@ -47,7 +47,7 @@ class ImagePart:
     def read_bytes(self) -> bytes:
         """Read the whole file. Raises OSError where it is no regular file: reading a pipe could block for ever."""
         if not self.is_file():
-            raise FileNotFoundError(f"no regular file {self.file}")
+            raise FileNotFoundError(f"no regular file for {self}")
         return self.file if isinstance(self.file, bytes) else self.file.read_bytes()
 
 
