@@ -14,7 +14,7 @@ from torch import Tensor
 from mm_spine.benchmarks import Benchmark
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.policy.families import FAMILIES, Encode, Family
-from mm_spine.processors.chat import EncodedImage, content, encode, encode_text
+from mm_spine.processors.chat import PLAIN, EncodedImage, content, encode, encode_text
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import ImageLike, LabelledSet, Question
 from mm_spine.words import visible
@@ -135,7 +135,7 @@ def _is_there(image: ImageLike) -> bool:
 
 def render_prompt(question: Question, reader: PromptReader) -> RenderedPrompt:
     """Render the question with chat template, pixel limits and processor. Raises BadQuestion if it cannot be asked."""
-    encoded = reader.encode(question, reader.processor, reader.min_pixels, reader.max_pixels)
+    encoded = reader.encode(question, reader.processor, reader.min_pixels, reader.max_pixels, PLAIN)
     if not hasattr(reader.processor, "image_processor"):
         ids_L = encoded.ids_L
         return RenderedPrompt(visible(_decoded(reader.processor, ids_L)), (), len(ids_L), 0)
