@@ -152,7 +152,6 @@ class Run:
         )
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
-        self._write_card()
         self._clean_up()
         self._announce_results(summary)
         self._report(splits)
@@ -204,7 +203,6 @@ class Run:
         log.info("%s: the results are written, the report is not; writing it", self.folder.path)
         self.folder.remove_unfinished()
         summary: Summary = files.read_json(self.folder.path / "summary.json")
-        self._write_card()
         self._clean_up()
         self._report(splits)
         return summary
@@ -345,6 +343,7 @@ class Run:
 
     def _report(self, splits: Splits) -> None:
         """Write report.html, and the images and prompts of the questions that it shows."""
+        self._write_card()
         if not self.folder.writes:
             return
         self.listeners.phase("report")
