@@ -8,19 +8,20 @@ pi = softmax(mask(logits) / temperature), vision specials masked (`policy.distri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
 if TYPE_CHECKING:
     # Importing torch takes seconds, and much that needs a noun needs no tensor.
     from torch import Tensor
 
 
+@runtime_checkable
 class ImageFile(Protocol):
     """An image that is not in memory: a member of an archive, a cell of a table. A `zipfile.Path` is an ImageFile."""
 
@@ -35,9 +36,8 @@ class ImagePart:
     how: str
 
     def __str__(self) -> str:
-        if isinstance(self.file, bytes):
-            return f"image#{self.how}"
-        return f"{self.file}#{self.how}"
+        name = "image" if isinstance(self.file, bytes) else str(self.file)
+        return f"{name}#{self.how}"
 
     def is_file(self) -> bool:
         """Return whether the file exists; what has no `is_file` was found when its archive or table was read."""
@@ -62,7 +62,8 @@ AnswerKey = Mapping[str, tuple[str, ...]]
 class AnswerSpec:
     """What a comparable answer to a question looks like. It never says which answer is right.
 
-    `question` holds the words of the question, for kinds of free text: what it says already carries no answer.
+    `question` holds the words of the question, for kinds of free text: what it says already carries no answer. `iou`
+    is the least overlap of two boxes that are the same, in (0, 1].
     """
 
     kind: str
@@ -72,14 +73,12 @@ class AnswerSpec:
     value_type: str | None = None
     ordered: bool = True
     question: str = ""
+    iou: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Question:
-    """An unlabelled question. There is no field for a gold answer, on purpose.
-
-    `images` may be given as one image, or as a list of them.
-    """
+    """An unlabelled question. There is no field for a gold answer, on purpose."""
 
     id: str
     images: tuple[ImageLike, ...]
@@ -87,11 +86,53 @@ class Question:
     spec: AnswerSpec
     benchmark: str = "own"
 
-    def __post_init__(self) -> None:
-        given = self.images
-        if isinstance(given, Image | Path | str | bytes) or hasattr(given, "read_bytes"):
-            given = (given,)
-        object.__setattr__(self, "images", () if given is None else tuple(map(image_part, given)))
+    def __init__(
+        self,
+        id: str,
+        images: ImageLike | np.ndarray | Iterable[ImageLike | np.ndarray] | None,
+        prompt: str,
+        spec: AnswerSpec | str,
+        benchmark: str = "own",
+    ) -> None:
+        """Make a question about one image, several, or none (None or an empty tuple).
+
+        An array has shape (H, W), (H, W, 3) or (H, W, 4) and is of uint8; one of shape (H, W) may be of uint16 or
+        float32 too, whose grey values are scaled as those of a file. The text "integer" as `spec` stands for
+        AnswerSpec("integer"). Raises ValueError for another array.
+        """
+        given: Iterable[ImageLike | np.ndarray]
+        if images is None:
+            given = ()
+        elif isinstance(images, Image | Path | str | bytes | np.ndarray | ImageFile):
+            given = (images,)
+        else:
+            given = images
+        values = {
+            "id": id,
+            "images": tuple(
+                _picture(image, id) if isinstance(image, np.ndarray) else image_part(image) for image in given
+            ),
+            "prompt": prompt,
+            "spec": AnswerSpec(spec) if isinstance(spec, str) else spec,
+            "benchmark": benchmark,
+        }
+        # The fields of a frozen dataclass cannot be assigned.
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def _picture(pixels: np.ndarray, question_id: str) -> Image:
+    """Return an array as an image. Raises ValueError for shapes and types that say no colours or greys."""
+    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    colours = grey.ndim == 3 and grey.shape[2] in (3, 4)
+    if (grey.dtype == np.uint8 and (colours or grey.ndim == 2)) or (
+        grey.dtype in (np.uint16, np.float32) and grey.ndim == 2
+    ):
+        return fromarray(np.ascontiguousarray(grey))
+    raise ValueError(
+        f"{question_id}: an array of shape {pixels.shape} and type {pixels.dtype} is no image; give (H, W), (H, W, 3) "
+        "or (H, W, 4) of uint8, or (H, W) of uint16 or float32"
+    )
 
 
 def image_part(image: ImageLike) -> ImageLike:
@@ -197,7 +238,8 @@ class StepReport:
 
     `majority_share` to `cut_off` are over the `rollouts_sampled`; votes that stop early make those fewer.
     `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what branches share and an estimate
-    of the tokens that early stops did not draw. Entropies are None where nothing had to measure them.
+    of the tokens that early stops did not draw. Entropies are None where nothing had to measure them. With
+    `sampling.votes.keep`, shares of votes are over all `questions_sampled`, and `questions_kept` of these trained.
     """
 
     step: int
@@ -231,6 +273,13 @@ class StepReport:
     tokens_saved: int = 0
     tokens_trained: int = 0
     cache_hits: int = 0
+    questions_sampled: int | None = None
+    questions_kept: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the line of steps.jsonl. The counts of questions are there only where the run filters them."""
+        counts = ("questions_sampled", "questions_kept")
+        return {name: value for name, value in vars(self).items() if value is not None or name not in counts}
 
 
 @dataclass(frozen=True)
