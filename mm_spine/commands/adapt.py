@@ -6,9 +6,9 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -77,10 +77,15 @@ def adapt(
             advice = f"go on with: {resume_command(sys.argv[1:])}"
         printing.print_line(f"stopped by {stopped_by}; {advice}")
         raise typer.Exit(EXIT_CODES[stopped_by])
+    print_summary(output, summary)
+
+
+def print_summary(output: Path, summary: Mapping[str, Any]) -> None:
+    """Print the results of the finished run in `output`, and what it lost or changed."""
     printing.print_runs([output])
     printing.print_result(output)
     for change in summary.get("method_changes", ()):
-        printing.print_line(f"method {config.method.name} ran with {change}")
+        printing.print_line(f"method {summary['method']} ran with {change}")
     printing.print_losses(summary["skipped"].values(), summary["bad_rows"])
     printing.print_written(output)
 

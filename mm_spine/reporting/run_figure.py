@@ -51,6 +51,7 @@ def draw_run(steps: Sequence[Json], timings: Sequence[Json], names: Sequence[str
 
 def _in_memory(steps: Sequence[Json], timings: Sequence[Json]) -> SavedRun:
     """Return a run that is in no folder."""
-    empty: dict[str, Any] = {"summary": {}, "config": {}, "environment": {}, "stopped": {}, "questions": {}}
+    empty: dict[str, Any] = {"summary": {}, "config": {}, "environment": {}, "stopped": {}}
+    empty |= {"questions": {}, "answers": {}}
     nothing: dict[str, Any] = dict.fromkeys(("accuracy", "before", "after", "rollouts", "missing"), ())
     return SavedRun(path=Path(), steps=steps, timings=timings, **empty, **nothing)
