@@ -98,8 +98,14 @@ class Question:
 
         An array has shape (H, W), (H, W, 3) or (H, W, 4) and is of uint8; one of shape (H, W) may be of uint16 or
         float32 too, whose grey values are scaled as those of a file. The text "integer" as `spec` stands for
-        AnswerSpec("integer"). Raises ValueError for another array.
+        AnswerSpec("integer"). Raises ValueError for another array, TypeError for an id or a prompt that is no text.
         """
+        for name, text in (("id", id), ("prompt", prompt)):
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"the {name} of a question is text, not {type(text).__name__}: {text!r:.60}; the order is "
+                    'Question(id, images, prompt, spec), such as Question("q0", image, "What is the sum?", "integer")'
+                )
         given: Iterable[ImageLike | np.ndarray]
         if images is None:
             given = ()

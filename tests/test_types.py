@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,3 +69,9 @@ def test_a_question_stays_a_frozen_dataclass() -> None:
     assert replace(question, prompt="!") == Question("q", "a.png", "!", SPEC, "slake")
     with pytest.raises(FrozenInstanceError):
         question.prompt = "!"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("id", "prompt"), [(1, "Sum?"), ("a", Image.new("RGB", (4, 4)))])
+def test_an_id_or_a_prompt_that_is_no_text_is_refused_with_the_order(id: Any, prompt: Any) -> None:
+    with pytest.raises(TypeError, match=r"is text, not (int|Image).*Question\(id, images, prompt, spec\)"):
+        Question(id, "scan.png", prompt, "integer")

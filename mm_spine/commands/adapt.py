@@ -84,6 +84,8 @@ def print_summary(output: Path, summary: Mapping[str, Any]) -> None:
     """Print the results of the finished run in `output`, and what it lost or changed."""
     printing.print_runs([output])
     printing.print_result(output)
+    if (expected := summary.get("forecast")) is not None:
+        printing.print_line(f"Before the first step. {expected['sentences'][-1]}")
     for change in summary.get("method_changes", ()):
         printing.print_line(f"method {summary['method']} ran with {change}")
     printing.print_losses(summary["skipped"].values(), summary["bad_rows"])

@@ -33,6 +33,8 @@ def start_logging() -> None:
     handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     quiet_logs()
+    # It otherwise says at each start how many threads it takes.
+    logging.getLogger("numexpr").setLevel(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A character that the terminal's encoding lacks is printed as an escape instead of ending the command.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -21,9 +21,11 @@ class GuardConfig(Section):
         default="stop", description="end the run and take back its last steps, only warn, or do nothing"
     )
     every: Count = Field(default=2, description="steps between weights that are kept to go back to")
-    votes: Count = Field(
-        default=24,
-        description="least sure votes of the starting model that a judgement is over; it takes several steps",
+    sure_votes: Count = Field(
+        default=24, description="`kept` is judged over the newest steps with so many sure votes of the starting model"
+    )
+    questions: Count = Field(
+        default=32, description="the other signals are judged over the newest steps with so many questions"
     )
     kept: Share = Field(default=0.8, description="least share of these votes that are still the winners")
     spread: Share = Field(

@@ -89,8 +89,10 @@ def _gain(gain: Interval, words: str, before: float, after: float) -> HeadFigure
 def _notes(saved: SavedRun) -> Iterator[str]:
     """Yield what the forecast said before the run, and what its guard did."""
     forecast, guard = section(saved.summary, "forecast"), section(saved.summary, "guard")
-    if isinstance(forecast.get("sentence"), str):
-        yield f"Forecast, before the first step: {forecast['sentence']}"
+    said = forecast.get("sentences")
+    if isinstance(said, list) and said:
+        # The last one is the verdict.
+        yield f"Before the first step. {said[-1]}"
     if guard.get("fired") is not True:
         return
     where = f" at step {compact(guard.get('step'))}" if number(guard.get("step")) is not None else ""

@@ -97,7 +97,11 @@ def badges(saved: SavedRun) -> Iterator[Badge]:
         yield Badge(f"frozen: {parameters} {_stated(_CHECKSUM, unchanged) or 'not stated'}", unchanged is True)
     guard = section(summary, "guard")
     if isinstance(guard.get("fired"), bool):
-        yield Badge("the guard fired" if guard["fired"] else "the guard did not fire", not guard["fired"])
+        blind = "the guard could not judge: too few of the questions were evaluated before, or sure"
+        calm = "the guard did not fire" if guard.get("judged", True) else blind
+        yield Badge(
+            "the guard fired" if guard["fired"] else calm, not guard["fired"] and guard.get("judged", True) is True
+        )
     if summary.get("stopped_by") not in (None, "steps"):
         yield Badge(f"stopped by {summary['stopped_by']}", False)
 

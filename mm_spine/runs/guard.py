@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from safetensors.torch import load_file, save_file
 
@@ -35,6 +35,9 @@ GUARD = "guard"
 SURE = 0.95
 """A vote is sure where its answer is the most frequent one with more than this posterior probability."""
 
+HALF_WAY = 0.5
+"""Weights may be gone back to if no signal had gone further than this towards its limit."""
+
 LEAST_NATS = 0.1
 """Answers of less entropy than this have no spread that could be lost."""
 
@@ -53,12 +56,13 @@ class Start(NamedTuple):
 class Signals:
     """One line of guard.jsonl: a step against the start, on the questions of the step that the start has votes on.
 
-    `kept` of `sure` sure votes are still the winners; `spread` is the entropy of all answers as a share of the start's;
-    `unparsed` the rise of the share of responses without an answer, `length` the factor of the mean length. `good` is
-    the newest state that may be gone back to, in steps done.
+    There are `questions` of these; `kept` of `sure` sure votes are still the winners; `spread` is the entropy of all
+    answers as a share of the start's; `unparsed` the rise of the share of responses without an answer, `length` the
+    factor of the mean length. `good` is the newest state that may be gone back to, in steps done.
     """
 
     step: int
+    questions: int
     sure: int
     kept: int
     spread: float
@@ -77,7 +81,8 @@ class Alarm(NamedTuple):
 
 class GuardRecord(TypedDict):
     """The entry `guard` of summary.json: whether the guard fired, after how many steps, by which signal, and the steps
-    of the weights that were restored; all but `fired` are None where it has not fired."""
+    of the weights that were restored; these are None where it has not fired. `judged` says whether it ever saw enough
+    to judge by."""
 
     fired: bool
     step: int | None
@@ -85,9 +90,10 @@ class GuardRecord(TypedDict):
     value: float | None
     limit: float | None
     rolled_back_to: int | None
+    judged: bool
 
 
-CALM = GuardRecord(fired=False, step=None, signal=None, value=None, limit=None, rolled_back_to=None)
+CALM = GuardRecord(fired=False, step=None, signal=None, value=None, limit=None, rolled_back_to=None, judged=False)
 
 
 def starts(items: Iterable[Item]) -> dict[str, Start]:
@@ -117,7 +123,7 @@ def measure(record: StepRecord, start: Mapping[str, Start]) -> Signals:
     report = record.report
     known = [(group, start[group.question.id]) for group in record.groups if group.question.id in start]
     if not known:
-        return Signals(report.step, sure=0, kept=0, spread=1.0, unparsed=0.0, length=1.0)
+        return Signals(report.step, questions=0, sure=0, kept=0, spread=1.0, unparsed=0.0, length=1.0)
     sure = [(group, was) for group, was in known if was.sure]
     now, before = (
         entropy(sum((Counter(counts) for counts in of_all), Counter()))
@@ -125,6 +131,7 @@ def measure(record: StepRecord, start: Mapping[str, Start]) -> Signals:
     )
     return Signals(
         step=report.step,
+        questions=len(known),
         sure=len(sure),
         kept=sum(_is_kept(group, was.vote) for group, was in sure),
         spread=now / before if before > LEAST_NATS else 1.0,
@@ -138,39 +145,46 @@ def _is_kept(group: Group, vote: Answer) -> bool:
     return winner is not None and (winner.text == vote.text or same(winner, vote, group.question.spec))
 
 
-def judge(recent: Sequence[Signals], limits: GuardConfig, tolerance: float = 1.0) -> Alarm | None:
-    """Return the signal of the last steps that passed its limit, None without one or with too few sure votes.
-
-    `recent` are the newest steps, just as many as have `limits.votes` sure votes together. With a `tolerance` of 0.5
-    the limits are half as far from the start's values.
-    """
+def readings(history: Sequence[Signals], limits: GuardConfig) -> Iterator[tuple[Alarm, float]]:
+    """Yield each signal of the newest steps that enough was seen of, and how far it has gone: 1 is at its limit."""
+    recent = window(history, "sure", limits.sure_votes)
     sure = sum(signals.sure for signals in recent)
-    if sure < limits.votes:
-        return None
-    n = len(recent)
-    kept, spread, unparsed, length = (
-        sum(signals.kept for signals in recent) / sure,
-        sum(signals.spread for signals in recent) / n,
-        sum(signals.unparsed for signals in recent) / n,
-        sum(signals.length for signals in recent) / n,
+    if sure >= limits.sure_votes:
+        kept = sum(signals.kept for signals in recent) / sure
+        yield Alarm("kept", kept, limits.kept), _lost(kept, limits.kept)
+    recent = window(history, "questions", limits.questions)
+    if sum(signals.questions for signals in recent) < limits.questions:
+        return
+    spread, unparsed, length = (
+        sum(getattr(signals, name) for signals in recent) / len(recent) for name in ("spread", "unparsed", "length")
     )
-    least = {"kept": (kept, limits.kept), "spread": (spread, limits.spread)}
-    for name, (value, limit) in least.items():
-        if value < 1 - tolerance * (1 - limit):
-            return Alarm(name, value, limit)
-    if unparsed > tolerance * limits.unparsed:
-        return Alarm("unparsed", unparsed, limits.unparsed)
-    if abs(math.log(max(length, 1e-9))) > tolerance * math.log(limits.length):
-        return Alarm("length", length, limits.length)
-    return None
+    yield Alarm("spread", spread, limits.spread), _lost(spread, limits.spread)
+    yield Alarm("unparsed", unparsed, limits.unparsed), unparsed / limits.unparsed
+    far = abs(math.log(max(length, 1e-9))) / math.log(limits.length)
+    yield Alarm("length", length, limits.length), far
 
 
-def window(history: Sequence[Signals], votes: int) -> Sequence[Signals]:
-    """Return the newest steps, two at least, that have `votes` sure votes together; all if they have fewer."""
-    first, sure = len(history), 0
-    while first and (sure < votes or len(history) - first < 2):
+def _lost(share: float, limit: float) -> float:
+    return (1 - share) / (1 - limit) if limit < 1 else math.inf if share < 1 else 0.0
+
+
+def judge(history: Sequence[Signals], limits: GuardConfig) -> Alarm | None:
+    """Return the first signal that is past its limit, None where there is none."""
+    return next((alarm for alarm, gone in readings(history, limits) if gone > 1), None)
+
+
+def is_good(history: Sequence[Signals], limits: GuardConfig) -> bool:
+    """Whether something can be judged, and nothing has gone more than half of the way to its limit."""
+    found = [gone for _, gone in readings(history, limits)]
+    return bool(found) and max(found) <= HALF_WAY
+
+
+def window(history: Sequence[Signals], count: Literal["sure", "questions"], least: int) -> Sequence[Signals]:
+    """Return the newest steps, two at least, whose `count` adds up to `least`; all if they have fewer."""
+    first, seen = len(history), 0
+    while first and (seen < least or len(history) - first < 2):
         first -= 1
-        sure += history[first].sure
+        seen += getattr(history[first], count)
     return history[first:]
 
 
@@ -205,9 +219,8 @@ class Guard:
     def step(self, record: StepRecord) -> None:
         """Judge a step by its votes, and keep the weights that it made. Every rank must call this."""
         signals = measure(record, self.start)
-        recent = window([*self.history, signals], self.limits.votes)
         good = self._good_after(signals.step)
-        if signals.step % self.limits.every == 0 and judge(recent, self.limits, tolerance=0.5) is None:
+        if signals.step % self.limits.every == 0 and is_good([*self.history, signals], self.limits):
             good = signals.step
         self.history.append(replace(signals, good=good))
         if self.writes:
@@ -218,14 +231,17 @@ class Guard:
 
     def _judge(self) -> None:
         """Say so, once, where the newest steps have passed a limit."""
-        alarm = None if self.record["fired"] else judge(window(self.history, self.limits.votes), self.limits)
+        if self.record["fired"] or not any(readings(self.history, self.limits)):
+            return
+        self.record = GuardRecord(**(CALM | {"judged": True}))
+        alarm = judge(self.history, self.limits)
         if alarm is None:
             return
         last = self.history[-1]
         back = last.good if self.stops else None
         self.record = GuardRecord(
             fired=True, step=last.step + 1, signal=alarm.signal, value=alarm.value, limit=alarm.limit,
-            rolled_back_to=back,
+            rolled_back_to=back, judged=True,
         )  # fmt: skip
         if self.writes:
             log.warning(sentence(self.record))

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 def run(
     config: RunConfig,
-    output: Path,
+    output: str | Path,
     *,
     resume: bool = False,
     allow_labels: bool = False,
@@ -56,6 +56,7 @@ def run(
     Returns the content of summary.json, or None if a signal stopped the run, which can then be resumed. `listener`
     follows the progress (see `listeners.live`); without one, log lines do.
     """
+    output = Path(output)
     plan = check(config, allow_labels)
     check_sampler(config.sampling.backend, load=True)
     distributed.initialise()

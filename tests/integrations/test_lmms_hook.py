@@ -64,7 +64,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model, data = write_model(place / "model"), write_data(place / "data")
     asking = asked(data, place / "tasks", lmms_eval_every=2, lmms_eval_limit=3)
     for name, layer in (("off", {}), ("on", asking.evaluation.model_dump(mode="json", exclude_unset=True))):
-        config = small_config({"benchmark": str(data), "model": {"path": str(model)}, "evaluation": layer})
+        # The tasks ask as a folder's run does by default.
+        asked_alike = {"benchmark": str(data), "model": {"path": str(model)}, "prompt": "reason"}
+        config = small_config(asked_alike, {"evaluation": layer})
         assert run(config, place / name) is not None
     return place / "off", place / "on"
 

@@ -19,6 +19,7 @@ MEMORY_GROWTH = 600 * 2**20  # bytes; ten of the strings are 1 MB, and patterns 
 OPTIONS = ("aspirin", "aspirin and heparin", "$11^{\\circ}$", "2", "None of the above")
 
 SPECS = {
+    "box": (AnswerSpec("box"), "[1, 2, 30, 40]"),
     "choice": (AnswerSpec("choice", OPTIONS), "B"),
     "integer": (AnswerSpec("integer"), "7"),
     "math": (AnswerSpec("math"), "\\frac{3}{2}"),

@@ -251,7 +251,8 @@ def test_a_refusal_commits_to_nothing(kind: str, response: str) -> None:
     assert parse(response, AnswerSpec(kind, choices, value_type=value_type, question="Which organ is shown?")) is None
 
 
-@pytest.mark.parametrize("kind", sorted(known_kinds()))
+# The answers of the kind `box` are rectangles: \\boxed{} holds four numbers there.
+@pytest.mark.parametrize("kind", sorted(set(known_kinds()) - {"box"}))
 def test_a_box_that_never_closes_commits_to_nothing(kind: str) -> None:
     value_type = "integer" if kind == "typed" else None
     said = {"choice": "B", "yes_no": "yes", "yes_no_maybe": "yes"}.get(kind, "12")

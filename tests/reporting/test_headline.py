@@ -71,13 +71,17 @@ def test_without_answers_it_says_what_changed_and_how_sure_the_votes_became(tmp_
 
 def test_forecast_and_guard_are_said_where_there_are_any(tmp_path: Path) -> None:
     guard = {"fired": True, "step": 6, "signal": "length", "value": 3.25, "limit": 8.0, "rolled_back_to": 4}
-    run = blind(tmp_path, forecast={"verdict": "vote", "sentence": "Use the vote instead."}, guard=guard)
+    run = blind(
+        tmp_path,
+        forecast={"verdict": "vote", "sentences": ["Without labels.", "Forecast: use the vote instead."]},
+        guard=guard,
+    )
     assert head(run).notes == (
-        "Forecast, before the first step: Use the vote instead.",
+        "Before the first step. Forecast: use the vote instead.",
         "The guard stopped the run at step 6: length was 3.25, with a limit of 8. The weights are those after step 4.",
     )
     text = text_of(run)
-    assert "Use the vote instead." in text and "! the guard fired".removeprefix("! ") in text
+    assert "use the vote instead." in text and "! the guard fired".removeprefix("! ") in text
 
 
 def test_a_guard_that_went_back_to_the_start_and_one_that_did_not_fire(tmp_path: Path) -> None:
@@ -86,6 +90,8 @@ def test_a_guard_that_went_back_to_the_start_and_one_that_did_not_fire(tmp_path:
     )
     quiet = blind(tmp_path / "b", guard={"fired": False, "step": None})
     assert head(quiet).notes == () and "the guard did not fire" in text_of(quiet)
+    unseen = blind(tmp_path / "c", guard={"fired": False, "step": None, "judged": False})
+    assert "the guard could not judge" in text_of(unseen)
 
 
 def test_runs_without_a_result_have_a_title(tmp_path: Path) -> None:

@@ -17,15 +17,17 @@ from saved_runs import group, item, rollout
 from mm_spine import files
 from mm_spine.config import GuardConfig
 from mm_spine.runs import guard as guarding
-from mm_spine.runs.guard import Alarm, Signals, judge, measure, sentence, starts, window
+from mm_spine.runs.guard import Alarm, Signals, is_good, judge, measure, sentence, starts, window
 from mm_spine.runs.run import run
 from mm_spine.types import Answer, Group, StepReport, Vote
 
-LIMITS = GuardConfig(votes=4)
+LIMITS = GuardConfig(sure_votes=4)
 
 
 def calm(step: int, **changed: Any) -> Signals:
-    return Signals(**{"step": step, "sure": 4, "kept": 4, "spread": 1.0, "unparsed": 0.0, "length": 1.0} | changed)
+    return Signals(
+        **{"step": step, "questions": 32, "sure": 4, "kept": 4, "spread": 1.0, "unparsed": 0.0, "length": 1.0} | changed
+    )
 
 
 def voted(name: str, answers: str) -> Group:
@@ -49,7 +51,7 @@ def test_a_step_is_measured_against_the_start_on_its_own_questions() -> None:
     # a keeps its sure vote, b loses it to a's; the question d was not evaluated and counts nowhere.
     groups = [voted("a", "1" * 8), voted("b", "1" * 8), voted("d", "9" * 8)]
     found = measure(record(groups, unparsed=0.25, length_mean=6.0), start)
-    assert (found.sure, found.kept, found.unparsed, found.length) == (2, 1, 0.25, 2.0)
+    assert (found.questions, found.sure, found.kept, found.unparsed, found.length) == (2, 2, 1, 0.25, 2.0)
     assert found.spread == 0.0  # one answer to both questions, where there were two
     assert measure(record([voted("c", "12121212")]), start).spread == pytest.approx(1.0)
     unknown = measure(record([voted("d", "9" * 8)]), start)
@@ -72,7 +74,9 @@ def test_held_out_questions_and_questions_without_a_vote_are_no_start() -> None:
         ({"length": 3.1}, Alarm("length", 3.1, 3.0)),
         ({"length": 0.3}, Alarm("length", 0.3, 3.0)),
         ({"spread": 0.81, "unparsed": 0.24, "length": 2.9}, None),
-        ({"sure": 3, "kept": 0}, None),  # too few sure votes to judge by
+        ({"sure": 3, "kept": 0}, None),  # too few sure votes to judge `kept` by
+        ({"sure": 0, "kept": 0, "spread": 0.5}, Alarm("spread", 0.5, 0.8)),  # the others need none
+        ({"questions": 31, "spread": 0.5}, None),  # but they need questions
     ],
 )
 def test_a_limit_that_is_passed_is_named(changed: Mapping[str, Any], alarm: Alarm | None) -> None:
@@ -84,17 +88,20 @@ def test_a_limit_that_is_passed_is_named(changed: Mapping[str, Any], alarm: Alar
 
 
 def test_half_way_to_a_limit_is_no_state_to_go_back_to() -> None:
-    assert judge([calm(0, spread=0.85)], LIMITS) is None
-    assert judge([calm(0, spread=0.85)], LIMITS, tolerance=0.5) == Alarm("spread", 0.85, 0.8)
+    assert is_good([calm(0)], LIMITS) and is_good([calm(0, spread=0.9)], LIMITS)
+    assert judge([calm(0, spread=0.85)], LIMITS) is None and not is_good([calm(0, spread=0.85)], LIMITS)
+    # Of what cannot be judged nothing is known.
+    assert not is_good([calm(0, sure=0, kept=0, questions=4)], LIMITS)
 
 
 def test_a_judgement_is_over_two_steps_at_least_and_as_many_as_have_the_votes() -> None:
     history = [calm(step, sure=sure) for step, sure in enumerate((9, 1, 1, 1, 4))]
-    assert [signals.step for signals in window(history, 4)] == [3, 4]
-    assert [signals.step for signals in window(history, 7)] == [1, 2, 3, 4]
-    assert len(window(history, 99)) == 5
-    # One bad step is diluted by the one before: 4 of 4 and 3 of 4 kept.
-    assert judge(window([calm(0), calm(1, kept=3)], 4), LIMITS) is None
+    assert [signals.step for signals in window(history, "sure", 4)] == [3, 4]
+    assert [signals.step for signals in window(history, "sure", 7)] == [1, 2, 3, 4]
+    assert len(window(history, "sure", 99)) == 5
+    assert [signals.step for signals in window(history, "questions", 65)] == [2, 3, 4]
+    # One bad step is diluted by the one before: 7 of 8 kept.
+    assert judge([calm(0), calm(1, kept=3)], LIMITS) is None
 
 
 @pytest.fixture
@@ -110,7 +117,7 @@ def bad_at(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return place
 
 
-GUARDED: Mapping[str, Any] = {"method": "ttrl", "optim": {"steps": 6}, "guard": {"votes": 4, "every": 1}}
+GUARDED: Mapping[str, Any] = {"method": "ttrl", "optim": {"steps": 6}, "guard": {"sure_votes": 4, "every": 1}}
 
 
 def test_a_run_that_gets_worse_stops_and_goes_back(lab: Lab, tmp_path: Path, bad_at: dict[str, int]) -> None:
@@ -124,6 +131,7 @@ def test_a_run_that_gets_worse_stops_and_goes_back(lab: Lab, tmp_path: Path, bad
     # Steps 2 and 3 are judged together: half of their sure votes are lost. State 2 was the last good one.
     assert summary["guard"] == {
         "fired": True, "step": 4, "signal": "kept", "value": 0.5, "limit": 0.8, "rolled_back_to": 2,
+        "judged": True,
     }  # fmt: skip
     saved = load_file(tmp_path / "run/adapted/model.safetensors")
     assert kept and all(any(torch.equal(tensor, other) for other in saved.values()) for tensor in kept.values())

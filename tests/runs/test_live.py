@@ -338,7 +338,7 @@ def test_a_step_tells_its_parts_and_responses(watched: Watched) -> None:
 
 def test_a_step_is_told_as_it_is_saved(watched: Watched) -> None:
     steps = [event[1] for event in watched.view.events if event[0] == "step"]
-    assert [vars(step.report) for step in steps] == files.read_json_lines(watched.output / "steps.jsonl")
+    assert [step.report.row() for step in steps] == files.read_json_lines(watched.output / "steps.jsonl")
     timings = files.read_json_lines(watched.output / "timings.jsonl")
     assert [vars(step.timing) for step in steps] == timings
     rows = rollout_table.read_rollout_table(watched.output / "rollouts" / "step_000000.parquet").to_pylist()

@@ -129,7 +129,12 @@ def test_hooks_of_the_caller_are_called_and_can_stop_the_steps() -> None:
         _ = result.answers
 
 
-def test_an_interrupt_in_a_notebook_ends_with_the_step_and_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_in_a_notebook_ends_with_the_step_and_the_result(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    # A process that was started in the background ignores the signal.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, earlier))
     handler = signal.getsignal(signal.SIGINT)
     hooks = Hooks(on_step=lambda record: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(python, "in_notebook", lambda: True)

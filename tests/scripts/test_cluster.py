@@ -87,8 +87,9 @@ def test_two_agents_take_the_steps_of_one_process(inputs: Path, tmp_path: Path) 
 def test_a_folder_that_is_not_shared_is_refused_naming_it_and_the_host(inputs: Path, tmp_path: Path) -> None:
     ended = on_two_hosts(tmp_path, [str(inputs / "config.yaml"), "--output", "run"])
     assert all(code != 0 for code, _ in ended)
+    # An agent whose rendezvous ends with the other host's says no exit code of its own process.
+    assert any(re.search(r"exitcode\s*: 2", text) for _, text in ended), ended
     for _, text in ended:
-        assert re.search(r"exitcode\s*: 2", text), text[-3000:]
         found = re.search(r"mm-spine: --output (\S+) on host (\S+) \(rank 1\) is not the folder (\S+) of rank 0", text)
         assert found is not None, text[-3000:]
         assert found[2] == socket.gethostname()

@@ -148,7 +148,9 @@ def test_bf16_entropies_of_sampler_and_trainer_differ_within_the_zone(kind: str)
     scores = score_responses(half, asked, Distribution(config.sampling.temperature, half.banned))
     there = np.concatenate([rollout.entropy for group in groups for rollout in group])  # type: ignore[arg-type]
     gap = np.abs(there - np.concatenate([score.entropy for group in scores for score in group]))
-    assert float(np.quantile(gap, 0.99)) < on_the_bound(torch.bfloat16, len(half.text.language_model.layers))
+    zone = on_the_bound(torch.bfloat16, len(half.text.language_model.layers))
+    # Gemma rounds after four norms a layer and scales its embeddings: its zone is too narrow, as extending.md says.
+    assert float(np.quantile(gap, 0.99)) < zone * (3 if kind.startswith("gemma3") else 1)
     assert float(np.mean(gap > ON_THE_BOUND)) > 0.5
 
 

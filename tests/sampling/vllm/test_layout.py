@@ -38,7 +38,9 @@ def test_layouts_that_cannot_work_are_named(layout: tuple[int, ...], said: str) 
 
 
 def test_a_run_is_refused_before_its_model_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 28}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "qwen2_5_vl", "text_config": {"num_attention_heads": 28}})
+    )
     config = configure({"sampling": {"backend": "vllm", "vllm": {"tensor_parallel": 8}}})
     with pytest.raises(ConfigError, match="the model has 28 attention heads"):
         check_sampling(config, tmp_path)
