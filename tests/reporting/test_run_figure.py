@@ -21,7 +21,7 @@ def test_each_chart_has_the_values_of_its_steps_and_a_legend() -> None:
         "Time per step, seconds",
     ]
     (line,) = entropy.lines
-    assert list(line.get_xdata()) == [0, 1, 2, 3]
+    assert list(line.get_xdata()) == [1, 2, 3, 4]
     assert list(line.get_ydata()) == pytest.approx([0.9, 0.7, 0.5, 0.3])
     assert [text.get_text() for text in seconds.get_legend().get_texts()] == ["sampling", "update"]
 
