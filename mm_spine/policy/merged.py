@@ -7,6 +7,7 @@ their parts.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,9 @@ class SavedState:
             counts = {id(p): p.numel() for name, p in self.model.named_parameters() if _ADAPTER not in name}
             content["metadata"]["total_parameters"] = sum(counts.values())
             index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        # safetensors lets only the owner read what it writes. Whoever may read the rest is to read the weights, too.
+        for weights in folder.glob("*.safetensors"):
+            shutil.copymode(folder / "config.json", weights)
 
     def save_adapter(self, peft: Any, folder: Path) -> None:
         """Write the adapters alone."""

@@ -282,6 +282,9 @@ def test_saved_folder_loads_alone_and_is_the_adapted_policy(
     again = Policy.load(tmp_path / "adapted")
     assert again.tower_checksum() == policy.tower_checksum()
     assert (tmp_path / "adapted" / "adapter").is_dir() == (config is not None)
+    # Whoever may read the folder may read its weights.
+    files = [path for path in (tmp_path / "adapted").iterdir() if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1 and len(files) > 3
 
 
 def test_saved_adapter_on_the_base_model_is_the_adapted_policy(tmp_path: Path) -> None:
