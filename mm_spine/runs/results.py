@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mm_spine import evaluation
 from mm_spine.adapt import Adapted
 from mm_spine.config import ConfigError, RunConfig
-from mm_spine.evaluation import Item, Metrics, answer_table
+from mm_spine.evaluation import Item, Metrics, answer_table, forecast
 from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.files.rollout_table import ROLLOUT_SCHEMA
 from mm_spine.methods.table import Method
@@ -71,6 +71,12 @@ class EvaluationResult:
     def metrics(self) -> Metrics:
         """The metrics as in summary.json. Scores are None without a key."""
         return evaluation.metrics(self.items)
+
+    @property
+    def forecast(self) -> list[str]:
+        """Sentences on whether adapting is worth trying, without labels, the verdict last; none below 4 samples."""
+        found = forecast.forecast(self.questions, self.items)
+        return [] if found is None else forecast.sentences(found)
 
     @property
     def answers(self) -> pd.DataFrame:

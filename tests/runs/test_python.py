@@ -83,6 +83,11 @@ def test_asking_changes_no_bit_of_the_steps_and_can_be_left_out() -> None:
     assert results[1].before is results[1].after is None and "2 steps" in repr(results[1])
 
 
+def test_an_evaluation_forecasts_from_four_samples_on() -> None:
+    assert evaluate(QUESTIONS, digit_policy(), samples=4, config=CONFIG).forecast[-1].startswith("Forecast: ")
+    assert evaluate(QUESTIONS, digit_policy(), samples=3, config=CONFIG).forecast == []
+
+
 def test_a_key_gives_scores_and_intervals_and_changes_no_draw() -> None:
     policy = digit_policy()
     plain, graded = (evaluate(QUESTIONS, policy, key, config=CONFIG) for key in (None, KEY))
