@@ -86,6 +86,15 @@ def _gain(gain: Interval, words: str, before: float, after: float) -> HeadFigure
     return HeadFigure(f"{signed(gain.value)} points".replace("-", "\u2212"), words, detail)
 
 
+GUARD_SIGNALS = {
+    "kept": "the share of the start's sure votes that are still the same",
+    "spread": "the entropy of the answers to all questions, as a share of the start's,",
+    "unparsed": "the rise of the share of responses without an answer",
+    "length": "the length of responses, as a multiple of the start's,",
+}
+"""Signal of the guard -> what it measures."""
+
+
 def _notes(saved: SavedRun) -> Iterator[str]:
     """Yield what the forecast said before the run, and what its guard did."""
     forecast, guard = section(saved.summary, "forecast"), section(saved.summary, "guard")
@@ -100,7 +109,8 @@ def _notes(saved: SavedRun) -> Iterator[str]:
     if "signal" in guard:
         limit = number(guard.get("limit"))
         bound = "" if limit is None else f", with a limit of {compact(limit)}"
-        measured = f": {guard['signal']} was {compact(guard.get('value'))}{bound}"
+        signal = GUARD_SIGNALS.get(str(guard["signal"]), str(guard["signal"]))
+        measured = f": {signal} was {compact(guard.get('value'))}{bound}"
     back = number(guard.get("rolled_back_to"))
     went = (
         "" if back is None else f" The weights are those {'of the start' if back == 0 else f'after step {back:.0f}'}."

@@ -33,7 +33,7 @@ counts the seeds that without the guard ended below their start by more than one
 The limits (`guard:` in [the configuration](../config.md)) were set with other seeds of these two starting models in
 view, at learning rates of 2e-4 and 2e-3. All runs are of one task, with models of 2.2M parameters.
 
-The runs were made at commit `8edc9079`, two of the stopped ones at `f729079a`. In between, all signals but `kept` came
+The runs were made at commit `8edc9079`, one of the stopped ones at `f729079a`. In between, all signals but `kept` came
 to be judged also where few votes are sure. Judged again by the new rule, the lines of `guard.jsonl` of these runs stop
 the same ones after the same steps.
 """
