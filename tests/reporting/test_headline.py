@@ -78,7 +78,8 @@ def test_forecast_and_guard_are_said_where_there_are_any(tmp_path: Path) -> None
     )
     assert head(run).notes == (
         "Before the first step. Forecast: use the vote instead.",
-        "The guard stopped the run at step 6: the length of responses, as a multiple of the start's, was 3.25, with a limit of 8. The weights are those after step 4.",
+        "The guard stopped the run at step 6: the length of responses, as a multiple of the start's, was 3.25, "
+        "with a limit of 8. The weights are those after step 4.",
     )
     text = text_of(run)
     assert "use the vote instead." in text and "! the guard fired".removeprefix("! ") in text
