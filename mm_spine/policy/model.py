@@ -29,13 +29,14 @@ from mm_spine.policy.merged import SavedState
 from mm_spine.policy.packed import Prompt
 from mm_spine.policy.parameters import check_loaded
 from mm_spine.policy.processor_files import check_chat, load_processor
+from mm_spine.policy.question_key import question_key
 from mm_spine.policy.text import TextPolicy
 from mm_spine.policy.turn_end import end_ids
 from mm_spine.processors.chat import Chat, Encoded, EncodedImage, fewest_tokens
 from mm_spine.processors.markers import PROMPT_LIMIT
 from mm_spine.processors.tiles import runs
 from mm_spine.processors.vision import BadQuestion
-from mm_spine.types import ImageLike, ImagePart, Question
+from mm_spine.types import Question
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Policy:
         self.card: str | None = None
         # Counts the changes of the trainable weights. A sampler takes the number over with the weights.
         self.version = 0
-        # The question is kept beside its prompt so that the objects that `_key` identifies it by stay alive.
+        # The question is kept beside its prompt so that the objects that `question_key` identifies it by stay alive.
         self._prompts: dict[Hashable, tuple[Question, Prompt | None]] = {}
 
     @classmethod
@@ -161,7 +162,7 @@ class Policy:
 
     def prompt(self, question: Question) -> Prompt:
         """Return the encoded prompt, made once per question. Raises BadQuestion if it cannot be encoded."""
-        key = _key(question)
+        key = question_key(question)
         if key not in self._prompts:
             self._prompts[key] = (question, self._encode_or_skip(question))
         prompt = self._prompts[key][1]
@@ -191,7 +192,7 @@ class Policy:
 
     def forget(self, question: Question) -> None:
         """Drop the prompt of `question`. Its image features stay in the cache, within the cache's limits."""
-        self._prompts.pop(_key(question), None)
+        self._prompts.pop(question_key(question), None)
         self.skipped.pop(question.id, None)
 
     def _encode_or_skip(self, question: Question) -> Prompt | None:
@@ -343,28 +344,6 @@ def _load_whole(folder: Path, family: Family, dtype: torch.dtype) -> Any:
     )
     check_loaded(folder, found)
     return model
-
-
-def _key(question: Question) -> Hashable:
-    """Return a key of the question's content that two different questions never share."""
-    # The id is not enough: held-out and adapted questions may share one. The object's address is too much: a copy with
-    # the same content would be encoded again, and an address may be reused. `Question` has no usable hash, because PIL
-    # images compare by pixels.
-    return question.id, question.prompt, tuple(map(_image_key, question.images))
-
-
-def _image_key(image: ImageLike) -> Hashable:
-    """Return a path or the bytes themselves, and the identity of any other image."""
-    # Pixels and archive members are never compared: they are too slow to read. Their objects live as long as the
-    # policy keeps the question, so an identity is not given to another image meanwhile. A file that is overwritten
-    # during a run counts as the same image here; the image cache refuses it when it needs the file again.
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str | Path):
-        return str(image)
-    if isinstance(image, ImagePart):
-        return _image_key(image.file), image.how
-    return id(image)
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
