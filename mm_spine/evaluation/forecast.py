@@ -20,7 +20,7 @@ from mm_spine.evaluation import Item
 from mm_spine.intervals import Interval, bootstrap_ci
 from mm_spine.processors.answers import parse, same
 from mm_spine.types import Answer, AnswerSpec, Question
-from mm_spine.voting import mode_posterior, rank
+from mm_spine.voting import confident, rank
 
 Verdict = Literal["adapt", "vote", "keep", "neither"]
 
@@ -151,7 +151,6 @@ def _halves(samples: int) -> list[tuple[list[int], list[int]]]:
 
 
 def _ballot(item: Item, spec: AnswerSpec, halves: Sequence[tuple[list[int], list[int]]]) -> _Ballot:
-    counts = _counts(item.classes)
     greedy = _class_of(parse(item.greedy_text, spec), item, spec)
     winner = _winner(item.classes, item.id)
     pairs = [tuple(_winner([item.classes[place] for place in half], item.id) for half in halved) for halved in halves]
@@ -164,7 +163,7 @@ def _ballot(item: Item, spec: AnswerSpec, halves: Sequence[tuple[list[int], list
     return _Ballot(
         winner=winner,
         share=_share(item.classes, winner),
-        narrow=mode_posterior(counts) <= SURE,
+        narrow=not confident(_counts(item.classes), SURE),
         differs=greedy != winner,
         halves_agree=float(np.mean([a is not None and a == b for a, b in pairs])),
         greedy_agrees=float(np.mean([judge is not None and judge == greedy for judge in judges])),

@@ -14,26 +14,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypedDict
 
-from safetensors.torch import load_file, save_file
-
 from mm_spine import distributed, files
 from mm_spine.adapt import StepRecord
 from mm_spine.config import GuardConfig
 from mm_spine.evaluation import Item
+from mm_spine.evaluation.forecast import SURE
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import same
 from mm_spine.runs.folder import RunFolder
-from mm_spine.training.checkpoint import checkpoints, step_of
+from mm_spine.training.checkpoint import checkpoints, load_tensors, save_tensors, step_of
 from mm_spine.types import Answer, Group
-from mm_spine.voting import mode_posterior, representative
+from mm_spine.voting import confident, representative
 
 log = logging.getLogger(__name__)
 
 GUARD = "guard"
 """What a run was stopped by that the guard has stopped."""
-
-SURE = 0.95
-"""A vote is sure where its answer is the most frequent one with more than this posterior probability."""
 
 HALF_WAY = 0.5
 """Weights may be gone back to if no signal had gone further than this towards its limit."""
@@ -104,7 +100,7 @@ def starts(items: Iterable[Item]) -> dict[str, Start]:
         if item.split == "adapted" and item.vote is not None:
             found[item.id] = Start(
                 vote=item.vote,
-                sure=mode_posterior(counts) > SURE,
+                sure=confident(counts, SURE),
                 counts=counts,
                 length=sum(item.lengths) / len(item.lengths),
                 unparsed=sum(item.unparsed) / len(item.unparsed),
@@ -202,6 +198,11 @@ class Guard:
         self.record = CALM
         saved = self.log.steps()[: folder.steps_done] if self.writes else []
         self.history = [Signals(**line) for line in distributed.same_on_all(saved)]
+        if len(self.history) < folder.steps_done and self.writes:
+            log.warning(
+                "%s: lines of %d of %d steps can be read; the guard judges by what follows",
+                self.log.path, len(self.history), folder.steps_done,
+            )  # fmt: skip
         # Weights that ranks divide are whole on none of them, so that none can keep them.
         self.stops = limits.act == "stop" and not policy.partitioned
         if limits.act == "stop" and not self.stops:
@@ -248,14 +249,14 @@ class Guard:
 
     def roll_back(self) -> None:
         """Set the weights to those of the last good step."""
-        self.policy.restore(load_file(self.weights / _name(self.record["rolled_back_to"] or 0)))
+        self.policy.restore(load_tensors(self.weights / _name(self.record["rolled_back_to"] or 0)))
 
     def _keep(self, done: int) -> None:
         """Write the weights after `done` steps; of the others keep those that this run or a resumed one may need."""
         if not self.writes:
             return
         with files.atomic(self.weights / _name(done)) as unfinished:
-            save_file({name: w.detach().contiguous() for name, w in self.policy.trainable().items()}, unfinished)
+            save_tensors(unfinished, self.policy.trainable())
         resumed_at = [step_of(path) for path in checkpoints(self.checkpoints)]
         needed = {done, self._good_after(done), *map(self._good_after, resumed_at)}
         for path in self.weights.glob("step_*.safetensors"):

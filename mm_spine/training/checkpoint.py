@@ -82,7 +82,7 @@ def save(updater: Updater, folder: Path, step: int, bounds: Bounds | None) -> No
         if first and not updater.engine.partitioned:
             written[WEIGHTS] = {name: weight.detach() for name, weight in updater.engine.policy.trainable().items()}
         for name, tensors in written.items():
-            _save_tensors(aside / name, tensors)
+            save_tensors(aside / name, tensors)
         if first:
             (aside / STATE).write_text(json.dumps(asdict(state)))
         mine = [f"{files.sha256(aside / name)}  {name}\n" for name in (*written, *([STATE] if first else ()))]
@@ -110,8 +110,8 @@ def resume(updater: Updater, folder: Path) -> SavedState:
         raise ConfigError(
             f"{newest}: written by {state.world_size} processes, resumed with {distributed.world_size()}; start as many"
         )
-    weights = _load_tensors(newest / WEIGHTS) if (newest / WEIGHTS).exists() else {}
-    updater.engine.restore(_load_tensors(newest / _optimizer_file(distributed.rank())), weights)
+    weights = load_tensors(newest / WEIGHTS) if (newest / WEIGHTS).exists() else {}
+    updater.engine.restore(load_tensors(newest / _optimizer_file(distributed.rank())), weights)
     # A budget that was probed or halved stays. One that the configuration now sets otherwise does not.
     if state.token_budget_set == updater.config.engine.token_budget:
         updater.budget.tokens = state.token_budget
@@ -187,11 +187,13 @@ def _optimizer_file(rank: int) -> str:
     return f"optimizer_{rank:05d}.safetensors"
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, detached, as safetensors."""
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote. Raises ConfigError where the file is missing or damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
