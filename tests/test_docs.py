@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -12,11 +11,11 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from loaded_scripts import load_script
 from test_readme import blocks, check_commands
 
 from mm_spine import evaluation
@@ -104,22 +103,13 @@ def test_every_page_is_linked_from_the_readme() -> None:
     assert {f"docs/{page.name}" for page in PAGES} <= linked
 
 
-def script(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_page_of_the_configuration_is_what_its_script_writes() -> None:
-    written = script("write_config_docs").page()
+    written = load_script("write_config_docs").page()
     assert (ROOT / "docs" / "config.md").read_text() == written, "run python scripts/write_config_docs.py"
 
 
 def test_every_key_of_the_configuration_is_described() -> None:
-    for prefix, model in script("write_config_docs").sections():
+    for prefix, model in load_script("write_config_docs").sections():
         for name, field in model.model_fields.items():
             assert field.description, f"{prefix}{name}"
 

@@ -97,11 +97,6 @@ class Comparison:
         return None
 
 
-def comparison_rows(paths: Sequence[Path], against: Path | None = None) -> list[ComparisonRow]:
-    """Return the rows of `compare_runs`."""
-    return list(compare_runs(paths, against).rows)
-
-
 def compare_runs(paths: Sequence[Path], against: Path | None = None) -> Comparison:
     """Compare the runs in the folders `paths`, and test the differences to the run in `against` where it is given.
 

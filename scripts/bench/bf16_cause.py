@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import bf16_drift as drift
 import torch
@@ -57,11 +58,8 @@ def rounding(keep: bool) -> Iterator[None]:
                 weight.copy_(weight.bfloat16())
         return found
 
-    Engine.step = stepped  # type: ignore[method-assign]
-    try:
+    with patch.object(Engine, "step", stepped):
         yield
-    finally:
-        Engine.step = step  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -77,11 +75,8 @@ def watching(lost: list[float]) -> Iterator[None]:
         lost.append(stayed / max(1, sum(int((a != b).sum()) for a, b in pairs)))
         return found
 
-    Engine.step = stepped  # type: ignore[method-assign]
-    try:
+    with patch.object(Engine, "step", stepped):
         yield
-    finally:
-        Engine.step = step  # type: ignore[method-assign]
 
 
 def move(policy: Policy, seed: int) -> None:

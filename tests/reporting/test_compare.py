@@ -15,7 +15,7 @@ from mm_spine import evaluation
 from mm_spine.evaluation import Item
 from mm_spine.files import write_json, write_json_lines
 from mm_spine.intervals import bootstrap_ci
-from mm_spine.reporting.compare import comparison_notes, comparison_rows, comparison_table
+from mm_spine.reporting.compare import compare_runs, comparison_notes, comparison_table
 from mm_spine.reporting.comparison import write_comparison
 from mm_spine.types import Verdict
 
@@ -62,7 +62,7 @@ def text(runs: Sequence[Path], width: int = 140) -> str:
 def test_a_row_by_hand(tmp_path: Path) -> None:
     before = [item("a", "adapted", 0, (0, 1, 0, 0), 0), item("b", "adapted", 1, (1, 1, 0, 0), 1)]
     after = [item("b", "adapted", 1, (1, 1, 1, 0), 1), item("a", "adapted", 1, (1, 1, 1, 1), 1)]
-    (row,) = comparison_rows([save(tmp_path / "run", "spine", before, after)])
+    (row,) = compare_runs([save(tmp_path / "run", "spine", before, after)]).rows
     assert (row.run, row.method, row.seed, row.split, row.questions, row.samples) == (
         "run",
         "spine",
@@ -100,7 +100,7 @@ def difference(before: Sequence[Item], after: Sequence[Item], measure: str) -> t
 def test_intervals_are_those_of_the_evaluation(tmp_path: Path) -> None:
     before, ttrl, spine = items(0.4, 0), items(0.6, 1), items(0.7, 2)
     runs = [save(tmp_path / "t", "ttrl", before, ttrl), save(tmp_path / "s", "spine", before, spine)]
-    compared = comparison_rows(runs)
+    compared = compare_runs(runs).rows
     assert [(row.method, row.split) for row in compared] == [
         ("ttrl", "adapted"), ("spine", "adapted"), ("ttrl", "held_out"), ("spine", "held_out"),
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_means_over_seeds_with_students_t(tmp_path: Path) -> None:
         before = items(0.4, seed, ("adapted",))
         runs.append(save(tmp_path / f"t{seed}", "ttrl", before, items(0.5, 10 + seed, ("adapted",)), seed))
         runs.append(save(tmp_path / f"s{seed}", "spine", before, items(0.8, 20 + seed, ("adapted",)), seed))
-    *single, ttrl, spine = comparison_rows(runs)
+    *single, ttrl, spine = compare_runs(runs).rows
     assert [row.seed for row in single] == [0, 0, 1, 1, 2, 2]
     assert [(row.method, row.seed, row.seeds) for row in (ttrl, spine)] == [("ttrl", None, 3), ("spine", None, 3)]
     for mean, name in ((spine, "pass_at_1_gain"), (spine, "greedy_gain"), (spine, "against_first")):
@@ -142,7 +142,7 @@ def test_seeds_are_paired_with_their_own_first_run(tmp_path: Path) -> None:
         save(tmp_path / "s0", "spine", before, items(0.6, 2)),
         save(tmp_path / "s1", "spine", before, items(0.6, 3), seed=1),
     ]
-    adapted = [row for row in comparison_rows(runs) if row.split == "adapted"]
+    adapted = [row for row in compare_runs(runs).rows if row.split == "adapted"]
     assert [row.against_first is None for row in adapted] == [True, False, True, False]
     assert adapted[2].note == "no ttrl run with seed 1"
     assert adapted[3].against_first == (adapted[1].against_first.value, None, None)  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ def test_seeds_are_paired_with_their_own_first_run(tmp_path: Path) -> None:
 def test_equal_method_and_seed_are_told_apart_and_not_averaged(tmp_path: Path) -> None:
     before = items(0.4, 0, ("adapted",))
     slow, fast = (save(tmp_path / name, "spine", before, items(0.5, i, ("adapted",))) for i, name in enumerate("ab"))
-    compared = comparison_rows([slow, fast])
+    compared = compare_runs([slow, fast]).rows
     assert [row.method for row in compared] == ["spine (a)", "spine (b)"]
     assert compared[0].against_first is None and compared[1].against_first is not None
 
@@ -173,7 +173,7 @@ def test_unfinished_runs_are_named_with_the_reason(tmp_path: Path) -> None:
         (old / "evaluation" / f"{when}.jsonl").write_text('{"id": "a", "split": "adapted"}\n')
     (tmp_path / "begun").mkdir()
     runs = [tmp_path / "absent", done, tmp_path / "begun", torn, bad, fewer, bare, old]
-    compared = comparison_rows(runs)
+    compared = compare_runs(runs).rows
     assert [row.method for row in compared if row.split] == ["ttrl", "ttrl"]
     notes = {row.run: row.note for row in compared if row.split is None}
     assert notes["absent"] == "no such folder"
@@ -200,14 +200,14 @@ def test_other_questions_and_no_runs_are_refused(tmp_path: Path) -> None:
     before, after = items(0.4, 0), items(0.5, 1)
     runs = [save(tmp_path / "a", "ttrl", before, after), save(tmp_path / "b", "spine", before[1:], after[1:])]
     with pytest.raises(ValueError, match="a and b cannot be compared: 1 adapted questions .* first 'q0'"):
-        comparison_rows(runs)
+        compare_runs(runs)
     with pytest.raises(ValueError, match="no run to compare"):
-        comparison_rows([])
+        compare_runs([])
 
 
 def test_unlabelled_runs_and_label_using_runs(tmp_path: Path) -> None:
     blind = items(0.4, 0, ("adapted",), labelled=False)
-    (row,) = comparison_rows([save(tmp_path / "own", "spine", blind, blind)])
+    (row,) = compare_runs([save(tmp_path / "own", "spine", blind, blind)]).rows
     assert (row.greedy, row.pass_at_1_gain, row.questions) == ((None, None), None, QUESTIONS)
     assert "– → –" in text([tmp_path / "own"])
     known = items(0.4, 0)
@@ -218,7 +218,7 @@ def test_no_figure_is_torn_in_a_narrow_terminal(tmp_path: Path) -> None:
     before = items(0.4, 0)
     runs = [save(tmp_path / name, name, before, items(0.6, i)) for i, name in enumerate(("random-mask", "spine"))]
     shown = text(runs, width=80)
-    for row in comparison_rows(runs):
+    for row in compare_runs(runs).rows:
         assert row.pass_at_1_gain is not None and row.pass_at_1_gain.low is not None
         assert f"[{100 * row.pass_at_1_gain.low:+.1f}, {100 * row.pass_at_1_gain[2]:+.1f}]" in shown
         assert f"{100 * row.greedy[0]:.1f} → {100 * row.greedy[1]:.1f}" in shown
@@ -251,7 +251,7 @@ def test_no_name_of_a_run_reaches_a_terminal_or_a_page_raw(tmp_path: Path) -> No
     assert f"{SEEN}, {SEEN}: before" in shown
     save(tmp_path / "b", ODD, known, known, benchmark="other", model=ODD)
     with pytest.raises(ValueError) as refused:
-        comparison_rows(runs[:2])
+        compare_runs(runs[:2])
     assert not {*"\x1b\n\u202e"} & {*str(refused.value)}
 
 
@@ -270,9 +270,9 @@ def test_runs_of_other_code_are_compared_with_a_warning_that_names_both_versions
         "different code made these runs, so their results may differ for that reason: "
         f"first, third by mm-spine 0.1.0, commit {'a' * 12}; second by mm-spine 0.1.0, commit {'b' * 12}"
     )
-    assert comparison_notes(comparison_rows(runs)).count(warning) == 1
+    assert comparison_notes(compare_runs(runs).rows).count(warning) == 1
     assert "different code" in text(runs)
     assert warning in write_comparison(runs, tmp_path / "page.html").read_text()
     # An older version wrote no code version, and one version is no difference.
     for same in ([runs[0], runs[2], runs[3]], runs[3:]):
-        assert not any("different code" in note for note in comparison_notes(comparison_rows(same)))
+        assert not any("different code" in note for note in comparison_notes(compare_runs(same).rows))

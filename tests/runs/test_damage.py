@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from mm_spine import files
 from mm_spine.config import ConfigError, RunStopped
 from mm_spine.policy.model import Policy
-from mm_spine.reporting.compare import comparison_rows
+from mm_spine.reporting.compare import compare_runs
 from mm_spine.runs.evaluate import Evaluations
 from mm_spine.runs.run import run
 from mm_spine.training import checkpoint
@@ -213,7 +213,7 @@ def test_changed_data_is_named_on_resuming_for_a_shared_before_and_in_a_comparis
         run(shared, tmp_path / "third")
     assert run(config, tmp_path / "second") is not None
     with pytest.raises(ValueError, match=f"first and second cannot be compared: {said}"):
-        comparison_rows([tmp_path / "first", tmp_path / "second"])
+        compare_runs([tmp_path / "first", tmp_path / "second"])
 
 
 def test_a_run_without_a_fingerprint_is_resumed_with_a_warning(

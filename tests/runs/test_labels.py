@@ -19,7 +19,7 @@ from mm_spine import files
 from mm_spine.cli import app
 from mm_spine.config import ConfigError
 from mm_spine.evaluation.answer_table import answer_rows, changes_by_split, vote_share
-from mm_spine.reporting.compare import comparison_rows
+from mm_spine.reporting.compare import compare_runs
 from mm_spine.reporting.result import sentences, split_results
 from mm_spine.reporting.saved_run import read_run
 from mm_spine.runs.labels import LabelSheet
@@ -103,7 +103,7 @@ def test_an_answer_that_is_taken_back_counts_no_more(unlabelled: Path) -> None:
     assert sheet.draw(3) == 3
     fill(sheet.path, lambda row: "1")
     assert sheet.apply()["after"]["n_labelled"] == 3
-    adapted, *_ = comparison_rows([unlabelled])
+    adapted, *_ = compare_runs([unlabelled]).rows
     assert adapted.questions == 3 and adapted.greedy_gain is not None
     first = rows_of(sheet.path)[0]["id"]
     fill(sheet.path, lambda row: "" if row["id"] == first else "1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,15 +13,12 @@ from typing import Any
 
 import pytest
 from lmms import LAUNCHERS_OWN
+from loaded_scripts import load_script
 
 
 @pytest.fixture(scope="module")
-def check_wheel(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_wheel", repository / "scripts" / "check_wheel.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def check_wheel() -> ModuleType:
+    return load_script("check_wheel")
 
 
 def test_a_file_too_few_or_too_many_is_named(check_wheel: ModuleType) -> None:

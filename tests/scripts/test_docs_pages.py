@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -12,18 +11,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loaded_scripts import load_script
 
 pytest.importorskip("material", reason='no mkdocs-material: pip install -c constraints.txt "mm-spine[docs]"')
 
 
 @pytest.fixture(scope="module")
-def pages(repository: Path) -> ModuleType:
+def pages() -> ModuleType:
     """The hooks, scripts/docs_pages.py."""
-    spec = importlib.util.spec_from_file_location("docs_pages", repository / "scripts" / "docs_pages.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs_pages")
 
 
 @pytest.fixture(scope="module")
