@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mm_spine.config.layers import read_yaml
+from mm_spine.config.layers import read_config
 from mm_spine.files import read_csv, read_json, read_json_lines
 from mm_spine.words import visible_line
 
@@ -98,7 +98,7 @@ def read_run(path: Path) -> SavedRun:
     if not any((path / name).is_file() for name in FILES):
         raise ValueError(f"{path}: holds no run (none of {', '.join(FILES)}); give the output folder of a run")
     reader = _Reader(path)
-    config = reader.read_mapping("config.yaml", read_yaml)
+    config = reader.read_mapping("config.yaml", read_config)
     summary = reader.read_mapping("summary.json", read_json)
     rollouts = tuple(sorted(file for file in (path / "rollouts").glob("step_*.parquet") if is_inside(file, path)))
     # A finished run of 0 steps writes no file of steps: their absence is not worth a sentence.
