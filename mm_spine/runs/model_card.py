@@ -130,12 +130,12 @@ def licence_of(folder: Path | None) -> Licence:
 
 def front_matter(path: Path) -> dict[str, Any]:
     """Return the YAML between the first two lines of dashes of a card, {} where there is none that can be read."""
+    from huggingface_hub.repocard import metadata_load
+
     try:
-        found = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", path.read_text(encoding="utf-8"), re.DOTALL)
-        loaded = yaml.safe_load(found[1]) if found else {}
+        return metadata_load(path) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def card(
