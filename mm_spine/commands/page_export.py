@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from mm_spine.commands.ask_output import as_json
 from mm_spine.commands.ask_session import AskResult, VoteOutcome
 from mm_spine.commands.question_queue import Asked
+from mm_spine.reporting.thumbnails import data_address
 
 COLUMNS = ("outcome", "response", "answer", "shown", "text")
 
@@ -70,5 +70,4 @@ def _cell(text: str) -> str:
 
 
 def _address(media_type: str, text: str) -> str:
-    encoded = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
-    return f"data:{media_type};charset=utf-8;base64,{encoded}"
+    return data_address(f"{media_type};charset=utf-8", text.encode("utf-8", "replace"))

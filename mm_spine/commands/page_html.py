@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +17,7 @@ from mm_spine.commands.question_queue import MAX_IMAGES, PageState, Upload, with
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.reporting.entropy_colours import MARKS, Token, choices, shade
+from mm_spine.reporting.thumbnails import data_address
 
 SIDE = 240
 """Longest side of a preview in pixels."""
@@ -78,7 +78,7 @@ def _preview(upload: Upload) -> Preview:
     picture.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     picture.save(out, "PNG")
-    return Preview(upload.name, f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode('ascii')}", size)
+    return Preview(upload.name, data_address("image/png", out.getvalue()), size)
 
 
 def resource(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from mm_spine.reporting.changes import Change, Changes, answer_text, find_change
 from mm_spine.reporting.finished_run import SPLITS
 from mm_spine.reporting.formats import shortened
 from mm_spine.reporting.saved_run import Json, SavedRun, attempt
-from mm_spine.reporting.thumbnails import read_thumbnails
+from mm_spine.reporting.thumbnails import data_address, read_thumbnails
 from mm_spine.reporting.training_responses import read_responses, response_for_page
 
 RESPONSES_EACH = 4
@@ -192,7 +191,7 @@ def _shown_question(
     return ShownQuestion(
         id=name,
         prompt=prompt,
-        images=tuple(map(_data_url, images)) if images_fit else (),
+        images=tuple(data_address(*image) for image in images) if images_fit else (),
         before=before,
         after=after,
         old=old,
@@ -209,11 +208,6 @@ def _right_answer(before: QuestionSide, after: QuestionSide, old: str, new: str,
         if side.correct and answer:
             return answer
     return next((shortened(votes.answer, 40, 20) for votes in classes if votes.right), "")
-
-
-def _data_url(image: tuple[str, bytes]) -> str:
-    media_type, data = image
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _side(line: Json) -> QuestionSide:

@@ -5,6 +5,7 @@ Images are saved only where `reporting.images` is true.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import logging
@@ -90,6 +91,11 @@ def read_thumbnails(run: Path, question_id: str) -> Iterator[tuple[str, bytes]]:
             for first_bytes, media_type in MEDIA_TYPES.items():
                 if data.startswith(first_bytes):
                     yield media_type, data
+
+
+def data_address(media_type: str, data: bytes) -> str:
+    """Return the address under which a page holds the content itself, so that it requests nothing."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _encode(image: Image.Image) -> tuple[str, bytes]:
