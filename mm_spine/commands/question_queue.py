@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -99,6 +99,15 @@ class _PageLeft(Exception):
     """The page that asked was closed, or its question was stopped."""
 
 
+@dataclass(eq=False)
+class _OpenQuestion:
+    """A question from when it is asked to its last state. `left`: nobody wants its answer any more."""
+
+    page: str
+    left: Event = field(default_factory=Event)
+    states: SimpleQueue[PageState | None] = field(default_factory=SimpleQueue)
+
+
 @dataclass
 class QuestionQueue:
     """Answers one question at a time in a thread of its own; every question starts from the same weights."""
@@ -106,35 +115,41 @@ class QuestionQueue:
     policy: Policy
     options: AskOptions = field(default_factory=AskOptions)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "answering"), repr=False)
-    _open: set[Event] = field(default_factory=set, repr=False)
+    _open: set[_OpenQuestion] = field(default_factory=set, repr=False)
 
-    def answer(self, fields: PageFields) -> Iterator[PageState]:
+    def answer(self, fields: PageFields, page: str = "") -> Iterator[PageState]:
         """Yield the state of the page as responses arrive.
 
-        The last state is complete or names the problem. If another question is being answered, the first state says so.
-        Closing the iterator stops the work at the next round or step.
+        The last state is complete, names the problem or says that the question was stopped. If another question is
+        being answered, the first state says so. Closing the iterator stops the work at the next round or step.
+
+        Args:
+            page: Name under which `stop` finds this question.
         """
         if len(self._open) >= MAX_OPEN:
             problem = f"{len(self._open)} questions are being asked already; ask again later."
             yield PageState(fields.votes, problem=problem)
             return
-        states: SimpleQueue[PageState | None] = SimpleQueue()
-        left, waits = Event(), bool(self._open)
-        self._open.add(left)
+        waits, opened = bool(self._open), _OpenQuestion(page)
+        self._open.add(opened)
         try:
-            self._worker.submit(self._work, fields, states.put, left)
+            self._worker.submit(self._work, fields, opened.states.put, opened.left)
             if waits:
                 yield PageState(fields.votes, "Waiting: another question is being answered …")
-            while (state := states.get()) is not None:
-                yield state
+            yield from iter(opened.states.get, None)
+            if opened.left.is_set():
+                yield PageState(fields.votes, "Stopped.")
         finally:
-            left.set()
-            self._open.discard(left)
+            opened.left.set()
+            self._open.discard(opened)
+
+    def stop(self, page: str) -> None:
+        """Stop the questions of one page: their last state follows at once, the work ends at its next round or step."""
+        _stop([opened for opened in tuple(self._open) if opened.page == page])
 
     def stop_all(self) -> None:
         """Stop the work on all open questions at their next round or step."""
-        for left in tuple(self._open):
-            left.set()
+        _stop(tuple(self._open))
 
     def _work(self, fields: PageFields, send: Callable[[PageState | None], None], left: Event) -> None:
         """Answer one question in the worker thread. Every error becomes a state; None ends the states."""
@@ -190,6 +205,13 @@ class QuestionQueue:
                 upload.data = b""
             self.policy.forget(question)
         send(_final_state(result, fields, asked))
+
+
+def _stop(questions: Sequence[_OpenQuestion]) -> None:
+    for opened in questions:
+        opened.left.set()
+        # Ends the states at once: the next one may take long to come.
+        opened.states.put(None)
 
 
 def _check(fields: PageFields) -> None:

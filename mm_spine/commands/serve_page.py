@@ -163,15 +163,23 @@ def _app(queue: QuestionQueue, uploads: Path) -> Any:
             with gr.Column(scale=3, min_width=300):
                 shown = gr.HTML(page_of(PageState(0, "The answer will stand here.")), elem_id="answer")
 
-        def on_ask(*values: Any) -> Iterator[str]:
-            yield from map(page_of, queue.answer(_fields(*values)))
+        # gradio passes the request because of the parameter's type, which it reads from `__annotations__`.
+        def on_ask(request: Any, *values: Any) -> Iterator[str]:
+            yield from map(page_of, queue.answer(_fields(*values), request.session_hash))
+
+        def on_stop(request: Any) -> None:
+            queue.stop(request.session_hash)
+
+        for function in (on_ask, on_stop):
+            function.__annotations__["request"] = gr.Request
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         # gradio may start any number of events at once: our own queue orders them and says so on pages that wait.
         event = {"concurrency_limit": None, "concurrency_id": "answer", **quiet}
         inputs = [images, words, *options]
-        asking = [trigger(on_ask, inputs, shown, **event) for trigger in (button.click, words.submit)]
-        stop.click(lambda: page_of(PageState(0, "Stopped.")), None, shown, cancels=asking, **quiet)
+        for trigger in (button.click, words.submit):
+            trigger(on_ask, inputs, shown, **event)
+        stop.click(on_stop, None, None, **quiet)
         # Decoding takes memory: one page at a time.
         images.change(preview_of, [images], preview, concurrency_limit=1, concurrency_id="preview", **quiet)
         try_it.click(lambda: ([str(example.saved(uploads))], example.words), None, [images, words], **quiet)

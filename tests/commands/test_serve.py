@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -68,16 +69,21 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # In a browser
 
 
-def ask_in(opened: Opened, picture: Path, words: str = WORDS, steps: int = 0) -> None:
+def fill_in(opened: Opened, picture: Path, words: str = WORDS, steps: int = 0) -> None:
+    """Upload, wait until the page shows the image, and fill in the rest."""
     page = opened.page
-    page.get_by_role("heading", name="Ask about an image").wait_for()
     page.set_input_files("input[type=file]", str(picture))
+    page.locator(".previews img").wait_for()
     page.get_by_label("Question").fill(words)
     if steps:
         page.get_by_text("Options").click()
         page.get_by_label("number input for Adapt first, steps").fill(str(steps))
-    page.get_by_role("button", name="Ask", exact=True).click()
-    page.locator("text=/responses, \\d+ tokens/").wait_for(timeout=60_000)
+
+
+def ask_in(opened: Opened, picture: Path, steps: int = 0) -> None:
+    fill_in(opened, picture, steps=steps)
+    opened.page.get_by_role("button", name="Ask", exact=True).click()
+    opened.page.locator("text=/responses, \\d+ tokens/").wait_for(timeout=60_000)
 
 
 def clean(opened: Opened) -> None:
@@ -168,7 +174,7 @@ def test_what_is_wrong_is_said_on_the_page(served: Served, picture: Path) -> Non
 
 def test_what_a_model_writes_runs_nowhere(served: Served, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = PageState(1, HOSTILE, outcome_of(HOSTILE), HOSTILE)
-    monkeypatch.setattr(QuestionQueue, "answer", lambda self, fields: iter([shown, shown]))
+    monkeypatch.setattr(QuestionQueue, "answer", lambda self, fields, page: iter([shown, shown]))
     with open_page(served.address) as opened:
         alerts: list[str] = []
         opened.page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
@@ -187,30 +193,37 @@ def outcome_of(text: str) -> AskResult:
     return AskResult(VoteOutcome(Vote(text, 1.0, {text: 1}, 1.0, 1), (response,), response, 0.1, 1))
 
 
-def test_stop_ends_the_work_and_says_so(served: Served, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    complete = HFSampler.complete
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The rollouts of the first step to come wait for this event: no browser is too slow for what precedes them."""
+    complete, calls, release = HFSampler.complete, itertools.count(), threading.Event()
 
-    def slowly(self: HFSampler, *arguments: Any, **named: Any) -> Any:
-        time.sleep(0.5)
+    def held(self: HFSampler, *arguments: Any, **named: Any) -> Any:
+        if next(calls) >= question_queue.ROUNDS:
+            release.wait(120)
         return complete(self, *arguments, **named)
 
-    # Otherwise a busy browser presses Stop after the last of the steps.
-    monkeypatch.setattr(HFSampler, "complete", slowly)
+    monkeypatch.setattr(HFSampler, "complete", held)
+    return release
+
+
+def test_stop_ends_the_work_and_says_so(served: Served, picture: Path, release: threading.Event) -> None:
     with open_page(served.address) as opened:
         page = opened.page
-        page.set_input_files("input[type=file]", str(picture))
-        page.get_by_label("Question").fill(WORDS)
-        page.get_by_text("Options").click()
-        page.get_by_label("number input for Adapt first, steps").fill("32")
+        fill_in(opened, picture, steps=32)
         page.get_by_role("button", name="Ask", exact=True).click()
-        page.locator("text=/Adapting: /").wait_for(timeout=60_000)
+        page.get_by_text("Adapting: 32 steps").wait_for(timeout=60_000)
         page.get_by_role("button", name="Stop", exact=True).click()
         page.get_by_text("Stopped.").wait_for()
+        release.set()
         assert becomes_free(served.queue)
+        assert page.get_by_text("Stopped.").is_visible(), "nothing is written over it"
         clean(opened)
 
 
-def test_a_closed_page_ends_its_work_and_a_waiting_one_is_notified(served: Served, picture: Path) -> None:
+def test_a_closed_page_ends_its_work_and_a_waiting_one_is_notified(
+    served: Served, picture: Path, release: threading.Event
+) -> None:
     with open_page(served.address) as opened:
         event = next(i for i, row in served.app.fns.items() if row.name == "on_ask")
         upload = {"files": ("a.png", picture.read_bytes(), "image/png")}
@@ -222,10 +235,10 @@ def test_a_closed_page_ends_its_work_and_a_waiting_one_is_notified(served: Serve
             with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "closed"}) as stream:
                 lines = stream.iter_lines()
                 assert any("of 64 responses" in line for line in lines)
-                opened.page.set_input_files("input[type=file]", str(picture))
-                opened.page.get_by_label("Question").fill(WORDS)
+                fill_in(opened, picture)
                 opened.page.get_by_role("button", name="Ask", exact=True).click()
                 opened.page.get_by_text("Waiting: another question").wait_for()
+                release.set()
         opened.page.locator("text=/16 responses, \\d+ tokens/").wait_for(timeout=60_000)
         assert becomes_free(served.queue)
 
@@ -438,7 +451,17 @@ def test_the_end_of_the_server_ends_its_work(queue: QuestionQueue, picture: Path
     states = queue.answer(fields(picture, votes=64, steps=32))
     next(state for state in states if "of 64" in state.stage)
     queue.stop_all()
-    assert not any("Adapting" in state.stage for state in states)
+    *_, last = states
+    assert last.stage == "Stopped." and not last.done
+
+
+def test_a_page_stops_its_own_question_and_no_other(queue: QuestionQueue, picture: Path) -> None:
+    first, second = (queue.answer(fields(picture, votes=2), page) for page in ("one", "two"))
+    next(first), next(second)
+    queue.stop("two")
+    assert [state.stage for state in second] == ["Stopped."], "at once, though its turn has not come"
+    *_, last = first
+    assert last.done and last.result is not None
 
 
 @pytest.mark.parametrize(
