@@ -23,7 +23,8 @@ from mm_spine.methods.choices import (
     top_share,
 )
 from mm_spine.methods.method import Credit, Method, rule, usual_credit
-from mm_spine.words import nearest
+from mm_spine.methods.sections import EarConfig, RentConfig
+from mm_spine.words import PLUGIN_HINT, nearest
 
 TTRL = "arXiv 2504.16084"
 SPINE = "arXiv 2511.17938"
@@ -38,27 +39,29 @@ _ETTRL_OPTIONS = {
 }
 
 
-def _ear_credit(options: MethodConfig) -> Sequence[Credit]:
+def _ear_credit(options: EarConfig) -> Sequence[Credit]:
     return [*usual_credit(options), rule("credit", "entropy_shaped")(options)]
 
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "none": Method("no adaptation: the base model and its vote", "-", trains=False),
     "ttrl": Method("majority reward, all tokens", TTRL, signal=token_position, entropies=False, options=_TTRL_OPTIONS),
     "ttrl-ear": Method(
         "ttrl with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
         credit=_ear_credit,
+        section=EarConfig,
         options=_ETTRL_OPTIONS,
     ),
     "ettrl": Method(
         "tree rollouts (ETMR) with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
         credit=_ear_credit,
+        section=EarConfig,
         options=_ETTRL_OPTIONS,
         sampling={"tree": {}},
     ),
-    "rent": Method("reward of low entropy instead of a vote", "RENT", reward=negative_entropy),
+    "rent": Method("reward of low entropy instead of a vote", "RENT", reward=negative_entropy, section=RentConfig),
     "spine": Method(
         "forking tokens (top 20 % entropy) with a quantile band (v1)",
         SPINE,
@@ -111,8 +114,24 @@ METHODS: Mapping[str, Method] = {
 def find(name: str) -> Method:
     """Return the row of that name. Raises ConfigError naming the nearest valid name."""
     if name not in METHODS:
-        raise ConfigError(f"method={name!r}: no such method; {nearest(name, METHODS)}")
+        raise ConfigError(f"method={name!r}: no such method; {nearest(name, METHODS)}; {PLUGIN_HINT}")
     return METHODS[name]
+
+
+def register_method(name: str, row: Method) -> None:
+    """Add a method. Raises ConfigError where the name is taken or the row's options are not valid, TypeError for what
+    is no `Method`."""
+    if not isinstance(row, Method):
+        raise TypeError(f"register_method({name!r}, ...) takes a Method, found {type(row).__name__}")
+    if name in METHODS:
+        raise ConfigError(f"method {name!r} exists already; choose another name")
+    _over(row, {"method": {"name": name}})
+    METHODS[name] = row
+
+
+def own_options(row: Method) -> list[str]:
+    """Return the options that the row's section adds to those of all methods."""
+    return [key for key in row.section.model_fields if key not in MethodConfig.model_fields]
 
 
 def configure(*layers: Mapping[str, Any]) -> RunConfig:
@@ -137,7 +156,12 @@ def for_method(config: RunConfig | None, method: str | Method | None) -> tuple[R
     """
     if method is None:
         config = config or configure()
-        return config, find(config.method.name)
+        row = find(config.method.name)
+        if not isinstance(config.method, row.section):
+            # A section that was made without `configure` lacks the method's own options.
+            section = row.section.model_validate(config.method.model_dump(exclude_unset=True))
+            config = config.model_copy(update={"method": section})
+        return config, row
     given: dict[str, Any] = {} if config is None else config.model_dump(exclude_unset=True)
     if isinstance(method, str):
         return configure(given, {"method": {"name": method}}), find(method)
@@ -150,7 +174,7 @@ def changed_options(config: RunConfig, method: Method | None = None) -> dict[str
     Keys are those of the section `method`, and those of `sampling` that the row sets.
     """
     row = method or find(config.method.name)
-    own = build({"method": dict(row.options), "sampling": dict(row.sampling)})
+    own = build({"method": dict(row.options), "sampling": dict(row.sampling)}, method=row.section)
     names = [("method", name) for name in type(own.method).model_fields if name != "name"]
     names += [("sampling", name) for name in row.sampling]
     pairs = {
@@ -170,7 +194,7 @@ def changed_lines(config: RunConfig, method: Method | None = None) -> list[str]:
 def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
     """Lay `given` over the options of `row`."""
     own = {"method": dict(row.options), "sampling": dict(row.sampling)}
-    config = build(own, given)
+    config = build(own, given, method=row.section, others=_only_others_have(row))
     if row.step_loss is not None and config.optim.epochs > 1:
         raise ConfigError(
             f"optim.epochs={config.optim.epochs}: the loss of method {config.method.name} is of a whole step and known "
@@ -182,3 +206,13 @@ def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
             options.keys() - (section.keys() if isinstance(section, Mapping) else ())
         )
     return config
+
+
+def _only_others_have(row: Method) -> dict[str, list[str]]:
+    """Return the options that the row lacks and other methods have of their own -> the names of these methods."""
+    having: dict[str, list[str]] = {}
+    for name, other in METHODS.items():
+        for key in own_options(other):
+            if key not in row.section.model_fields:
+                having.setdefault(key, []).append(name)
+    return having
