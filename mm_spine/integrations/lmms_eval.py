@@ -130,8 +130,8 @@ def config_of(arguments: Arguments) -> RunConfig:
         "evaluation": {"batch_rows": arguments.batch_rows},
         "seed": arguments.seed,
     }
-    # What the run trained does not matter here, and `full` needs no LoRA settings. Nor does its method, which may be one
-    # of a plugin.
+    # What the run trained does not matter here, and `full` needs no LoRA settings. Nor does its method matter, which
+    # may be one of a plugin.
     model = {"model": {"path": arguments.pretrained, "train": "full", "train_merger": False}}
     settings = {key: value for key, value in base.items() if key != "method"}
     return configure(merge(settings, model), _without_none(given))
