@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared folder beside this checkout")
     return folder
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """What a test adds to the tables of methods, answer kinds and benchmarks is gone afterwards, and so are plugins."""
+    from mm_spine.benchmarks import BENCHMARKS
+    from mm_spine.config import plugins
+    from mm_spine.methods.table import METHODS
+    from mm_spine.processors.answers import KINDS
+
+    kept = [(table, dict(table)) for table in (BENCHMARKS, KINDS, METHODS, plugins._digests, sys.modules)]
+    yield
+    for table, rows in kept:
+        for name in [name for name in table if name not in rows]:
+            if table is not sys.modules or name.startswith(plugins._PREFIX):
+                del table[name]
 
 
 @pytest.fixture(scope="session", autouse=True)
