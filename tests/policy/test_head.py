@@ -255,7 +255,7 @@ def test_no_more_than_one_chunk_of_logits_is_alive(kl: str, copies: int) -> None
     with Spy() as spy:
         found = SelectedHead(nn.Parameter(case.weight), 3 * ROW)(states, case.target, Distribution(0.7), case.anchor)
         forward = spy.most
-        sum(x.sum() for x in found).backward()
+        sum(x.sum() for x in found.flat()).backward()
     assert spy.largest == 3
     assert 3 <= forward <= spy.most <= copies * 3
 
@@ -293,7 +293,7 @@ def test_without_gradient_nothing_is_kept_or_projected_twice() -> None:
         found = head(case.hidden, case.target, Distribution())
     assert counter.get_total_flops() == 2 * 90 * VOCABULARY * WIDTH
     assert spy.largest == 3 and spy.most <= 4 * 3 and spy.alive() == 0
-    assert not any(x.requires_grad for x in found)
+    assert not any(x.requires_grad for x in found.flat())
 
 
 @pytest.mark.parametrize(("silent", "entropy_passes"), [(False, 0), (True, 2)])
