@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,26 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def tables() -> Iterator[None]:
-    """What a test adds to the tables of methods, answer kinds and benchmarks is gone afterwards, and so are plugins."""
+def tables() -> Iterator[Callable[[], None]]:
+    """What a test adds to the tables of methods, answer kinds and benchmarks is gone afterwards, and so are plugins.
+
+    Called, it is gone at once.
+    """
     from mm_spine.benchmarks import BENCHMARKS
     from mm_spine.config import plugins
     from mm_spine.methods.table import METHODS
     from mm_spine.processors.answers import KINDS
 
     kept = [(table, dict(table)) for table in (BENCHMARKS, KINDS, METHODS, plugins._digests, sys.modules)]
-    yield
-    for table, rows in kept:
-        for name in [name for name in table if name not in rows]:
-            if table is not sys.modules or name.startswith(plugins._PREFIX):
-                del table[name]
+
+    def restore() -> None:
+        for table, rows in kept:
+            for name in [name for name in table if name not in rows]:
+                if table is not sys.modules or name.startswith(plugins._PREFIX):
+                    del table[name]
+
+    yield restore
+    restore()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -55,7 +55,9 @@ def test_no_page_has_python_that_is_not_run() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_can_be_given(page: Path) -> None:
+def test_commands_can_be_given(page: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A page about plugins loads one, by its path in the checkout.
+    monkeypatch.chdir(ROOT)
     check_commands(page.read_text(), ROOT)
 
 
