@@ -228,7 +228,9 @@ def for_method(config: RunConfig | None, method: str | Method | None) -> tuple[R
     given: dict[str, Any] = {} if config is None else config.model_dump(exclude_unset=True)
     if isinstance(method, str):
         return configure(given, {"method": {"name": method}}), find(method)
-    return _over(method, given), method
+    # A row has no name of its own; a registered one goes by that.
+    names = [name for name, row in METHODS.items() if row is method]
+    return _over(method, merge(given, {"method": {"name": names[0]}}) if names else given), method
 
 
 def changed_options(config: RunConfig, method: Method | None = None) -> dict[str, tuple[Any, Any]]:
