@@ -103,8 +103,14 @@ def by_step_loss(
 
 def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> Group:
     """Return the group with the rollouts that have credit, each as often as it counts."""
-    parts = {name: tuple(getattr(group, name)[i] for i in chosen) for name in ("rollouts", "answers", "parsed")}
-    return replace(group, **parts, rewards=rewards_M, dropped=frozenset())
+    return replace(
+        group,
+        rollouts=tuple(group.rollouts[i] for i in chosen),
+        answers=tuple(group.answers[i] for i in chosen),
+        parsed=tuple(group.parsed[i] for i in chosen),
+        rewards=rewards_M,
+        dropped=frozenset(),
+    )
 
 
 def _first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:
