@@ -73,7 +73,7 @@ def _table(by: str, found: Turned) -> TurnedTable:
         for each in found["bins"]
     ]
     words = (
-        f"{found['learnt']:,} learnt, start's vote share {share_words(found['learnt_share'])} on average; "
+        f"{found['learnt']:,} learnt, mean vote share at the start {share_words(found['learnt_share'])}; "
         f"{found['corrupted']:,} corrupted, {share_words(found['corrupted_share'])}."
     )
     return TurnedTable(WORDS[by][0].upper() + WORDS[by][1:], words, rows)
@@ -81,7 +81,7 @@ def _table(by: str, found: Turned) -> TurnedTable:
 
 def bin_name(low: float, high: float) -> str:
     """Return the name of a bin of the vote's share: "25-50 %", and "100 %" for the last."""
-    return "100 %" if low == high else f"{100 * low:.0f}\u2013{100 * high:.0f} %"
+    return "100\u00a0%" if low == high else f"{100 * low:.0f}\u2013{100 * high:.0f}\u00a0%"
 
 
 def share_words(share: float | None) -> str:
@@ -98,6 +98,6 @@ def sentence(turns: Turns) -> str:
         ("corrupted", "right before, wrong after", found["corrupted_share"]),
     ):
         count = found["learnt"] if kind == "learnt" else found["corrupted"]
-        of_vote = "" if share is None else f"; the start's vote had {percent(share)} of the samples there"
+        of_vote = "" if share is None else f"; mean vote share at the start {percent(share)}"
         parts.append(f"{count:,} {kind} ({words}{of_vote})")
     return f"Of {found['n']:,} greedy answers: {', '.join(parts)}." if found["learnt"] or found["corrupted"] else ""
