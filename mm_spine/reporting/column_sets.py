@@ -240,9 +240,10 @@ def csv_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Iterator[tup
     for by in (GREEDY, VOTE):
         found = _turned(row, by)
         yield f"{by}_turned_n", found["n"]
-        for key in ("learnt", "corrupted"):
-            yield f"{by}_{key}", found[key] if found["n"] else ""
-            yield f"{by}_{key}_share", _csv(found[f"{key}_share"])
+        yield f"{by}_learnt", found["learnt"] if found["n"] else ""
+        yield f"{by}_learnt_share", _csv(found["learnt_share"])
+        yield f"{by}_corrupted", found["corrupted"] if found["n"] else ""
+        yield f"{by}_corrupted_share", _csv(found["corrupted_share"])
 
 
 def _csv(value: float | None) -> object:
