@@ -67,7 +67,7 @@ def groups() -> Mapping[str, Group]:
 
 
 class AnyCell(Protocol):
-    """A run of a study: its folder, its method, the checkpoint to build first, what must be done before, its settings."""
+    """A run of a study: its folder, its method, the checkpoint to build first, what it needs, and its settings."""
 
     @property
     def name(self) -> str: ...

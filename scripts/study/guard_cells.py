@@ -10,9 +10,9 @@ A cell is a folder of `--output`:
     stop/...                                         the guard stops; only where the one that warns would have
     settle/...                                       ends where its votes have settled, at the default rate
 
-Cells that have a summary.json are skipped, half-written ones are redone: call it again to go on. The starts `clean_model`
-and `direct_heavy_model` are built in `--output` where they are not there yet (minutes). `scripts/study/guards.py` and
-`scripts/study/forecasts.py --cells` write the tables.
+Cells that have a summary.json are skipped, half-written ones are redone: call it again to go on. The starts
+`clean_model` and `direct_heavy_model` are built in `--output` where they are not there yet (minutes).
+`scripts/study/guards.py` and `scripts/study/forecasts.py --cells` write the tables.
 """
 
 from __future__ import annotations

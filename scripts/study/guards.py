@@ -3,9 +3,10 @@
 
     python scripts/study/guards.py FOLDER [FOLDER ...] > docs/results/guard.md
 
-Each FOLDER is an `--output` of `guard_cells.py`. Its runs in `warn/` had `guard.act=warn`: they say when the guard would
-have fired and what happened without it. Where it would have, the run in `stop/` of the same start, rate, steps, method
-and seed says what happens with it. Where it would not have, both are the same run. Runs in `settle/` end by themselves.
+Each FOLDER is an `--output` of `guard_cells.py`. Its runs in `warn/` had `guard.act=warn`: they say when the guard
+would have fired and what happened without it. Where it would have, the run in `stop/` of the same start, rate, steps,
+method and seed says what happens with it. Where it would not have, both are the same run. Runs in `settle/` end by
+themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from guard_cells import SEEDS, STEPS, GuardCell, guard_cells
+from guard_cells import SEEDS, SETTLE, STEPS, GuardCell, guard_cells
 
 from mm_spine.config.layers import read_yaml
 from mm_spine.files import read_json
@@ -180,8 +181,8 @@ def progress(found: Mapping[Setting, Sequence[Pair]], alone: Sequence[str]) -> I
         settings = {setting for setting, _ in wanted}
         full = sum(all((setting, seed) in there for seed in SEEDS) for setting in settings)
         yield (
-            f"- {steps} steps: {len(there)} of {len(wanted)} runs are finished; {full} of {len(settings)} cells have "
-            f"all {len(SEEDS)} seeds, {len(settings - {setting for setting, _ in there})} cells have none."
+            f"- {steps} steps: {len(there)} of {len(wanted)} runs are finished. Of {len(settings)} cells {full} have "
+            f"all {len(SEEDS)} seeds, {len(settings - {setting for setting, _ in there})} have none."
         )
     if alone:
         yield (
