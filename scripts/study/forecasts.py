@@ -185,6 +185,7 @@ def calibration(rows: Sequence[Outcome]) -> Iterator[str]:
         own = [row for row in rows if low < row.gain.value <= high]
         if own:
             name = f"up to {high:g}" if low == BINS[0][0] else f"above {low:g}"
+            name += f", up to {high:g}" if (low, high) in BINS[1:-1] else ""
             predicted = f"{np.mean([row.gain.value for row in own]):+.1f}"
             means = [_mean(own, key) for key in ("vote_gain", "greedy_gain", "without")]
             yield f"| {name} | {len({row.start for row in own})} | {len(own)} | {' | '.join((predicted, *means))} |"
@@ -213,8 +214,8 @@ def cell_sections(folders: Sequence[Path]) -> Iterator[str]:
     planned = sum(cell.act == "warn" for cell in guard_cells())
     yield CELLS_HEAD
     yield (
-        f"{sum(map(len, found.values()))} of {planned} runs of {len(STARTS)} starts and {len(SEEDS)} seeds are finished "
-        f'(commit {commits_in_words(commits | later)}); "–" is one that is not.'
+        f"{sum(map(len, found.values()))} of {planned} runs of {len(STARTS)} starts and {len(SEEDS)} seeds are "
+        f'finished (commit {commits_in_words(commits | later)}); "–" is one that is not.'
     )
     for steps in STEPS:
         chosen = {setting: own for setting, own in found.items() if setting.steps == steps}
