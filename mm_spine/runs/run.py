@@ -151,7 +151,7 @@ class Run:
 
         # Write the results.
         found = self._write_answers(splits, before, after, adapted.steps)
-        watched = (None if watcher is None else watcher.record for watcher in (guard, settling))
+        watched = guard.record if guard else None, settling.record if settling else None
         findings = Findings(start, before, after, lmms, *found, forecast.saved(expected), *watched)
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
