@@ -28,6 +28,7 @@ ASPECTS = {
     "objective": "loss",
     "step_loss": "loss",
     "terms": "loss",
+    "anchor_decay": "loss",
     "remember": "memory",
 }
 """Field of a row -> what a method that sets it changes, in the order of the algorithm. A list is grouped by these."""
