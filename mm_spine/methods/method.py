@@ -104,23 +104,25 @@ def rule(module: str, name: str) -> Maker[Any]:
     """Return a maker of the rule `name` of `mm_spine.methods.<module>`, with the options as its first argument."""
 
     def make(options: MethodConfig) -> Any:
-        return partial(getattr(import_module(f"mm_spine.methods.{module}"), name), options)
+        return partial(_function(module, name), options)
 
     return make
 
 
+def _function(module: str, name: str) -> Any:
+    # By name, because these modules import this one.
+    return getattr(import_module(f"mm_spine.methods.{module}"), name)
+
+
 def usual_credit(options: MethodConfig) -> Sequence[Credit]:
     """Normalise rewards as `method.advantage` says."""
-    from mm_spine.methods.credit import normalised
-
-    return [partial(normalised, options)]
+    return [rule("credit", "normalised")(options)]
 
 
 def usual_objective(options: MethodConfig) -> Objective:
     """Maximise PPO's clipped surrogate."""
-    from mm_spine.methods.terms import surrogate_of
-
-    return surrogate_of
+    found: Objective = _function("terms", "surrogate_of")
+    return found
 
 
 def no_terms(options: MethodConfig) -> Sequence[Term]:
