@@ -121,7 +121,10 @@ class _Loop:
     ) -> None:
         self.questions, self.policy, self.sampler = questions, policy, sampler
         self.method, self.config, self.hooks = method, config, hooks
-        self.rules = Rules(method.objective(config.method), method.terms(config.method))
+        options = config.method
+        decay = None if method.anchor_decay is None else method.anchor_decay(options)
+        self.rules = Rules(method.objective(options), method.terms(options), decay)
+        self.statistic = None if method.statistic is None else method.statistic(options)
         self.updater = Updater(policy, config, self.rules)
         self.memory: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -183,6 +186,8 @@ class _Loop:
 
         if self.method.remember is not None:
             self.memory |= self.method.remember(options)(done, tokens)
+            numbers = {name: value for name, value in self.memory.items() if isinstance(value, int | float)}
+            report.memory = numbers or None
 
         step_report.describe(report, voted, done.groups, tokens, sampling.votes.max)
         report.cache_hits = step_report.encodes_saved(self.policy, done.groups)
@@ -220,7 +225,7 @@ class _Loop:
         return groups
 
     def _with_entropies(self, groups: Sequence[Group]) -> tuple[list[Group], Gap | None]:
-        """Score `groups` only where the method needs entropies that the sampler did not give.
+        """Score `groups` only where the method needs entropies that the sampler did not give, or has a statistic.
 
         That also measures the gap, else None.
         """
@@ -230,7 +235,8 @@ class _Loop:
             return self._score(groups)
 
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
-        return score_on_all_ranks(self.policy, groups, self.updater.distribution, self.updater.budget)
+        updater = self.updater
+        return score_on_all_ranks(self.policy, groups, updater.distribution, updater.budget, self.statistic)
 
     def _start(self) -> int:
         """Resume where the hooks ask for it. Returns the number of steps done."""

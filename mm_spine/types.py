@@ -169,8 +169,9 @@ class Rollout:
     """One sampled response of T tokens, the end token included when it was drawn.
 
     `logp` (T,) are the log-probs of the drawn tokens, nats. `entropy` (T,) are exact token entropies, nats, None where
-    the sampler gives none. A branch of a tree names its `parent` rollout's index and `fork_at`, the first token of its
-    own. `weight` counts the identical rollouts that a leaf stands for.
+    the sampler gives none. `statistic` (T,) is the method's statistic of the head, None where it has none. A branch of
+    a tree names its `parent` rollout's index and `fork_at`, the first token of its own. `weight` counts the identical
+    rollouts that a leaf stands for.
     """
 
     question_id: str
@@ -183,6 +184,7 @@ class Rollout:
     parent: int | None = None
     fork_at: int | None = None
     weight: int = 1
+    statistic: np.ndarray | None = None
 
     @property
     def own_tokens(self) -> int:
@@ -247,6 +249,8 @@ class StepReport:
     of the tokens that early stops did not draw. Entropies are None where nothing had to measure them. With
     `sampling.votes.keep`, shares of votes are over all `questions_sampled`, and `questions_kept` of these trained.
     `loss_terms` are the method's further terms by name, weighted; `loss_step` is its loss of the whole step.
+    `ratio_truncated` is the share of selected tokens whose importance weight `method.truncate` cuts; `memory` has the
+    numbers that the method remembers after the step.
     """
 
     step: int
@@ -284,10 +288,12 @@ class StepReport:
     questions_kept: int | None = None
     loss_terms: dict[str, float] | None = None
     loss_step: float | None = None
+    ratio_truncated: float | None = None
+    memory: dict[str, float] | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the line of steps.jsonl. What only some methods and settings have is left out of other runs."""
-        some = ("questions_sampled", "questions_kept", "loss_terms", "loss_step")
+        some = ("questions_sampled", "questions_kept", "loss_terms", "loss_step", "ratio_truncated", "memory")
         return {name: value for name, value in vars(self).items() if value is not None or name not in some}
 
 

@@ -25,6 +25,7 @@ ASPECTS = {
     "objective": "loss",
     "step_loss": "loss",
     "terms": "loss",
+    "anchor_decay": "loss",
     "remember": "memory",
 }
 """Field of a row -> what a method that sets it changes, where that is not the field's name."""

@@ -19,10 +19,12 @@ from mm_spine.config.results import EvaluationConfig, ReportingConfig
 from mm_spine.config.sampling import DecodingConfig, SamplingConfig, TreeConfig, VLLMConfig, VotesConfig
 from mm_spine.config.training import CacheConfig, CheckpointConfig, EngineConfig, OptimConfig
 from mm_spine.config.values import (
+    BelowOne,
     ConfigError,
     Count,
     Denominator,
     NonNegative,
+    Positive,
     RunStopped,
     Section,
     Share,
@@ -31,6 +33,7 @@ from mm_spine.config.values import (
 )
 
 __all__ = [
+    "BelowOne",
     "CacheConfig",
     "CheckpointConfig",
     "ConfigError",
@@ -45,6 +48,7 @@ __all__ = [
     "ModelConfig",
     "NonNegative",
     "OptimConfig",
+    "Positive",
     "PromptConfig",
     "ReportingConfig",
     "RunConfig",
