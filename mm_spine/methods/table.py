@@ -23,6 +23,7 @@ from mm_spine.methods.choices import (
     top_share,
 )
 from mm_spine.methods.method import Credit, Method, rule, usual_credit
+from mm_spine.methods.rows_tokens import ROWS as TOKEN_ROWS
 from mm_spine.methods.sections import EarConfig, RentConfig
 from mm_spine.words import PLUGIN_HINT, nearest
 
@@ -171,6 +172,7 @@ METHODS: dict[str, Method] = {
         options=_TTRL_OPTIONS,
         label_free=False,
     ),
+    **TOKEN_ROWS,
 }
 
 
