@@ -21,6 +21,7 @@ from mm_spine.config import ConfigError, MethodConfig, RunConfig, TreeConfig
 from mm_spine.draws import uniforms
 from mm_spine.methods.choices import random_draw
 from mm_spine.methods.method import Method
+from mm_spine.methods.rows_tokens import ROWS
 from mm_spine.methods.sections import RentConfig
 from mm_spine.methods.table import (
     METHODS,
@@ -39,6 +40,7 @@ NAMES = {
     "none", "ttrl", "ttrl-ear", "ettrl", "rent", "spine", "spine-v2",
     "forks-only", "band-only", "random-mask", "low-entropy-mask", "oracle",
 }  # fmt: skip
+NAMES |= ROWS.keys()
 
 
 @cache
@@ -74,7 +76,8 @@ def test_the_table_holds_the_methods_and_controls() -> None:
 
 def test_the_table_is_read_without_torch() -> None:
     """Listing the methods takes a fraction of a second; importing torch takes several."""
-    code = "import sys; from mm_spine.methods.table import METHODS; print(len(METHODS), 'torch' in sys.modules)"
+    code = "import sys; from mm_spine.methods.rows_tokens import ROWS
+from mm_spine.methods.table import METHODS; print(len(METHODS), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(METHODS)), "False"]
 
