@@ -103,7 +103,8 @@ def by_step_loss(
 
 def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> Group:
     """Return the group with the rollouts that have credit, each as often as it counts."""
-    parts = {name: tuple(getattr(group, name)[i] for i in chosen) for name in ("rollouts", "answers", "parsed")}
+    names = ("rollouts", "answers", "parsed", *(() if group.measured is None else ("measured",)))
+    parts = {name: tuple(getattr(group, name)[i] for i in chosen) for name in names}
     return replace(group, **parts, rewards=rewards_M, dropped=frozenset())
 
 

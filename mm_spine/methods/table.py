@@ -10,6 +10,7 @@ from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config.layers import build, expand_layer, merge
+from mm_spine.methods import rows_scored
 from mm_spine.methods.choices import (
     exact_share,
     from_labels,
@@ -172,6 +173,8 @@ METHODS: dict[str, Method] = {
         label_free=False,
     ),
 }
+
+METHODS |= rows_scored.ROWS
 
 
 def find(name: str) -> Method:
