@@ -37,6 +37,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "alone": {"optim": {"questions_per_step": 1}},
     "epochs": {"optim": {"epochs": 2, "lr": 0.1}, "method": {"kl": "k3"}},
     "scored": {"optim": {"questions_per_step": 1}},
+    "asked": {"method": {"name": "likelihood"}, "optim": {"questions_per_step": 3}},
 }
 WITHOUT_ENTROPIES = ("scored",)
 """Cases whose sampler gives none, so that the ranks score, the second one nothing."""

@@ -82,5 +82,5 @@ def _embedded(output: Any) -> Tensor:
 
 
 def clip_reward(options: ClipConfig, group: Group) -> Tensor:
-    """Return CLIPScore, shape (N,). Advantages by `method.advantage=center` subtract its mean (arXiv 2305.18010, eq. 3)."""
+    """Return CLIPScore, shape (N,). With `method.advantage=center` credit subtracts its mean (arXiv 2305.18010)."""
     return torch.tensor([0.0 if score is None else float(score[0]) for score in group.measured or ()])

@@ -61,7 +61,7 @@ def _ask(rollout: Rollout, parsed: Answer, voted: str, tokenizer: Any) -> Ask:
     begin, end = len(before), len(before) + len(voted)
     first = next(i for i, (_, stop) in enumerate(spans) if stop > begin)
     last = next((i for i, (start, _) in enumerate(spans) if start >= end), len(ids))
-    if last == len(ids) and rollout.finish_reason == "stop":
+    if last == len(ids) and rollout.finish_reason == "stop" and rollout.token_ids:
         # The response ends with its answer, so that its end token ends the answer.
         ids.append(rollout.token_ids[-1])
     ids = ids[: last + 1]

@@ -144,11 +144,11 @@ class Method:
 
     Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `replay` adds
     groups of earlier steps; `asks` has the policy score further tokens of each rollout, or `judge` another model the
-    rollouts themselves, both before credit, divided over all ranks; `reward` scores rollouts; `credit` is a chain from rewards to advantages; `policy_mask`,
-    `band_mask` and `bounds` select tokens by `signal`; `choice` may give each token an advantage, clipping limits or
-    weights of its own; `objective` is what the policy term maximises, or `step_loss` a loss of the whole step in its
-    place (with `optim.epochs=1`); `terms` adds to policy term, band and KL; `remember` fills the memory, which is
-    saved in checkpoints.
+    rollouts themselves, both before credit and divided over all ranks; `reward` scores rollouts; `credit` is a chain
+    from rewards to advantages; `policy_mask`, `band_mask` and `bounds` select tokens by `signal`; `choice` may give
+    each token an advantage, clipping limits or weights of its own; `objective` is what the policy term maximises, or
+    `step_loss` a loss of the whole step in its place (with `optim.epochs=1`); `terms` adds to policy term, band and KL;
+    `remember` fills the memory, which is saved in checkpoints.
 
     `options` holds this method's defaults of the section `method` of the configuration, `section` the class of that
     section, `sampling` the defaults of the section `sampling`. `entropies` is False where no choice reads token

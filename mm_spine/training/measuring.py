@@ -1,4 +1,4 @@
-"""What a method's reward needs to know of rollouts beyond the sampler's own scores: a further forward, without gradient."""
+"""Measure rollouts for a method's reward by a further forward without gradient, of the policy or of another model."""
 
 from __future__ import annotations
 
