@@ -42,11 +42,9 @@ def check_clip(options: ClipConfig) -> None:
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
-        raise ConfigError(f"method.clip={options.clip}: no readable config.json; give the folder of a CLIP") from None
+        raise ConfigError(f"method.clip={options.clip}: no readable config.json; give a CLIP's folder") from None
     if kind != "clip":
-        raise ConfigError(
-            f"method.clip={options.clip}: its model_type is {kind!r}, not clip; give the folder of a CLIP"
-        )
+        raise ConfigError(f"method.clip={options.clip}: its model_type is {kind!r}, not clip; give a CLIP's folder")
 
 
 _PPO = "L = -mean_t g_t, g_t = min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i), rho_t = pi / pi_old"
@@ -58,9 +56,9 @@ ROWS: Mapping[str, Method] = {
         "o_i = reasoning z_i, answer y_i; y* = the winner of the vote\n"
         "r_i = max(log pi(y* | q, z_i), -floor) in nats, or with likelihood=mean_prob the mean of pi over y*'s tokens\n"
         "A_i = (r_i - mean r) / (std r + eps) within the group of a question\n" + _PPO,
-        "The vote stands for the reference answer of both papers. z_i ends at the last literal mention of the response's "
-        'answer, else after the response and the words "The answer is". The token after y* counts too. Floor 7 nats, '
-        "also for a response without an answer; eps 0.01, so that rounding is no preference. RLPR subtracts the "
+        "The vote stands for the reference answer of both papers. z_i ends at the last literal mention of the "
+        'answer of the response, else after it and the words "The answer is". The token after y* counts too. Floor 7 '
+        "nats, also for a response without an answer; eps 0.01, so that rounding is no preference. RLPR subtracts the "
         "probability of y* without reasoning, which the group's mean cancels; its filter by the standard deviation is "
         "left out.",
         "With reference answers, not with votes: log-probability does as well as right-or-wrong rewards in "

@@ -71,16 +71,15 @@ def test_rows_without_it_measure_nothing_and_a_step_reports_the_mean_reward(monk
         return answer(policy, groups, *rest)
 
     monkeypatch.setattr(measuring, "answer", counted)
-    found: dict[str, StepRecord] = {}
+    records: list[StepRecord] = []
     for name in ("ttrl", "likelihood"):
         config = small_config({"method": {"name": name}, "optim": {"steps": 1}})
-        adapt(
-            tiny_questions(4), digit_policy(), config=config, hooks=Hooks(lambda record: found.update({name: record}))
-        )
+        adapt(tiny_questions(4), digit_policy(), config=config, hooks=Hooks(records.append))
+    without, measured = records
     assert calls == [4]
-    assert "reward_mean" not in found["ttrl"].report.row()
-    rewards = torch.cat([group.rewards for group in found["likelihood"].groups])
-    assert found["likelihood"].report.row()["reward_mean"] == pytest.approx(float(rewards.mean()))
+    assert "reward_mean" not in without.report.row()
+    rewards = torch.cat([group.rewards for group in measured.groups])
+    assert measured.report.row()["reward_mean"] == pytest.approx(float(rewards.mean()))
     assert len(set(rewards.tolist())) > 2 and rewards.max() <= 0
 
 
