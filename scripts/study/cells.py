@@ -161,7 +161,7 @@ def frontier(extra: Sequence[str] = (), labels: Sequence[str] | None = None) -> 
     trained = (
         _trained(
             frontier_group(steps, rate), label, seed,
-            ("guard.act=off", f"optim.lr={rate * default:g}", f"optim.steps={steps}", *extra),
+            ("guard.act='off'", f"optim.lr={rate * default:g}", f"optim.steps={steps}", *extra),
         )
         for steps in STEPS for seed in range(FRONTIER_SEEDS) for rate in RATES for label in chosen
     )  # fmt: skip

@@ -42,7 +42,7 @@ def paired_p(values: Sequence[float]) -> float | None:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number m: the k-th smallest times m - k + 1, none below the last (Holm 1979)."""
+    """Return p-values corrected for their number m: the k-th smallest times m - k + 1, in order (Holm 1979)."""
     corrected, largest = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))

@@ -174,13 +174,8 @@ def test_the_catalogue_page_of_nothing_says_so(tmp_path: Path) -> None:
 
 def test_the_frontier_page_computes_what_it_says(tmp_path: Path) -> None:
     """At 12 steps spine gains at x1 and x2 and one of four runs ends below at x4; ttrl gains at x1 in three seeds."""
-    ends = {
-        ("spine", 1): [0.6] * 4,
-        ("spine", 2): [0.7] * 4,
-        ("spine", 4): [0.6, 0.6, 0.6, 0.2],
-        ("spine", 8): [0.6] * 4,
-    }
-    ends[("ttrl", 1)] = [0.6] * 3
+    ends = {("spine", 1): [0.6] * 4, ("spine", 2): [0.7] * 4, ("spine", 8): [0.6] * 4, ("ttrl", 1): [0.6] * 3}
+    ends[("spine", 4)] = [0.6, 0.6, 0.6, 0.2]
     table = [c for c in cells.frontier(labels=["ttrl", "spine"]) if c.label != "none"]
     for cell in table:
         for (label, rate), afters in ends.items():
