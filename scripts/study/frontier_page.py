@@ -156,7 +156,7 @@ def table_of(points: Points, steps: int) -> str:
 def share(point: Point | None) -> str:
     if point is None:
         return NONE
-    return f"{point.below}/{len(point.gains)}, {number(mean(point.gains), '+.1f', 100)}"
+    return f"{point.below}/{len(point.gains)}, {number(mean(point.gains), '+z.1f', 100)}"
 
 
 def draw(points: Points, path: Path) -> bool:
