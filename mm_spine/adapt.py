@@ -30,6 +30,7 @@ from mm_spine.training import checkpoint, step_report
 from mm_spine.training.batch import gather_groups, share_identical, trained_groups
 from mm_spine.training.fixed_band import measure_fixed_band
 from mm_spine.training.loss import Rules, denominators
+from mm_spine.training.measuring import measure_on_all_ranks
 from mm_spine.training.parity import Gap
 from mm_spine.training.schedule import batch_of, check_askable, check_questions, further_questions, learning_rate
 from mm_spine.training.scoring import needs_scores, score_on_all_ranks
@@ -96,6 +97,8 @@ def adapt(
     options of `method`. Raises ConfigError, FrozenError, ParityError, NotFinite, MemoryShortage.
     """
     config, row = for_method(config, method)
+    if row.check is not None:
+        row.check(config.method)
     check_questions(questions)
     if not row.trains or config.optim.steps == 0:
         return Adapted()
@@ -162,6 +165,7 @@ class _Loop:
             voted = self._voted(batch, step)
         within = [group for group in voted if sampling.votes.keeps(group.vote.share)]
         groups, gap = self._with_entropies(self._to_train(within))
+        groups = self._measured(groups)
 
         # What the method says: a credit for each response, and the tokens that train.
         drawn = Batch(groups, step, self.config.seed, self.memory)
@@ -233,6 +237,15 @@ class _Loop:
             return list(groups), None
         with self._timed("update", part="score"):
             return self._score(groups)
+
+    def _measured(self, groups: Sequence[Group]) -> list[Group]:
+        """Have `groups` measured where the method's reward needs a further forward."""
+        if self.method.asks is None and self.method.judge is None:
+            return list(groups)
+        with self._timed("update", part="score"):
+            return measure_on_all_ranks(
+                self.policy, groups, self.method, self.config.method, self.updater.distribution, self.updater.budget
+            )
 
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
         updater = self.updater

@@ -219,7 +219,8 @@ class Group:
     `parsed[i]` is the answer parsed from rollout i, None when nothing was parsed. `answers[i]` is its vote class, None
     also where it does not vote (`sampling.votes.cut_off`). `vote` may be over more rollouts than are kept here.
     `rewards` and `advantages` have shape (N,), None until credit is assigned. `dropped` holds the indices
-    (`Rollout.index`) of the rollouts that the policy term leaves out (`sampling.votes.ties`, `cut_off`).
+    (`Rollout.index`) of the rollouts that the policy term leaves out (`sampling.votes.ties`, `cut_off`). `measured` has
+    what a method asked of each rollout beyond its own scores, None for a rollout of which it asked nothing.
     """
 
     question: Question
@@ -230,6 +231,17 @@ class Group:
     advantages: Tensor | None = None
     parsed: tuple[Answer | None, ...] = field(kw_only=True)
     dropped: frozenset[int] = field(default=frozenset(), kw_only=True)
+    measured: tuple[np.ndarray | None, ...] | None = field(default=None, kw_only=True)
+
+
+class Ask(NamedTuple):
+    """Tokens whose log-probs under the policy a method wants to know, as if they were a response to the question.
+
+    They are those of the last `count` of `token_ids`, each given all tokens before it.
+    """
+
+    token_ids: tuple[int, ...]
+    count: int
 
 
 class TokenStats(NamedTuple):
@@ -251,6 +263,7 @@ class StepReport:
     `loss_terms` are the method's further terms by name, weighted; `loss_step` is its loss of the whole step.
     `ratio_truncated` is the share of selected tokens whose importance weight `method.truncate` cuts; `memory` has the
     numbers that the method remembers after the step.
+    `reward_mean` is the mean reward of a method that has rollouts measured by a further forward.
     """
 
     step: int
@@ -290,10 +303,14 @@ class StepReport:
     loss_step: float | None = None
     ratio_truncated: float | None = None
     memory: dict[str, float] | None = None
+    reward_mean: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the line of steps.jsonl. What only some methods and settings have is left out of other runs."""
-        some = ("questions_sampled", "questions_kept", "loss_terms", "loss_step", "ratio_truncated", "memory")
+        some = (
+            *("questions_sampled", "questions_kept", "loss_terms", "loss_step", "ratio_truncated", "memory"),
+            "reward_mean",
+        )
         return {name: value for name, value in vars(self).items() if value is not None or name not in some}
 
 

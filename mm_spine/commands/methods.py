@@ -114,6 +114,8 @@ def method_lines(name: str, row: Method) -> Iterator[str]:
         yield from ("", "formula", *(f"  {line}" for line in row.formula.splitlines()))
     if row.ours:
         yield from ("", "ours", f"  {row.ours}")
+    if row.reported:
+        yield from ("", "reported", f"  {row.reported}")
     if further := [key for key in row.section.model_fields if key not in MethodConfig.model_fields]:
         yield from ("", "options of its own (method.KEY=VALUE)")
         yield from (_described(row, key) for key in further)
