@@ -53,13 +53,15 @@ class PhasedSampler(Protocol):
 class Request:
     """One response to sample: rollout `index` of `question`, continued after the token ids `prefix`.
 
-    `barred` maps token ids that cannot be drawn first to their log-probs (nats) under the policy.
+    `barred` maps token ids that cannot be drawn first to their log-probs (nats) under the policy. `parent` is the index
+    of the rollout that the prefix is the beginning of, None where it is of none.
     """
 
     question: Question
     index: int
     prefix: tuple[int, ...] = ()
     barred: Mapping[int, float] = field(default_factory=dict)
+    parent: int | None = None
 
 
 class Completion(NamedTuple):
