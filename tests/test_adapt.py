@@ -24,7 +24,8 @@ from mm_spine import adapt as adapt_function
 from mm_spine import distributed
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import ConfigError
-from mm_spine.methods.table import METHODS, Method, configure
+from mm_spine.methods.method import Method
+from mm_spine.methods.table import METHODS, configure
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
 from mm_spine.training.engine import Engine

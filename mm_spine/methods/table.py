@@ -5,64 +5,25 @@ The trainer never asks for a method's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config.layers import build, expand_layer, merge
 from mm_spine.methods.choices import (
-    Shape,
-    Signal,
-    all_tokens,
-    entropy_shaped,
     exact_share,
     from_labels,
     lowest_share,
-    majority,
     median_band,
     negative_entropy,
     otsu_split,
     quantile_band,
     random_draw,
-    token_entropy,
     token_position,
     top_share,
-    unshaped,
 )
+from mm_spine.methods.method import Credit, Method, rule, usual_credit
 from mm_spine.words import nearest
-
-if TYPE_CHECKING:
-    from mm_spine.methods.band import BoundsRule
-    from mm_spine.methods.weights import MaskRule
-    from mm_spine.types import Reward
-
-
-@dataclass(frozen=True)
-class Method:
-    """One method.
-
-    Every choice but `signal` is a function of the options. `options` holds this method's defaults of the section
-    `method` of the configuration, `sampling` those of the section `sampling`. `entropies` is False where no choice
-    reads token entropies: rollouts without them are then not scored. With `anchor_on_forks` the KL acts on the tokens
-    of the band, else on those of the policy term.
-    """
-
-    summary: str
-    source: str
-    reward: Callable[[MethodConfig], Reward] = majority
-    shape: Callable[[MethodConfig], Shape] = unshaped
-    signal: Signal = token_entropy
-    policy_mask: Callable[[MethodConfig], MaskRule] = all_tokens
-    band_mask: Callable[[MethodConfig], MaskRule] = top_share
-    bounds: Callable[[MethodConfig], BoundsRule] | None = None
-    entropies: bool = True
-    anchor_on_forks: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    trains: bool = True
-    label_free: bool = True
-
 
 TTRL = "arXiv 2504.16084"
 SPINE = "arXiv 2511.17938"
@@ -76,19 +37,24 @@ _ETTRL_OPTIONS = {
     "kl_denominator": "response",
 }
 
+
+def _ear_credit(options: MethodConfig) -> Sequence[Credit]:
+    return [*usual_credit(options), rule("credit", "entropy_shaped")(options)]
+
+
 METHODS: Mapping[str, Method] = {
     "none": Method("no adaptation: the base model and its vote", "-", trains=False),
     "ttrl": Method("majority reward, all tokens", TTRL, signal=token_position, entropies=False, options=_TTRL_OPTIONS),
     "ttrl-ear": Method(
         "ttrl with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
-        shape=entropy_shaped,
+        credit=_ear_credit,
         options=_ETTRL_OPTIONS,
     ),
     "ettrl": Method(
         "tree rollouts (ETMR) with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
         "arXiv 2508.11356",
-        shape=entropy_shaped,
+        credit=_ear_credit,
         options=_ETTRL_OPTIONS,
         sampling={"tree": {}},
     ),
@@ -205,6 +171,11 @@ def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
     """Lay `given` over the options of `row`."""
     own = {"method": dict(row.options), "sampling": dict(row.sampling)}
     config = build(own, given)
+    if row.step_loss is not None and config.optim.epochs > 1:
+        raise ConfigError(
+            f"optim.epochs={config.optim.epochs}: the loss of method {config.method.name} is of a whole step and known "
+            "before its first update only; set optim.epochs=1"
+        )
     for name, options in own.items():
         section = given.get(name)
         getattr(config, name).model_fields_set.difference_update(

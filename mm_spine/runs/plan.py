@@ -12,7 +12,8 @@ from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config.layers import merge, parse_overrides, read_config
 from mm_spine.configs import shipped
 from mm_spine.integrations import lmms_hook
-from mm_spine.methods.table import Method, configure, find
+from mm_spine.methods.method import Method
+from mm_spine.methods.table import configure, find
 from mm_spine.policy.folder import check_model_folder
 from mm_spine.runs.folder import check_writable
 from mm_spine.runs.listeners.trackers import registry as trackers

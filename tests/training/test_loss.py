@@ -16,8 +16,10 @@ from tiny import tiny_model, tiny_processor
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
+from mm_spine.methods.apply import assign_credit, choose_tokens
+from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses
@@ -65,8 +67,8 @@ def test_a_dropped_rollout_leaves_the_policy_term_and_keeps_band_and_anchor(kind
     names = ("policy_denominator", "band_denominator", "kl_denominator")
     own = options("spine", share=0.2, **dict.fromkeys(names, kind))
     first, second = mixed()
-    groups = assign_credit([replace(first, dropped=frozenset({0})), second], find("spine"), own)
-    tokens = choose_tokens(groups, find("spine"), own, seed=0, step=0)
+    groups = assign_credit(Batch([replace(first, dropped=frozenset({0})), second]), find("spine"), own)
+    tokens = choose_tokens(Batch(groups), find("spine"), own)
     assert groups[0].advantages is not None and groups[0].advantages.tolist() == [0.0] * 4  # the others all earn 0
     assert not tokens[0][0].policy_T.any()
     assert tokens[0][0].band_T.tolist() == tokens[0][0].anchored_T.tolist() == [False, True, False]
@@ -83,7 +85,7 @@ def test_losses_by_hand() -> None:
     mask = torch.tensor([[True, True], [True, False]])
     micro = MicroBatch(
         packed=None,  # type: ignore[arg-type]  # the loss does not look at it
-        advantage_N1=torch.tensor([[2.0], [-1.0]]),
+        advantage_NT=torch.tensor([[2.0], [-1.0]]),
         weight_N=torch.tensor([1.0, 2.0]),
         length_N=torch.tensor([2.0, 2.0]),
         sampled_logp_NT=torch.zeros(2, 2),
@@ -213,8 +215,8 @@ def test_a_weighted_rollout_is_as_many_rollouts(method: str, scope: str, kind: s
         )
     found = []
     for groups in (few, many):
-        credited_groups = assign_credit(groups, find(method), own)
-        tokens = choose_tokens(credited_groups, find(method), own, seed=0, step=0)
+        credited_groups = assign_credit(Batch(groups), find(method), own)
+        tokens = choose_tokens(Batch(credited_groups), find(method), own)
         over = denominators(credited_groups, tokens, own)
         step = gradient([trained_groups(credited_groups, tokens, own)], own, over)
         found.append((credited_groups, tokens, over, step))
