@@ -217,7 +217,8 @@ class Group:
     `parsed[i]` is the answer parsed from rollout i, None when nothing was parsed. `answers[i]` is its vote class, None
     also where it does not vote (`sampling.votes.cut_off`). `vote` may be over more rollouts than are kept here.
     `rewards` and `advantages` have shape (N,), None until credit is assigned. `dropped` holds the indices
-    (`Rollout.index`) of the rollouts that the policy term leaves out (`sampling.votes.ties`, `cut_off`).
+    (`Rollout.index`) of the rollouts that the policy term leaves out (`sampling.votes.ties`, `cut_off`). `wording_of`
+    is the id of the question that `question` is a wording of (`sampling.wordings`), None without further wordings.
     """
 
     question: Question
@@ -228,6 +229,7 @@ class Group:
     advantages: Tensor | None = None
     parsed: tuple[Answer | None, ...] = field(kw_only=True)
     dropped: frozenset[int] = field(default=frozenset(), kw_only=True)
+    wording_of: str | None = field(default=None, kw_only=True)
 
 
 class TokenStats(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config.layers import build, expand_layer, merge
+from mm_spine.methods import rows_sampling
 from mm_spine.methods.choices import (
     exact_share,
     from_labels,
@@ -105,6 +106,7 @@ METHODS: Mapping[str, Method] = {
         options=_TTRL_OPTIONS,
         label_free=False,
     ),
+    **rows_sampling.ROWS,
 }
 
 

@@ -15,7 +15,7 @@ from mm_spine.config import TreeConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Request
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.growing import Growth, GrowingSampler, special_ids
+from mm_spine.sampling.growing import GrowingSampler, Growth, special_ids
 from mm_spine.types import Question, Rollout
 
 DECIMALS = 4
