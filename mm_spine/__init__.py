@@ -16,7 +16,8 @@ from mm_spine.compat import quiet_environment
 if TYPE_CHECKING:
     from mm_spine.adapt import Hooks
     from mm_spine.benchmarks import register_benchmark
-    from mm_spine.methods.table import Method, configure, register_method
+    from mm_spine.methods.method import Method
+    from mm_spine.methods.table import configure, register_method
     from mm_spine.policy.model import Policy
     from mm_spine.processors.answers import register_kind
     from mm_spine.runs.python import adapt, evaluate
@@ -41,7 +42,7 @@ quiet_environment()
 _HOMES = {
     "AnswerSpec": "mm_spine.types",
     "Hooks": "mm_spine.adapt",
-    "Method": "mm_spine.methods.table",
+    "Method": "mm_spine.methods.method",
     "Policy": "mm_spine.policy.model",
     "Question": "mm_spine.types",
     "adapt": "mm_spine.runs.python",

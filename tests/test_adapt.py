@@ -208,7 +208,8 @@ def test_responses_of_no_tokens_are_no_update_whatever_they_say(method: str, sco
     layers = {"method": {"name": method, "mask_scope": scope}, "optim": {"steps": 1}}
     policy, start, (record,), _ = run(layers, change=emptied)
     assert not moved(policy, start)
-    assert all(math.isfinite(value) for value in vars(record.report).values() if value is not None)
+    figures = {**vars(record.report), **(record.report.loss_terms or {}), "loss_terms": None}
+    assert all(math.isfinite(value) for value in figures.values() if value is not None)
 
 
 def test_a_bad_image_and_an_empty_question_cost_only_themselves() -> None:

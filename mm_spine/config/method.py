@@ -10,8 +10,8 @@ from mm_spine.config.values import Denominator, NonNegative, Positive, Section, 
 
 
 class MethodConfig(Section):
-    """The method and the options that all methods have. A method may replace these defaults, and have options of its own,
-    listed below: `mm-spine methods NAME` prints both."""
+    """The method and the options that all methods have. A method may replace these defaults and have further options
+    of its own; `mm-spine methods NAME` prints both."""
 
     name: str = Field(default="spine", description="a method of `mm-spine methods`")
     share: Share = Field(default=0.2, description="share of the tokens that a mask selects")

@@ -86,7 +86,7 @@ def by_step_loss(
     leaves = [ratio_T for group in ratios for ratio_T in group]
     value = loss(batch, ratios)
     if not value.requires_grad:
-        return float(value), [list(group) for group in tokens]
+        return float(value.detach()), [list(group) for group in tokens]
     gradients = iter(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
 
     def with_advantage(chosen: Tokens, copies: int) -> Tokens:
@@ -98,13 +98,19 @@ def by_step_loss(
         [with_advantage(chosen, r.weight) for r, chosen in zip(group.rollouts, own, strict=True)]
         for group, own in zip(batch.groups, tokens, strict=True)
     ]
-    return float(value), found
+    return float(value.detach()), found
 
 
 def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> Group:
     """Return the group with the rollouts that have credit, each as often as it counts."""
-    parts = {name: tuple(getattr(group, name)[i] for i in chosen) for name in ("rollouts", "answers", "parsed")}
-    return replace(group, **parts, rewards=rewards_M, dropped=frozenset())
+    return replace(
+        group,
+        rollouts=tuple(group.rollouts[i] for i in chosen),
+        answers=tuple(group.answers[i] for i in chosen),
+        parsed=tuple(group.parsed[i] for i in chosen),
+        rewards=rewards_M,
+        dropped=frozenset(),
+    )
 
 
 def _first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:

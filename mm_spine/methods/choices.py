@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mm_spine.config import ConfigError, MethodConfig
+from mm_spine.methods.sections import RentConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ def majority(options: MethodConfig) -> Reward:
     return majority_reward
 
 
-def negative_entropy(options: MethodConfig) -> Reward:
+def negative_entropy(options: RentConfig) -> Reward:
     """Reward low entropy (RENT)."""
     from mm_spine.methods.rewards import entropy_reward
 

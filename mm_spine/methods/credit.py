@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mm_spine.config import MethodConfig
 from mm_spine.methods.method import Batch
+from mm_spine.methods.sections import EarConfig
 from mm_spine.types import Rollout
 
 Normalise = Literal["group", "batch", "center"]
@@ -51,7 +52,7 @@ def normalised(options: MethodConfig, batch: Batch, rewards_QN: list[Tensor]) ->
     return advantages(rewards_QN, options.advantage, options.std, options.eps)
 
 
-def entropy_shaped(options: MethodConfig, batch: Batch, advantages_QN: list[Tensor]) -> list[Tensor]:
+def entropy_shaped(options: EarConfig, batch: Batch, advantages_QN: list[Tensor]) -> list[Tensor]:
     """Shape advantages as ETTRL's EAR does, by Adv-Res or Adv-Clip (`method.ear`)."""
     if options.ear == "adv_clip":
         return [adv_clip(advantages_N) for advantages_N in advantages_QN]

@@ -24,7 +24,8 @@ def clipped_surrogate(
     All arguments broadcast: advantages (N, 1) apply to tokens (N, T). Source: arXiv 1707.06347, eq. 7.
     """
     ratio = torch.exp(logp - old_logp)
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    clipped = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)  # type: ignore[arg-type]  # both numbers or both tensors
+    return torch.minimum(ratio * advantage, clipped * advantage)
 
 
 def surrogate_of(view: View) -> Tensor:

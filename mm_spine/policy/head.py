@@ -51,7 +51,8 @@ class Projected(NamedTuple):
 
 
 def _projected(flat: Sequence[Tensor]) -> Projected:
-    return Projected(*flat[:3], tuple(flat[3:]))
+    logp_S, entropy_S, kl_S, *statistics = flat
+    return Projected(logp_S, entropy_S, kl_S, tuple(statistics))
 
 
 class SelectedHead(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,9 +90,6 @@ def denominators(
     flat = [chosen for group in tokens for chosen in group]
     lengths = torch.tensor([len(t.policy_T) for t in flat])
 
-    def counts(mask_of: Callable[[Tokens], Tensor]) -> Tensor:
-        return torch.tensor([int((mask_of(t) != 0).sum()) for t in flat])
-
     credited, regularised = [], []
     for group, chosen in zip(groups, tokens, strict=True):
         acts = options.unanimous == "regularise" or prefers(group, chosen)
@@ -100,15 +97,16 @@ def denominators(
             credited.append(0 if rollout.index in group.dropped else rollout.weight)
             regularised.append(rollout.weight if acts else 0)
     credited_N, regularised_N = torch.tensor(credited), torch.tensor(regularised)
-    further = (
-        denominator(lengths, counts(lambda t, name=term.name: t.weights_of(name)), regularised_N, term.denominator)
-        for term in terms
-    )
+
+    def count(masks: Iterable[Tensor], weights_N: Tensor, kind: Denominator) -> float:
+        selected_N = torch.tensor([int((mask_T != 0).sum()) for mask_T in masks])
+        return float(denominator(lengths, selected_N, weights_N, kind))
+
     return Denominators(
-        float(denominator(lengths, counts(lambda t: t.policy_T), credited_N, options.policy_denominator)),
-        float(denominator(lengths, counts(lambda t: t.band_T), regularised_N, options.band_denominator)),
-        float(denominator(lengths, counts(lambda t: t.anchored_T), regularised_N, options.kl_denominator)),
-        tuple(map(float, further)),
+        count((t.policy_T for t in flat), credited_N, options.policy_denominator),
+        count((t.band_T for t in flat), regularised_N, options.band_denominator),
+        count((t.anchored_T for t in flat), regularised_N, options.kl_denominator),
+        tuple(count((t.weights_of(term.name) for t in flat), regularised_N, term.denominator) for term in terms),
     )
 
 

@@ -43,6 +43,10 @@ class Sums(NamedTuple):
     gap_times_logp: float
     terms: np.ndarray
 
+    def scaled(self, factor: float) -> Sums:
+        """Return all sums times `factor`."""
+        return Sums(*(factor * total for total in self))  # type: ignore[arg-type]  # an array times a number is an array
+
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
     """Sum the figures of one micro-batch."""
@@ -78,7 +82,7 @@ def add_up(report: StepReport, parts: Sequence[Sums], names: Sequence[str] = ())
 
     `names` are those of the further terms.
     """
-    total = Sums(*map(sum, zip(*parts, strict=True)))
+    total = Sums(*map(sum, zip(*parts, strict=True)))  # type: ignore[arg-type]  # sums of arrays are arrays
     report.loss_policy, report.loss_band, report.loss_kl = total.policy, total.band, total.kl
     report.loss = total.policy + total.band + total.kl + float(np.sum(total.terms))
     if names:

@@ -190,7 +190,7 @@ class Updater:
         # All of them are on the host already. An infinite KL estimate without a NaN is a gap, which parity reports.
         if not math.isfinite(sums.policy + sums.band + sums.kl + sums.terms.sum()) and self._not_finite is None:
             self._not_finite = _describe(groups, trained.stats.logp_NT.detach())
-        return Sums(*(scale * total for total in sums))
+        return sums.scaled(scale)
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def kind_of(spec: AnswerSpec) -> Kind:
 def register_kind(name: str, kind: Kind) -> None:
     """Add an answer kind. Raises ValueError where the name is taken, TypeError for what is no `Kind`."""
     if not isinstance(kind, Kind):
-        raise TypeError(f"register_kind({name!r}, ...) takes a Kind, found {type(kind).__name__}; make one with keyed()")
+        raise TypeError(
+            f"register_kind({name!r}, ...) takes a Kind, found {type(kind).__name__}; make one with keyed()"
+        )
     if name in KINDS:
         raise ValueError(f"answer kind {name!r} exists already; choose another name")
     KINDS[name] = kind
