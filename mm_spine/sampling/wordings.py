@@ -41,6 +41,11 @@ class WordingSampler:
         self.inner, self.wordings = inner, tuple(wordings)
 
     @property
+    def backend(self) -> Backend:
+        """The backend that everything is drawn from."""
+        return self.inner if isinstance(self.inner, Backend) else self.inner.backend
+
+    @property
     def whole(self) -> int:
         """See `GrowingSampler.whole`: one family of each wording."""
         return getattr(self.inner, "whole", 1) * (1 + len(self.wordings))
