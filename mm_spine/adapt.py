@@ -101,7 +101,8 @@ def adapt(
     if not row.trains or config.optim.steps == 0:
         return Adapted()
     check_askable(questions, policy, config.sampling.max_new_tokens)
-    loop = _Loop(questions, policy, sampler or make_sampler(policy, config), row, config, hooks or Hooks())
+    sampler = sampler or make_sampler(policy, config, growth=row.grown(config.method, policy))
+    loop = _Loop(questions, policy, sampler, row, config, hooks or Hooks())
     try:
         return loop.run()
     finally:

@@ -8,7 +8,7 @@ pi = softmax(mask(logits) / temperature), vision specials masked (`policy.distri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -188,6 +188,42 @@ class Rollout:
     def own_tokens(self) -> int:
         """How many tokens were drawn for this rollout. Those before its fork were drawn for its parent."""
         return len(self.token_ids) - (self.fork_at or 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One response to sample: rollout `index` of `question`, continued after the token ids `prefix`.
+
+    `barred` maps token ids that cannot be drawn first to their log-probs (nats) under the policy. `parent` is the index
+    of the rollout that the prefix is the beginning of, None where it is of none.
+    """
+
+    question: Question
+    index: int
+    prefix: tuple[int, ...] = ()
+    barred: Mapping[int, float] = field(default_factory=dict)
+    parent: int | None = None
+
+
+Propose = Callable[[Question, Sequence[Rollout], np.random.Generator], list[Request]]
+"""(question, what is drawn of one family, its root first, draws of the family's own) -> what may be drawn now.
+
+It is asked again after each rollout of the family, with draws that begin anew, until every index was requested. A
+request of an index that was requested before is passed over, so that a proposal needs no memory. A request that names
+a `parent` continues this rollout of the family, whose first tokens are its prefix.
+"""
+
+
+class Growth(NamedTuple):
+    """How rollouts grow from others, in families: a root, drawn like any response, and `size` - 1 rollouts proposed.
+
+    What is never proposed is drawn like any response once all that was proposed is drawn. With `reads_entropies` the
+    root has exact entropies where the sampler gives none, too.
+    """
+
+    size: int
+    propose: Propose
+    reads_entropies: bool = False
 
 
 @dataclass(frozen=True)

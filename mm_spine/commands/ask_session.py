@@ -315,7 +315,8 @@ def _adapted(
     started = time.perf_counter()
     # Votes are counted over flat rollouts of the question as it was asked; what a method trains on may be sampled
     # otherwise, by a sampler of its own.
-    own = None if config.sampling.plain else make_sampler(policy, config)
+    growth = find(config.method.name).grown(config.method, policy)
+    own = make_sampler(policy, config, growth=growth) if growth or not config.sampling.plain else None
     adapt([question], policy, own or sampler, None, config, Hooks(on_step=record))
     return replace(result, steps=tuple(done), seconds=time.perf_counter() - started)
 

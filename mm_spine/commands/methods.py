@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ASPECTS = {
     "sampling": "sampling",
+    "growth": "sampling",
     "replay": "replay",
     "reward": "reward",
     "credit": "credit",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mm_spine.methods.choices import Signal
     from mm_spine.methods.tokens import Tokens
     from mm_spine.methods.weights import MaskRule
-    from mm_spine.types import Group, Reward, Statistic
+    from mm_spine.types import Group, Growth, Reward, Statistic
 
 Rule = TypeVar("Rule")
 Maker = Callable[[Any], Rule]
@@ -131,7 +131,8 @@ def no_terms(options: MethodConfig) -> Sequence[Term]:
 class Method:
     """One method.
 
-    Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `replay` adds
+    Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `growth`, made from
+    the options and the policy, says how rollouts grow from others where no section of `sampling` does; `replay` adds
     groups of earlier steps; `reward` scores rollouts; `credit` is a chain from rewards to advantages; `policy_mask`,
     `band_mask` and `bounds` select tokens by `signal`; `choice` may give each token an advantage, clipping limits or
     weights of its own; `objective` is what the policy term maximises, or `step_loss` a loss of the whole step in its
@@ -149,6 +150,7 @@ class Method:
     source: str
     formula: str = ""
     ours: str = ""
+    growth: Callable[[Any, Any], Growth] | None = None
     replay: Maker[Replay] | None = None
     reward: Maker[Reward] = majority
     credit: Maker[Sequence[Credit]] = usual_credit
@@ -168,3 +170,7 @@ class Method:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
     label_free: bool = True
+
+    def grown(self, options: MethodConfig, policy: Any) -> Growth | None:
+        """Return how rollouts of `policy` grow from others, None where they do not or the configuration says it."""
+        return None if self.growth is None else self.growth(options, policy)

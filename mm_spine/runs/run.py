@@ -253,7 +253,8 @@ class Run:
         self, policy: Policy, labelled: LabelledSet, earlier_steps: int = 0, guard: Guard | None = None
     ) -> Adapted:
         """Adapt the policy to the questions; `earlier_steps` is how many the run has done for other questions."""
-        sampler = make_sampler(policy, self.config)
+        growth = self.plan.method.grown(self.config.method, policy)
+        sampler = make_sampler(policy, self.config, growth=growth)
         listen_to_sampler(sampler, self.listeners.sampled)
         asked = min(self.config.optim.questions_per_step, len(labelled.questions))
         most_responses = {"sample": -(-asked // distributed.world_size()) * self.config.sampling.votes.max}

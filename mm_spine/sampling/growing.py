@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.random import Generator
 from torch import Tensor
 
 from mm_spine.draws import generator
@@ -17,27 +16,7 @@ from mm_spine.policy.scoring import score_responses
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.backend import Backend
 from mm_spine.sampling.phase import Script
-from mm_spine.types import Question, Rollout
-
-Propose = Callable[[Question, Sequence[Rollout], Generator], list[Request]]
-"""(question, what is drawn of one family, its root first, draws of the family's own) -> what may be drawn now.
-
-It is asked again after each rollout of the family, with draws that begin anew, until every index was requested. A
-request of an index that was requested before is passed over, so that a proposal needs no memory. A request that names
-a `parent` continues this rollout of the family, whose first tokens are its prefix.
-"""
-
-
-class Growth(NamedTuple):
-    """How families grow: a family is a root, drawn like any response, and the `size` - 1 rollouts proposed after it.
-
-    What is never proposed is drawn like any response once all that was proposed is drawn. With `reads_entropies` the
-    root has exact entropies where the sampler gives none, too.
-    """
-
-    size: int
-    propose: Propose
-    reads_entropies: bool = False
+from mm_spine.types import Growth, Question, Rollout
 
 
 class GrowingSampler:

@@ -14,9 +14,9 @@ from mm_spine.config import RegenerateConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Request
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.growing import GrowingSampler, Growth, special_ids
+from mm_spine.sampling.growing import GrowingSampler, special_ids
 from mm_spine.sampling.tree import fork_places
-from mm_spine.types import Question, Rollout
+from mm_spine.types import Growth, Question, Rollout
 
 
 class RegeneratingSampler(GrowingSampler):

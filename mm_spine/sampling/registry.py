@@ -18,6 +18,7 @@ from mm_spine.sampling.vllm.installed import why_not as why_not_vllm
 from mm_spine.sampling.vllm.layout import check_config as check_vllm
 from mm_spine.sampling.vllm.sampler import VLLMSampler
 from mm_spine.sampling.wordings import WordingSampler
+from mm_spine.types import Growth
 
 
 class BackendEntry(NamedTuple):
@@ -67,8 +68,10 @@ def check_sampling(config: RunConfig, folder: Path | None) -> None:
     SAMPLERS[config.sampling.backend].check(config, folder)
 
 
-def make_sampler(policy: Policy, config: RunConfig, decoding: DecodingConfig | None = None) -> Sampler:
-    """Return the sampler of `config.sampling`.
+def make_sampler(
+    policy: Policy, config: RunConfig, decoding: DecodingConfig | None = None, growth: Growth | None = None
+) -> Sampler:
+    """Return the sampler of `config.sampling`. Rollouts grow by `growth` where no section there says how.
 
     With `decoding`, return its backend without growth and further wordings, decoding as `decoding` says, as an
     evaluation needs it.
@@ -76,6 +79,7 @@ def make_sampler(policy: Policy, config: RunConfig, decoding: DecodingConfig | N
     backend = SAMPLERS[config.sampling.backend].make(policy, decoding or config.sampling, config)
     if decoding is not None:
         return backend
+    grown = backend if growth is None else GrowingSampler(backend, growth)
     sections = ((make, getattr(config.sampling, key)) for key, make in GROWING.items())
-    grown = next((make(backend, section) for make, section in sections if section is not None), backend)
+    grown = next((make(backend, section) for make, section in sections if section is not None), grown)
     return WordingSampler(grown, config.sampling.wordings) if config.sampling.wordings else grown

@@ -15,8 +15,8 @@ from mm_spine.config import TreeConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Request
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.growing import GrowingSampler, Growth, special_ids
-from mm_spine.types import Question, Rollout
+from mm_spine.sampling.growing import GrowingSampler, special_ids
+from mm_spine.types import Growth, Question, Rollout
 
 DECIMALS = 4
 """Decimals of the nats that fork tokens are ranked by. Values that differ by rounding between batches are then ties."""

@@ -16,8 +16,8 @@ from mm_spine.draws import generator
 from mm_spine.policy import scoring
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling import growing as growing_module
-from mm_spine.sampling.growing import GrowingSampler, Growth
-from mm_spine.types import Question, Rollout
+from mm_spine.sampling.growing import GrowingSampler
+from mm_spine.types import Growth, Question, Rollout
 
 
 def chained(question: Question, drawn: Sequence[Rollout], rng: Generator) -> list[Request]:
