@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mm_spine.methods.method import Method
 
 ASPECTS = {
+    "growth": "sampling",
     "policy_mask": "tokens",
     "band_mask": "band",
     "bounds": "band",

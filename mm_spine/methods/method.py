@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mm_spine.methods.choices import Signal
     from mm_spine.methods.tokens import Tokens
     from mm_spine.methods.weights import MaskRule
-    from mm_spine.types import Ask, Group, Reward, Statistic
+    from mm_spine.types import Ask, Group, Growth, Reward, Statistic
 
 Rule = TypeVar("Rule")
 Maker = Callable[[Any], Rule]
@@ -145,7 +145,8 @@ def no_terms(options: MethodConfig) -> Sequence[Term]:
 class Method:
     """One method.
 
-    Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `replay` adds
+    Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `growth`, made from
+    the options and the policy, says how rollouts grow from others where no section of `sampling` does; `replay` adds
     groups of earlier steps; `statistic` is measured at every token of the rollouts, by scoring them once
     (`Rollout.statistic`); `asks` has the policy score further tokens of each rollout, or `judge` another model the
     rollouts themselves, both before credit and divided over all ranks; `reward` scores rollouts; `credit` is a chain
@@ -168,6 +169,7 @@ class Method:
     formula: str = ""
     ours: str = ""
     reported: str = ""
+    growth: Callable[[Any, Any], Growth] | None = None
     replay: Maker[Replay] | None = None
     statistic: Maker[Statistic] | None = None
     asks: Maker[Asks] | None = None
@@ -192,3 +194,7 @@ class Method:
     check: Callable[[Any], None] | None = None
     trains: bool = True
     label_free: bool = True
+
+    def grown(self, options: MethodConfig, policy: Any) -> Growth | None:
+        """Return how rollouts of `policy` grow from others, None where they do not or the configuration says it."""
+        return None if self.growth is None else self.growth(options, policy)
