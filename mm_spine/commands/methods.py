@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mm_spine.methods.method import Method
 
 ASPECTS = {
+    "growth": "sampling",
     "policy_mask": "tokens",
     "band_mask": "band",
     "bounds": "band",
@@ -25,6 +26,7 @@ ASPECTS = {
     "objective": "loss",
     "step_loss": "loss",
     "terms": "loss",
+    "anchor_decay": "loss",
     "remember": "memory",
 }
 """Field of a row -> what a method that sets it changes, where that is not the field's name."""
@@ -113,6 +115,8 @@ def method_lines(name: str, row: Method) -> Iterator[str]:
         yield from ("", "formula", *(f"  {line}" for line in row.formula.splitlines()))
     if row.ours:
         yield from ("", "ours", f"  {row.ours}")
+    if row.reported:
+        yield from ("", "reported", f"  {row.reported}")
     if further := [key for key in row.section.model_fields if key not in MethodConfig.model_fields]:
         yield from ("", "options of its own (method.KEY=VALUE)")
         yield from (_described(row, key) for key in further)
