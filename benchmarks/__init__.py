@@ -28,7 +28,7 @@ from mm_spine.benchmarks import (
 )
 from mm_spine.benchmarks.benchmark import Benchmark, Source
 from mm_spine.benchmarks.tables import SUFFIXES
-from mm_spine.words import nearest
+from mm_spine.words import PLUGIN_HINT, nearest
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -71,9 +71,18 @@ def resolve(name_or_folder: str) -> Benchmark:
         raise ValueError(f"{name_or_folder!r} is a file; give its folder: {str(path.parent)!r}")
     found = "a file, not a folder" if path.is_file() else "neither a benchmark nor a folder"
     raise ValueError(
-        f"{name_or_folder!r} is {found}; {nearest(name_or_folder, BENCHMARKS)}. "
+        f"{name_or_folder!r} is {found}; {nearest(name_or_folder, BENCHMARKS)}; {PLUGIN_HINT}. "
         "For your own data, give the path of a folder with questions.jsonl (.csv, .json, .parquet) and images."
     )
 
 
-__all__ = ["BENCHMARKS", "Benchmark", "Source", "resolve"]
+def register_benchmark(benchmark: Benchmark) -> None:
+    """Add a benchmark under its name. Raises ValueError where that is taken, TypeError for what is no `Benchmark`."""
+    if not isinstance(benchmark, Benchmark):
+        raise TypeError(f"register_benchmark(...) takes a Benchmark, found {type(benchmark).__name__}")
+    if benchmark.name in BENCHMARKS:
+        raise ValueError(f"benchmark {benchmark.name!r} exists already; choose another name")
+    BENCHMARKS[benchmark.name] = benchmark
+
+
+__all__ = ["BENCHMARKS", "Benchmark", "Source", "register_benchmark", "resolve"]

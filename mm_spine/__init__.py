@@ -15,23 +15,42 @@ from mm_spine.compat import quiet_environment
 
 if TYPE_CHECKING:
     from mm_spine.adapt import Hooks
-    from mm_spine.methods.table import configure
+    from mm_spine.benchmarks import register_benchmark
+    from mm_spine.methods.method import Method
+    from mm_spine.methods.table import configure, register_method
     from mm_spine.policy.model import Policy
+    from mm_spine.processors.answers import register_kind
     from mm_spine.runs.python import adapt, evaluate
     from mm_spine.types import AnswerSpec, Question
 
-__all__ = ["AnswerSpec", "Hooks", "Policy", "Question", "adapt", "configure", "evaluate"]
+__all__ = [
+    "AnswerSpec",
+    "Hooks",
+    "Method",
+    "Policy",
+    "Question",
+    "adapt",
+    "configure",
+    "evaluate",
+    "register_benchmark",
+    "register_kind",
+    "register_method",
+]
 
 quiet_environment()
 
 _HOMES = {
     "AnswerSpec": "mm_spine.types",
     "Hooks": "mm_spine.adapt",
+    "Method": "mm_spine.methods.method",
     "Policy": "mm_spine.policy.model",
     "Question": "mm_spine.types",
     "adapt": "mm_spine.runs.python",
     "configure": "mm_spine.methods.table",
     "evaluate": "mm_spine.runs.python",
+    "register_benchmark": "mm_spine.benchmarks",
+    "register_kind": "mm_spine.processors.answers",
+    "register_method": "mm_spine.methods.table",
 }
 
 

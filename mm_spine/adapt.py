@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mm_spine import distributed
 from mm_spine.config import RunConfig, RunStopped
-from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
-from mm_spine.methods.band import Bounds
-from mm_spine.methods.table import Method, for_method
+from mm_spine.methods.apply import BAND, assign_credit, by_step_loss, choose_tokens
+from mm_spine.methods.method import Batch, Method
+from mm_spine.methods.table import for_method
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.finite import naming_step
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
@@ -27,7 +29,7 @@ from mm_spine.sampling.rounds import vote_in_rounds
 from mm_spine.training import checkpoint, step_report
 from mm_spine.training.batch import gather_groups, share_identical, trained_groups
 from mm_spine.training.fixed_band import measure_fixed_band
-from mm_spine.training.loss import denominators
+from mm_spine.training.loss import Rules, denominators
 from mm_spine.training.parity import Gap
 from mm_spine.training.schedule import batch_of, check_askable, check_questions, further_questions, learning_rate
 from mm_spine.training.scoring import needs_scores, score_on_all_ranks
@@ -119,8 +121,9 @@ class _Loop:
     ) -> None:
         self.questions, self.policy, self.sampler = questions, policy, sampler
         self.method, self.config, self.hooks = method, config, hooks
-        self.updater = Updater(policy, config)
-        self.fixed_bounds: Bounds | None = None
+        self.rules = Rules(method.objective(config.method), method.terms(config.method))
+        self.updater = Updater(policy, config, self.rules)
+        self.memory: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.saved_at = time.monotonic()
         self.warned_of_cuts = False
@@ -158,27 +161,34 @@ class _Loop:
         groups, gap = self._with_entropies(self._to_train(within))
 
         # What the method says: a credit for each response, and the tokens that train.
-        groups = assign_credit(groups, self.method, options)
-        tokens = choose_tokens(groups, self.method, options, self.config.seed, step, self.fixed_bounds)
+        drawn = Batch(groups, step, self.config.seed, self.memory)
+        done = drawn._replace(groups=assign_credit(drawn, self.method, options))
+        tokens = choose_tokens(done, self.method, options)
+        over = denominators(done.groups, tokens, options, self.rules.terms)
+        report = StepReport(step, lr=learning_rate(self.config, step))
+        if self.method.step_loss is not None:
+            report.loss_step, tokens = by_step_loss(done, tokens, self.method.step_loss(options), options, over.policy)
 
         with self._timed("update"):
-            trained = trained_groups(groups, tokens, options)
+            trained = trained_groups(done.groups, tokens, options, self.rules.terms)
             # The forward of an update measures the gap between sampler and trainer. A step without one scores a
             # question of each rank for it: a broken sampler often gives nothing to train on, and must not go unseen.
             if gap is None and voted and not trained:
                 _, gap = self._score((groups or self._to_train(voted))[: distributed.world_size()])
-            report = StepReport(step, lr=learning_rate(self.config, step))
-            self.updater.update(report, trained, denominators(groups, tokens, options), gap)
+            self.updater.update(report, trained, over, gap)
         self.sampler.sync(self.policy.trainable().items())
         if not self.warned_of_cuts:
             sampled = [rollout for group in voted for rollout in group.rollouts]
             self.warned_of_cuts = warn_of_cut_responses(sampled, step)
 
-        step_report.describe(report, voted, groups, tokens, sampling.votes.max)
-        report.cache_hits = step_report.encodes_saved(self.policy, groups)
+        if self.method.remember is not None:
+            self.memory |= self.method.remember(options)(done, tokens)
+
+        step_report.describe(report, voted, done.groups, tokens, sampling.votes.max)
+        report.cache_hits = step_report.encodes_saved(self.policy, done.groups)
         if sampling.votes.keep is not None:
             report.questions_sampled, report.questions_kept = len(voted), len(within)
-        return StepRecord(report, groups, tokens, self.seconds, self.updater.budget.at_once)
+        return StepRecord(report, done.groups, tokens, self.seconds, self.updater.budget.at_once)
 
     def _voted(self, batch: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on a batch, and on further questions while too few votes are within `sampling.votes.keep`."""
@@ -227,10 +237,10 @@ class _Loop:
         done = 0
         if self.hooks.resume and self.hooks.checkpoints is not None:
             saved = checkpoint.resume(self.updater, self.hooks.checkpoints)
-            done, self.fixed_bounds = saved.step, saved.bounds
+            done, self.memory = saved.step, saved.memory
             self.sampler.sync(self.policy.trainable().items())
-        if self.fixed_bounds is None:
-            self.fixed_bounds = measure_fixed_band(
+        if BAND not in self.memory:
+            self.memory |= measure_fixed_band(
                 self.questions, self.sampler, self.method, self.config, lambda groups: self._with_entropies(groups)[0]
             )
         return done
@@ -238,7 +248,7 @@ class _Loop:
     def _checkpoint(self, done: int, forced: bool) -> None:
         if self.hooks.checkpoints is not None and (forced or self._checkpoint_due(done)):
             self.updater.assert_usable(done)
-            checkpoint.save(self.updater, self.hooks.checkpoints, done, self.fixed_bounds)
+            checkpoint.save(self.updater, self.hooks.checkpoints, done, self.memory)
             self.saved_at = time.monotonic()
 
     def _checkpoint_due(self, done: int) -> bool:

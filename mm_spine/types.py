@@ -246,6 +246,7 @@ class StepReport:
     `tokens_sampled` counts a prefix that branches share once. `tokens_saved` adds what branches share and an estimate
     of the tokens that early stops did not draw. Entropies are None where nothing had to measure them. With
     `sampling.votes.keep`, shares of votes are over all `questions_sampled`, and `questions_kept` of these trained.
+    `loss_terms` are the method's further terms by name, weighted; `loss_step` is its loss of the whole step.
     """
 
     step: int
@@ -281,11 +282,13 @@ class StepReport:
     cache_hits: int = 0
     questions_sampled: int | None = None
     questions_kept: int | None = None
+    loss_terms: dict[str, float] | None = None
+    loss_step: float | None = None
 
     def row(self) -> dict[str, Any]:
-        """Return the line of steps.jsonl. The counts of questions are there only where the run filters them."""
-        counts = ("questions_sampled", "questions_kept")
-        return {name: value for name, value in vars(self).items() if value is not None or name not in counts}
+        """Return the line of steps.jsonl. What only some methods and settings have is left out of other runs."""
+        some = ("questions_sampled", "questions_kept", "loss_terms", "loss_step")
+        return {name: value for name, value in vars(self).items() if value is not None or name not in some}
 
 
 @dataclass(frozen=True)
@@ -304,3 +307,8 @@ class LabelledSet:
 
 Reward = Callable[[Group], "Tensor"]
 """(group without rewards) -> rewards, shape (N,)."""
+
+Statistic = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
+"""(log_probs_SV, the starting policy's log_probs_SV where they are known, target_S) -> a value of each token (S,).
+
+A row of log-probs is that of a token's prediction; banned tokens have -inf."""

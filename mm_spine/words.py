@@ -14,6 +14,10 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
+PLUGIN_HINT = "if a plugin adds it, give --plugin FILE"
+"""What a message about an unknown method, benchmark or answer kind says too."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Return "did you mean ...?" with the closest of the `valid` words, if one is close, and the list of all."""
     words = sorted(valid)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/config.md from the fields, docstrings and defaults of the modules of `mm_spine/config`.
+"""Write docs/config.md from the fields, docstrings and defaults of `mm_spine/config` and of the methods' own options.
 
     python scripts/write_config_docs.py
 
@@ -20,15 +20,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mm_spine import config
-from mm_spine.config import RunConfig
+from mm_spine.config import MethodConfig, RunConfig
+from mm_spine.methods.table import METHODS, own_options
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 
 HEAD = """\
 # Configuration
 
-Written by `scripts/write_config_docs.py` from the package `mm_spine.config`. To change this page, edit its
-modules and run the script again.
+Written by `scripts/write_config_docs.py` from the package `mm_spine.config` and from `mm_spine/methods/sections.py`.
+To change this page, edit its modules and run the script again.
 
 A run is configured by one tree of keys. Its layers, each overriding those before it: the defaults below; the options
 of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`, a folder for
@@ -59,12 +60,34 @@ RANGES = {
 }
 """What each annotated number allows."""
 
+HEADER = ("| key | meaning | allowed | default |", "|---|---|---|---|")
+
 NUMBERS = {int: "integer", float: "number", bool: "true, false", str: "text", Path: "path"}
 
 
 def page() -> str:
     """The text of docs/config.md."""
-    return "\n".join([HEAD, *(section(name, model) for name, model in sections())])
+    return "\n".join([HEAD, *(part for name, model in sections() for part in parts(name, model))])
+
+
+def parts(name: str, model: type[BaseModel]) -> Iterator[str]:
+    """One section, and below the options of all methods those that only some of them have."""
+    yield section(name, model)
+    if model is not MethodConfig:
+        return
+    having: dict[type[MethodConfig], list[str]] = {}
+    for method, made in METHODS.items():
+        if own_options(made):
+            having.setdefault(made.section, []).append(method)
+    for own, methods in having.items():
+        yield own_section(own, methods)
+
+
+def own_section(own: type[MethodConfig], methods: list[str]) -> str:
+    """The options that only `methods` have; they are not valid for any other."""
+    named = ", ".join(f"`{method}`" for method in methods)
+    rows = [row("method.", name, own) for name in own.model_fields if name not in MethodConfig.model_fields]
+    return "\n".join([f"### Only for {named}\n", inspect.cleandoc(str(own.__doc__)), "", *HEADER, *rows, ""])
 
 
 def sections(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -85,8 +108,7 @@ def section(prefix: str, model: type[BaseModel]) -> str:
     """The heading, the docstring and the table of one section; `prefix` is "" or ends with a dot."""
     title = f"`{prefix.rstrip('.')}`" if prefix else "The root"
     rows = [row(prefix, name, model) for name in model.model_fields]
-    table = ["| key | meaning | allowed | default |", "|---|---|---|---|", *rows]
-    return "\n".join([f"## {title}\n", *words(model), "", *table, ""])
+    return "\n".join([f"## {title}\n", *words(model), "", *HEADER, *rows, ""])
 
 
 def words(model: type[BaseModel]) -> list[str]:

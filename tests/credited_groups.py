@@ -10,8 +10,10 @@ from small import small_config
 from tiny import tiny_questions
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
+from mm_spine.methods.apply import assign_credit, choose_tokens
+from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
+from mm_spine.methods.tokens import Tokens
 from mm_spine.types import Group, Rollout, Vote
 
 QUESTIONS = tiny_questions(4)
@@ -50,5 +52,5 @@ def options(method: str, **values: Any) -> MethodConfig:
 def credited(method: str = "spine", **values: Any) -> tuple[list[Group], list[list[Tokens]], MethodConfig]:
     """`mixed` with credit and token masks."""
     own = options(method, **values)
-    groups = assign_credit(mixed(), find(method), own)
-    return groups, choose_tokens(groups, find(method), own, seed=0, step=0), own
+    groups = assign_credit(Batch(mixed()), find(method), own)
+    return groups, choose_tokens(Batch(groups), find(method), own), own

@@ -11,8 +11,8 @@ from tiny import END, tiny_questions
 from torch import Tensor
 
 from mm_spine.config import LoraConfig, MethodConfig, ModelConfig
-from mm_spine.methods.apply import Tokens
 from mm_spine.methods.band import Bounds
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.types import Group, Question, Rollout, Vote
 

@@ -24,7 +24,8 @@ from mm_spine import adapt as adapt_function
 from mm_spine import distributed
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import ConfigError
-from mm_spine.methods.table import METHODS, Method, configure
+from mm_spine.methods.method import Method
+from mm_spine.methods.table import METHODS, configure
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.model import Policy
 from mm_spine.training.engine import Engine
@@ -207,7 +208,8 @@ def test_responses_of_no_tokens_are_no_update_whatever_they_say(method: str, sco
     layers = {"method": {"name": method, "mask_scope": scope}, "optim": {"steps": 1}}
     policy, start, (record,), _ = run(layers, change=emptied)
     assert not moved(policy, start)
-    assert all(math.isfinite(value) for value in vars(record.report).values() if value is not None)
+    figures = {**vars(record.report), **(record.report.loss_terms or {}), "loss_terms": None}
+    assert all(math.isfinite(value) for value in figures.values() if value is not None)
 
 
 def test_a_bad_image_and_an_empty_question_cost_only_themselves() -> None:

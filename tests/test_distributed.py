@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ranks import CASES, STAGES, main, save_rollouts
+from ranks import CASES, ROWS, STAGES, main, save_rollouts
 from small import small_config, write_data, write_model
 
 from mm_spine import distributed, files
@@ -101,6 +101,16 @@ def test_gradients_and_weights_are_those_of_one_process_without_zero(
     assert_close(found["weights"], expected["weights"])
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_two_processes_take_the_step_of_every_method_that_one_takes(outcomes: dict[int, Path], name: str) -> None:
+    expected, found = (load(outcomes, processes, f"row_{name}", 0) for processes in (1, 2))
+    assert_reports_agree(found["report"], expected["report"])
+    assert len(found["gradients"]) == len(expected["gradients"]) == 1
+    mine, theirs = (torch.cat([g.flatten() for g in each["gradients"][0].values()]) for each in (found, expected))
+    assert float(theirs.norm()) > 0
+    assert float((mine - theirs).norm()) <= 1e-5 * float(theirs.norm())
+
+
 def test_the_step_is_large_enough_to_show(outcomes: dict[int, Path]) -> None:
     """The update is far above the tolerance of the comparison of weights."""
     from small import digit_policy
@@ -127,7 +137,10 @@ def assert_reports_agree(found: dict[str, Any], expected: dict[str, Any]) -> Non
     """Counts equal, figures up to rounding."""
     assert {name: found[name] for name in COUNTED} == {name: expected[name] for name in COUNTED}
     for name in ROUNDED:
-        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+        if expected[name] is None:
+            assert found[name] is None, name
+        else:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
     assert found["parity_max"] < 1e-4
 
 

@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from mm_spine.commands import printing
-from mm_spine.commands.options import Overrides, Seed
+from mm_spine.commands.options import Overrides, Plugins, Seed
 from mm_spine.config import ConfigError, RunConfig
 
 EXIT_CODES = {"SIGINT": 128 + signal.SIGINT, "SIGTERM": 128 + signal.SIGTERM}
@@ -38,6 +38,7 @@ def adapt(
         typer.Option(help="With --dry-run: memory and time on this card (h100-80, ...)."),
     ] = None,
     allow_labels: Annotated[bool, typer.Option(help="Let the control `oracle` read the labels.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Adapt a model to unlabelled questions; evaluate before and after."""
     from mm_spine import distributed

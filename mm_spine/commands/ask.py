@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mm_spine.commands import printing
-from mm_spine.commands.options import AskedAs, AskedKind, AskedMethod, AskedSeed, ModelOption, Overrides
+from mm_spine.commands.options import AskedAs, AskedKind, AskedMethod, AskedSeed, ModelOption, Overrides, Plugins
 
 
 def ask(
@@ -29,6 +29,7 @@ def ask(
     method: AskedMethod = "spine",
     seed: AskedSeed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Ask about an image: the answer, its vote, and the winning response with its forking tokens."""
     from mm_spine.commands import ask_output, ask_session

@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from mm_spine.commands import printing
-from mm_spine.commands.options import SourceOption, SplitOption
+from mm_spine.commands.options import Plugins, SourceOption, SplitOption
 
 app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
-def benchmarks(context: typer.Context) -> None:
+def benchmarks(context: typer.Context, plugin: Plugins = None) -> None:
     """List the benchmarks; `benchmarks show NAME` prints rows and prompts of one."""
     if context.invoked_subcommand is not None:
         return
@@ -37,6 +37,7 @@ def show(
     limit: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     prompt: Annotated[str, typer.Option(help="reason, short or verbatim.")] = "reason",
     model: Annotated[str | None, typer.Option(help="The model whose processor renders the prompts.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Count a benchmark's rows and print the first with prompt, image sizes, tokens and gold."""
     from mm_spine.benchmarks import resolve

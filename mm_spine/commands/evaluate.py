@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mm_spine.commands import printing
-from mm_spine.commands.options import Overrides, Seed
+from mm_spine.commands.options import Overrides, Plugins, Seed
 
 
 def evaluate(
@@ -21,6 +21,7 @@ def evaluate(
         typer.Option(help="Also write a line per question, and the answers to a .csv beside it."),
     ] = None,
     seed: Seed = None,
+    plugin: Plugins = None,
 ) -> None:
     """Greedy, pass@1, maj@N and pass@k of a model, and how its answers vary, on the adapted split or `split=NAME`."""
     from mm_spine.reporting.pass_at_k import at_shown_k

@@ -11,7 +11,7 @@ import typer
 
 from mm_spine import files
 from mm_spine.commands import printing
-from mm_spine.commands.options import Overrides, Seed
+from mm_spine.commands.options import Overrides, Plugins, Seed
 from mm_spine.config import ConfigError
 
 
@@ -25,6 +25,7 @@ def forecast(
         typer.Option(min=1, help="Draw so many questions into OUTPUT/labels.csv; once filled in, call this again."),
     ] = None,
     seed: Seed = None,
+    plugin: Plugins = None,
 ) -> None:
     """Say from one round of votes, without labels, whether adapting is worth trying; change no weight."""
     if output is None:

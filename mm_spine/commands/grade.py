@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mm_spine.commands.options import AsJson, BenchmarkOption, KindOption, SavedRows, SourceOption, SplitOption
+from mm_spine.commands.options import AsJson, BenchmarkOption, KindOption, Plugins, SavedRows, SourceOption, SplitOption
 from mm_spine.commands.printing import print_summary
 
 
@@ -19,6 +19,7 @@ def grade(
     split: SplitOption = None,
     output: Annotated[Path | None, typer.Option(help="Write a verdict per row: JSON lines, in the same order.")] = None,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """Grade saved responses: rows with `id`, `response`, `answer`, and where needed `choices`, `precision`, ..."""
     from mm_spine.commands.graded_rows import grade_file

@@ -7,6 +7,26 @@ from typing import Annotated
 
 import typer
 
+
+def _load_plugins(files: list[Path] | None) -> list[Path] | None:
+    # Typer calls this while it reads the command line, so before the command looks anything up by name.
+    from mm_spine.config.plugins import load_all
+
+    load_all(files)
+    return files
+
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        callback=_load_plugins,
+        help="A file of your own that adds methods, answer kinds or benchmarks; may be repeated.",
+    ),
+]
+"""For every command that looks up a method, an answer kind or a benchmark. Its body needs no line for it."""
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. optim.lr=1e-5")]
 Seed = Annotated[int | None, typer.Option(help="Seeds every draw; 0 unless the configuration says otherwise.")]
 

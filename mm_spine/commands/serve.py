@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mm_spine.commands.options import AskedAs, AskedKind, AskedMethod, AskedSeed, ModelOption, Overrides
+from mm_spine.commands.options import AskedAs, AskedKind, AskedMethod, AskedSeed, ModelOption, Overrides, Plugins
 
 LOCAL = "127.0.0.1"
 
@@ -25,6 +25,7 @@ def serve(
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that may be uploaded.")] = 20,
     max_total_mb: Annotated[int, typer.Option(min=1, help="Largest total of all uploads that are kept.")] = 500,
     open_to_network: Annotated[bool, typer.Option(help="Allow a --host that other machines can reach.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """`ask` as a local web page: upload or paste an image, ask, and watch the vote."""
     from mm_spine.commands import ask_session, serve_page

@@ -10,6 +10,7 @@ import os
 import sys
 
 from mm_spine.compat import quiet_logs
+from mm_spine.config.plugins import place_of
 from mm_spine.words import visible, visible_line
 
 
@@ -47,10 +48,14 @@ def print_error(error: Exception) -> None:
 
 
 def _said(error: Exception) -> str:
-    """Return the message of an error; one of a full disk that names no file came from printing."""
+    """Return the message of an error, and where in a plugin it was raised.
+
+    An error of a full disk that names no file came from printing.
+    """
     if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"a file or the output could not be written in full: {error.strerror}; free some space and start again"
-    return str(error)
+    place = place_of(error)
+    return f"{place}: {error}" if place else str(error)
 
 
 def _drop_output() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_spine.commands.options import AsJson, BenchmarkOption, KindOption, SavedRows, SourceOption, SplitOption
+from mm_spine.commands.options import AsJson, BenchmarkOption, KindOption, Plugins, SavedRows, SourceOption, SplitOption
 from mm_spine.commands.printing import print_summary
 
 
@@ -19,6 +19,7 @@ def vote(
     split: SplitOption = None,
     output: Annotated[Path | None, typer.Option(help="Write a vote per row: JSON lines, in the same order.")] = None,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """Vote over saved samples: rows with `id`, `responses`, the fields that `grade` takes, and `answer` if known."""
     from mm_spine.commands.saved_rows import grading_rules

@@ -6,9 +6,10 @@ field descriptions of these modules, by scripts/write_config_docs.py.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import ValidatorFunctionWrapHandler as Handler
 
 from mm_spine.config.guard import GuardConfig
 from mm_spine.config.method import MethodConfig
@@ -64,15 +65,16 @@ class RunConfig(Section):
     folder or hub id to read a benchmark's rows from, in place of its own. `scope: question` starts again from the same
     weights for each question."""
 
-    version: Literal[1] = Field(
-        default=1, description="form of this tree; `mm_spine/config/versions.py` converts files of older forms"
+    version: Literal[2] = Field(
+        default=2, description="form of this tree; `mm_spine/config/versions.py` converts files of older forms"
     )
     benchmark: str = Field(default="digits", description="a name of `mm-spine benchmarks`, or a folder of your own")
     split: str | None = Field(default=None, description="the split to adapt to")
     source: str | None = Field(default=None, description="where the rows are read")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how questions are put to the model")
     model: ModelConfig = Field(default=ModelConfig(), description="which weights, and which of them train")
-    method: MethodConfig = Field(default=MethodConfig(), description="reward, mask, band and KL")
+    # Typed by what it holds: a method's own options are written out too.
+    method: SerializeAsAny[MethodConfig] = Field(default=MethodConfig(), description="reward, mask, band and KL")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="rollouts for training")
     optim: OptimConfig = Field(default=OptimConfig(), description="steps and AdamW")
     engine: EngineConfig = Field(default=EngineConfig(), description="DeepSpeed, micro-batches and the parity limit")
@@ -87,6 +89,14 @@ class RunConfig(Section):
     limit: Count | None = Field(default=None, description="only the first so many questions")
     seed: int = Field(default=0, description="seed of every draw")
     threads: Count | None = Field(default=None, description="threads of torch on a CPU")
+
+    @field_validator("method", mode="wrap")
+    @classmethod
+    def _of_its_type(cls, value: Any, validate: Handler, info: ValidationInfo) -> MethodConfig:
+        """Validate the options of a method as the type that `config.layers.build` gives as context."""
+        method: type[MethodConfig] = (info.context or {}).get("method", MethodConfig)
+        found: MethodConfig = validate(value) if isinstance(value, MethodConfig) else method.model_validate(value)
+        return found
 
     @property
     def offloads(self) -> bool:

@@ -5,14 +5,14 @@ Every error is a ConfigError that names the file or key, and the nearest valid k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from mm_spine.config import ConfigError, RunConfig, expand_prompt, expand_votes
+from mm_spine.config import ConfigError, MethodConfig, RunConfig, expand_prompt, expand_votes
 from mm_spine.config.versions import upgraded
 from mm_spine.words import nearest
 
@@ -99,47 +99,64 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
-def build(*layers: Mapping[str, Any]) -> RunConfig:
-    """Merge the layers, later ones winning, and validate. Raises ConfigError with one line per wrong key."""
+def build(
+    *layers: Mapping[str, Any],
+    method: type[MethodConfig] = MethodConfig,
+    others: Mapping[str, Collection[str]] | None = None,
+) -> RunConfig:
+    """Merge the layers, later ones winning, and validate them, the section `method` as one of type `method`.
+
+    `others` maps options that only other methods have to the names of these. Raises ConfigError with one line per
+    wrong key.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, expand_layer(layer))
+    if method is not MethodConfig:
+        # A section that is left out would be the default one, of the common type.
+        merged.setdefault("method", {})
     try:
-        return RunConfig.model_validate(merged)
+        return RunConfig.model_validate(merged, context={"method": method})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+        raise ConfigError("\n".join(_explain(e, method, others or {}) for e in error.errors())) from error
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, method: type[MethodConfig], others: Mapping[str, Collection[str]]) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         if key in _ELSEWHERE:
             return f"{key}: no such key; {_ELSEWHERE[key]}"
+        if location[0] == "method" and (having := others.get(location[-1])):
+            return f"{key}: not an option of this method; these have it: {', '.join(having)}"
         # The right name in the wrong place is a better guess than a similar name in this place.
-        if elsewhere := [path for path in _all_keys(RunConfig) if path.split(".")[-1] == location[-1]]:
+        if elsewhere := [path for path in _all_keys(RunConfig, method) if path.split(".")[-1] == location[-1]]:
             return f"{key}: no such key; did you mean {' or '.join(map(repr, elsewhere))}?"
-        return f"{key}: no such key; {nearest(location[-1], _keys(location[:-1]))}"
+        return f"{key}: no such key; {nearest(location[-1], _keys(location[:-1], method))}"
     found = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
     return f"{key}{found}: {error['msg'].removeprefix('Value error, ')}"
 
 
-def _keys(location: list[str]) -> list[str]:
+def _keys(location: list[str], method: type[MethodConfig]) -> list[str]:
     section: Any = RunConfig
     for part in location:
-        section = _section(section.model_fields[part].annotation)
+        section = _inner(section, part, method)
     return list(section.model_fields)
 
 
-def _all_keys(section: Any, prefix: str = "") -> list[str]:
+def _all_keys(section: Any, method: type[MethodConfig], prefix: str = "") -> list[str]:
     """Return the dotted keys of all values and sections below a section."""
     found: list[str] = []
-    for name, field in section.model_fields.items():
-        inner = _section(field.annotation)
-        found += [prefix + name, *(_all_keys(inner, f"{prefix}{name}.") if hasattr(inner, "model_fields") else ())]
+    for name in section.model_fields:
+        inner = _inner(section, name, method)
+        within = _all_keys(inner, method, f"{prefix}{name}.") if hasattr(inner, "model_fields") else ()
+        found += [prefix + name, *within]
     return found
 
 
-def _section(annotation: Any) -> Any:
-    """Return the type of an optional section: TreeConfig of `TreeConfig | None`."""
+def _inner(section: Any, name: str, method: type[MethodConfig]) -> Any:
+    """Return the type of a key: `method` for the options of a method, TreeConfig for a `TreeConfig | None`."""
+    if section is RunConfig and name == "method":
+        return method
+    annotation = section.model_fields[name].annotation
     return next((a for a in get_args(annotation) if isinstance(a, type)), annotation)

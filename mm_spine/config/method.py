@@ -10,7 +10,8 @@ from mm_spine.config.values import Denominator, NonNegative, Positive, Section, 
 
 
 class MethodConfig(Section):
-    """The method and its options. A method may replace these defaults (`mm-spine methods` prints both)."""
+    """The method and the options that all methods have. A method may replace these defaults and have further options
+    of its own; `mm-spine methods NAME` prints both."""
 
     name: str = Field(default="spine", description="a method of `mm-spine methods`")
     share: Share = Field(default=0.2, description="share of the tokens that a mask selects")
@@ -53,12 +54,6 @@ class MethodConfig(Section):
     unanimous: Literal["skip", "regularise"] = Field(
         default="regularise",
         description="groups without advantage: keep their band and KL terms, or leave them out of these too",
-    )
-    unparsed_penalty: NonNegative = Field(
-        default=7.0, description="`rent`: the reward of a response without an answer is minus this, in nats"
-    )
-    ear: Literal["adv_res", "adv_clip"] = Field(
-        default="adv_res", description="`ttrl-ear`, `ettrl`: how entropy shapes the advantage"
     )
 
     @model_validator(mode="after")

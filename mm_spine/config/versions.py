@@ -8,12 +8,25 @@ from typing import Any
 
 from mm_spine.config.values import ConfigError
 
-VERSION = 1
+VERSION = 2
 """The form of today's configuration tree. mm-spine 0.1 wrote the first form, without the key `version`."""
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 
-MIGRATIONS: Mapping[int, Migration] = {}
+_MOVED = {"ear": "adv_res", "unparsed_penalty": 7.0}
+"""Options that every method had in the first form, and now only those that read them: key -> default, then and now."""
+
+
+def _without_moved(tree: dict[str, Any]) -> dict[str, Any]:
+    """Drop `_MOVED` options that have their defaults: they change nothing where they exist, and may not exist."""
+    method = tree.get("method")
+    if not isinstance(method, Mapping):
+        return tree
+    kept = {key: value for key, value in method.items() if key not in _MOVED or value != _MOVED[key]}
+    return {**tree, "method": kept}
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: _without_moved}
 """Form -> how a tree of this form becomes one of the next. Only a renamed or moved key, or one whose values mean
 something else, needs a new form: an added key has a default."""
 

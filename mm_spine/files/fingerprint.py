@@ -58,6 +58,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], shared_only: boo
             yield f"a gold answer of the split {split!r} changed"
 
 
+def plugin_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Say which plugins changed, were left out or were added; a run of an earlier version had none."""
+    before, after = old.get("plugins", {}), new.get("plugins", {})
+    for name in dict.fromkeys([*before, *after]):
+        if name not in after:
+            yield f"the plugin {name} was left out (--plugin)"
+        elif name not in before:
+            yield f"the plugin {name} was added"
+        elif before[name] != after[name]:
+            yield f"the plugin {name} changed"
+
+
 def _spec(spec: AnswerSpec) -> dict[str, Any]:
     """Return the fields of a spec, `iou` only where it is set, so that older fingerprints stay equal."""
     return {name: value for name, value in asdict(spec).items() if name != "iou" or value is not None}

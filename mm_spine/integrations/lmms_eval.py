@@ -130,9 +130,11 @@ def config_of(arguments: Arguments) -> RunConfig:
         "evaluation": {"batch_rows": arguments.batch_rows},
         "seed": arguments.seed,
     }
-    # What the run trained does not matter here, and `full` needs no LoRA settings.
+    # What the run trained does not matter here, and `full` needs no LoRA settings. Nor does its method matter, which
+    # may be one of a plugin.
     model = {"model": {"path": arguments.pretrained, "train": "full", "train_merger": False}}
-    return configure(merge(base, model), _without_none(given))
+    settings = {key: value for key, value in base.items() if key != "method"}
+    return configure(merge(settings, model), _without_none(given))
 
 
 def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ made, because importing torch takes seconds and `mm-spine methods` only lists th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mm_spine.config import ConfigError, MethodConfig
+from mm_spine.methods.sections import RentConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 Signal = Callable[["Rollout", int, int], "Tensor"]
 """(rollout, seed, step) -> what a mask ranks tokens by, shape (T,)."""
-
-Shape = Callable[["Tensor", "Sequence[Rollout]"], "Tensor"]
-"""(advantages_N, the N rollouts) -> advantages_N."""
 
 
 # Rewards.
@@ -36,7 +34,7 @@ def majority(options: MethodConfig) -> Reward:
     return majority_reward
 
 
-def negative_entropy(options: MethodConfig) -> Reward:
+def negative_entropy(options: RentConfig) -> Reward:
     """Reward low entropy (RENT)."""
     from mm_spine.methods.rewards import entropy_reward
 
@@ -46,25 +44,6 @@ def negative_entropy(options: MethodConfig) -> Reward:
 def from_labels(options: MethodConfig) -> Reward:
     """Raise ConfigError: a run under --allow-labels replaces this by `evaluation.oracle_reward`."""
     raise ConfigError("method=oracle reads the labels: it is a control; start it with --allow-labels")
-
-
-# Shaping of advantages.
-
-
-def unshaped(options: MethodConfig) -> Shape:
-    """Leave advantages unchanged."""
-    return lambda advantages_N, rollouts: advantages_N
-
-
-def entropy_shaped(options: MethodConfig) -> Shape:
-    """Shape advantages as ETTRL's EAR does, by Adv-Res or Adv-Clip (`method.ear`)."""
-    from mm_spine.methods.credit import adv_clip, adv_res, mean_entropies
-
-    shapes: dict[str, Shape] = {
-        "adv_res": lambda advantages_N, rollouts: adv_res(advantages_N, mean_entropies(rollouts)),
-        "adv_clip": lambda advantages_N, rollouts: adv_clip(advantages_N),
-    }
-    return shapes[options.ear]
 
 
 # What tokens are ranked by.

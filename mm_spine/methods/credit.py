@@ -11,6 +11,9 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
+from mm_spine.config import MethodConfig
+from mm_spine.methods.method import Batch
+from mm_spine.methods.sections import EarConfig
 from mm_spine.types import Rollout
 
 Normalise = Literal["group", "batch", "center"]
@@ -42,6 +45,19 @@ def advantages(
             return [_centred(rewards_N) for rewards_N in rewards_QN]
         case _:
             assert_never(normalise)
+
+
+def normalised(options: MethodConfig, batch: Batch, rewards_QN: list[Tensor]) -> list[Tensor]:
+    """Turn rewards into advantages as the options say: the usual first link of a chain of credit."""
+    return advantages(rewards_QN, options.advantage, options.std, options.eps)
+
+
+def entropy_shaped(options: EarConfig, batch: Batch, advantages_QN: list[Tensor]) -> list[Tensor]:
+    """Shape advantages as ETTRL's EAR does, by Adv-Res or Adv-Clip (`method.ear`)."""
+    if options.ear == "adv_clip":
+        return [adv_clip(advantages_N) for advantages_N in advantages_QN]
+    pairs = zip(batch.groups, advantages_QN, strict=True)
+    return [adv_res(advantages_N, mean_entropies(group.rollouts)) for group, advantages_N in pairs]
 
 
 def mean_entropies(rollouts: Sequence[Rollout]) -> Tensor:

@@ -5,66 +5,29 @@ The trainer never asks for a method's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config.layers import build, expand_layer, merge
 from mm_spine.methods.choices import (
-    Shape,
-    Signal,
-    all_tokens,
-    entropy_shaped,
     exact_share,
     from_labels,
     lowest_share,
-    majority,
     median_band,
     negative_entropy,
     otsu_split,
     quantile_band,
     random_draw,
-    token_entropy,
     token_position,
     top_share,
-    unshaped,
 )
-from mm_spine.words import nearest
-
-if TYPE_CHECKING:
-    from mm_spine.methods.band import BoundsRule
-    from mm_spine.methods.weights import MaskRule
-    from mm_spine.types import Reward
-
-
-@dataclass(frozen=True)
-class Method:
-    """One method.
-
-    Every choice but `signal` is a function of the options. `options` holds this method's defaults of the section
-    `method` of the configuration, `sampling` those of the section `sampling`. `entropies` is False where no choice
-    reads token entropies: rollouts without them are then not scored. With `anchor_on_forks` the KL acts on the tokens
-    of the band, else on those of the policy term.
-    """
-
-    summary: str
-    source: str
-    reward: Callable[[MethodConfig], Reward] = majority
-    shape: Callable[[MethodConfig], Shape] = unshaped
-    signal: Signal = token_entropy
-    policy_mask: Callable[[MethodConfig], MaskRule] = all_tokens
-    band_mask: Callable[[MethodConfig], MaskRule] = top_share
-    bounds: Callable[[MethodConfig], BoundsRule] | None = None
-    entropies: bool = True
-    anchor_on_forks: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    trains: bool = True
-    label_free: bool = True
-
+from mm_spine.methods.method import Credit, Method, rule, usual_credit
+from mm_spine.methods.sections import EarConfig, RentConfig
+from mm_spine.words import PLUGIN_HINT, nearest
 
 TTRL = "arXiv 2504.16084"
+ETTRL = "arXiv 2508.11356"
 SPINE = "arXiv 2511.17938"
 _TTRL_OPTIONS = {"kl": "k3", "kl_weight": 0.001}
 _SPINE_OPTIONS = {"kl": "exact", "kl_weight": 0.01}
@@ -76,26 +39,76 @@ _ETTRL_OPTIONS = {
     "kl_denominator": "response",
 }
 
-METHODS: Mapping[str, Method] = {
-    "none": Method("no adaptation: the base model and its vote", "-", trains=False),
-    "ttrl": Method("majority reward, all tokens", TTRL, signal=token_position, entropies=False, options=_TTRL_OPTIONS),
+# Formulas are plain text, a line a step. pi_0 is the starting model, H_t the entropy of token t in nats.
+_ADVANTAGE = "A_i = (r_i - mean r) / (std r + eps) within the group of a question"
+_VOTED = f"r_i = 1 if answer i is the winner of the vote, else 0\n{_ADVANTAGE}"
+_PPO = "L = -mean_t g_t, g_t = min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i), rho_t = pi / pi_old"
+_K3 = "  + kl_weight mean_t (exp d_t - 1 - d_t), d_t = log pi_0 - log pi"
+_FORKED = "L = -mean_t m_t g_t, g_t = min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i), rho_t = pi / pi_old"
+_EXACT = "  + kl_weight mean over the tokens with m_t = 1 of KL(pi || pi_0), exact over the vocabulary"
+_SPINE = f"{_FORKED}\n{_EXACT}"
+_TOP = "m_t = 1 if H_t >= the quantile 1 - share of the response's token entropies, else 0"
+_HINGES = "  + mean_t m_t (band_low_weight max(0, low - H_t) + band_high_weight max(0, H_t - high))"
+_QUANTILES = "  low, high = the quantiles 0.10 and 0.50 (band_quantiles) of the response's H_t with m_t = 1"
+_EAR = """\
+adv_res:  A_i <- clip(Y_i, 0.8, 1.2) A_i, Y_i = 1 + (mean_j h_j - h_i) / mean_j h_j, h_i the mean of H_t
+adv_clip: A_i <- clip(A_i, -2, 2)
+L as in ttrl, each response averaged over its own tokens first"""
+_UNSAID = "Responses without an answer, or cut off before one, do not vote and earn 0; ties go by a hash of the answer."
+_SPINE_UNSAID = (
+    "Clip range, KL weight and hinge weights are not published: those of an independent implementation. "
+    f"Training samples with top-p 1. {_UNSAID}"
+)
+
+
+def _ear_credit(options: EarConfig) -> Sequence[Credit]:
+    return [*usual_credit(options), rule("credit", "entropy_shaped")(options)]
+
+
+METHODS: dict[str, Method] = {
+    "none": Method("no adaptation: the base model and its vote", "-", "no step: pi = pi_0", trains=False),
+    "ttrl": Method(
+        "majority reward, all tokens",
+        TTRL,
+        f"{_VOTED}\n{_PPO}\n{_K3}",
+        f"The sample's standard deviation, as verl and TRL have it. {_UNSAID}",
+        signal=token_position,
+        entropies=False,
+        options=_TTRL_OPTIONS,
+    ),
     "ttrl-ear": Method(
         "ttrl with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
-        "arXiv 2508.11356",
-        shape=entropy_shaped,
+        ETTRL,
+        f"{_VOTED}\n{_EAR}",
+        f"Y_i is that of the paper's equation; its prose says the opposite in one place. {_UNSAID}",
+        credit=_ear_credit,
+        section=EarConfig,
         options=_ETTRL_OPTIONS,
     ),
     "ettrl": Method(
         "tree rollouts (ETMR) with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
-        "arXiv 2508.11356",
-        shape=entropy_shaped,
+        ETTRL,
+        "M roots; B branches from each of the N tokens of a root with the largest -log pi: M (1 + B N) responses vote\n"
+        f"{_VOTED}\n{_EAR}",
+        f"Forks lie on roots only (Algorithm 1); flat responses make up for a root too short for N forks. {_UNSAID}",
+        credit=_ear_credit,
+        section=EarConfig,
         options=_ETTRL_OPTIONS,
         sampling={"tree": {}},
     ),
-    "rent": Method("reward of low entropy instead of a vote", "RENT", reward=negative_entropy),
+    "rent": Method(
+        "reward of low entropy instead of a vote (RENT)",
+        "arXiv 2505.22660",
+        f"r_i = -mean_t H_t in nats, or -unparsed_penalty for a response without an answer\n{_ADVANTAGE}\n{_PPO}",
+        "Advantages normalised within the group, and no KL term.",
+        reward=negative_entropy,
+        section=RentConfig,
+    ),
     "spine": Method(
         "forking tokens (top 20 % entropy) with a quantile band (v1)",
         SPINE,
+        f"{_VOTED}\n{_TOP}\n{_SPINE}\n{_HINGES}\n{_QUANTILES}",
+        _SPINE_UNSAID,
         policy_mask=top_share,
         bounds=quantile_band,
         options=_SPINE_OPTIONS,
@@ -103,15 +116,28 @@ METHODS: Mapping[str, Method] = {
     "spine-v2": Method(
         "forking tokens (Otsu) with a median/MAD band (v2)",
         SPINE,
+        f"{_VOTED}\nm_t = 1 if H_t >= Otsu's threshold of the response's token entropies (100 bins), else 0\n"
+        f"{_SPINE}\n{_HINGES}\n"
+        "  high = c, the median of the response's H_t with m_t = 1; low = max(0, c - max(1.4826 MAD, 1e-6))",
+        _SPINE_UNSAID,
         policy_mask=otsu_split,
         band_mask=otsu_split,
         bounds=median_band,
         options=_SPINE_OPTIONS,
     ),
-    "forks-only": Method("control: spine without the band", SPINE, policy_mask=top_share, options=_SPINE_OPTIONS),
+    "forks-only": Method(
+        "control: spine without the band",
+        SPINE,
+        f"{_VOTED}\n{_TOP}\n{_SPINE}",
+        _SPINE_UNSAID,
+        policy_mask=top_share,
+        options=_SPINE_OPTIONS,
+    ),
     "band-only": Method(
         "control: spine's band and KL on the forks, policy term on all tokens",
         SPINE,
+        f"{_VOTED}\n{_TOP}\n{_PPO}\n{_EXACT}\n{_HINGES}\n{_QUANTILES}",
+        _SPINE_UNSAID,
         bounds=quantile_band,
         anchor_on_forks=True,
         options=_SPINE_OPTIONS,
@@ -119,6 +145,8 @@ METHODS: Mapping[str, Method] = {
     "random-mask": Method(
         "control: spine's share of tokens at random, no band",
         SPINE,
+        f"{_VOTED}\nm_t = 1 for ceil(share T) tokens of the response, drawn at random, else 0\n{_SPINE}",
+        f"Equal responses to a question have equal masks. {_SPINE_UNSAID}",
         signal=random_draw,
         policy_mask=exact_share,
         entropies=False,
@@ -127,12 +155,16 @@ METHODS: Mapping[str, Method] = {
     "low-entropy-mask": Method(
         "control: the 80 % of tokens with the lowest entropy, no band",
         "arXiv 2506.01939",
+        f"{_VOTED}\nm_t = 1 if H_t <= the quantile share of the response's token entropies, else 0\n{_SPINE}",
+        f"Quantiles of each response, with the KL of spine. {_SPINE_UNSAID}",
         policy_mask=lowest_share,
         options={**_SPINE_OPTIONS, "share": 0.8},
     ),
     "oracle": Method(
         "control: ttrl with the true labels as reward (--allow-labels)",
         TTRL,
+        f"r_i = 1 if answer i is correct by the labels, else 0\n{_ADVANTAGE}\n{_PPO}\n{_K3}",
+        "It reads the labels: a bound to compare label-free methods with.",
         reward=from_labels,
         signal=token_position,
         entropies=False,
@@ -145,8 +177,24 @@ METHODS: Mapping[str, Method] = {
 def find(name: str) -> Method:
     """Return the row of that name. Raises ConfigError naming the nearest valid name."""
     if name not in METHODS:
-        raise ConfigError(f"method={name!r}: no such method; {nearest(name, METHODS)}")
+        raise ConfigError(f"method={name!r}: no such method; {nearest(name, METHODS)}; {PLUGIN_HINT}")
     return METHODS[name]
+
+
+def register_method(name: str, row: Method) -> None:
+    """Add a method. Raises ConfigError where the name is taken or the row's options are not valid, TypeError for what
+    is no `Method`."""
+    if not isinstance(row, Method):
+        raise TypeError(f"register_method({name!r}, ...) takes a Method, found {type(row).__name__}")
+    if name in METHODS:
+        raise ConfigError(f"method {name!r} exists already; choose another name")
+    _over(row, {"method": {"name": name}})
+    METHODS[name] = row
+
+
+def own_options(row: Method) -> list[str]:
+    """Return the options that the row's section adds to those of all methods."""
+    return [key for key in row.section.model_fields if key not in MethodConfig.model_fields]
 
 
 def configure(*layers: Mapping[str, Any]) -> RunConfig:
@@ -171,7 +219,12 @@ def for_method(config: RunConfig | None, method: str | Method | None) -> tuple[R
     """
     if method is None:
         config = config or configure()
-        return config, find(config.method.name)
+        row = find(config.method.name)
+        if not isinstance(config.method, row.section):
+            # A section that was made without `configure` lacks the method's own options.
+            section = row.section.model_validate(config.method.model_dump(exclude_unset=True))
+            config = config.model_copy(update={"method": section})
+        return config, row
     given: dict[str, Any] = {} if config is None else config.model_dump(exclude_unset=True)
     if isinstance(method, str):
         return configure(given, {"method": {"name": method}}), find(method)
@@ -184,7 +237,7 @@ def changed_options(config: RunConfig, method: Method | None = None) -> dict[str
     Keys are those of the section `method`, and those of `sampling` that the row sets.
     """
     row = method or find(config.method.name)
-    own = build({"method": dict(row.options), "sampling": dict(row.sampling)})
+    own = build({"method": dict(row.options), "sampling": dict(row.sampling)}, method=row.section)
     names = [("method", name) for name in type(own.method).model_fields if name != "name"]
     names += [("sampling", name) for name in row.sampling]
     pairs = {
@@ -204,10 +257,25 @@ def changed_lines(config: RunConfig, method: Method | None = None) -> list[str]:
 def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
     """Lay `given` over the options of `row`."""
     own = {"method": dict(row.options), "sampling": dict(row.sampling)}
-    config = build(own, given)
+    config = build(own, given, method=row.section, others=_only_others_have(row))
+    if row.step_loss is not None and config.optim.epochs > 1:
+        raise ConfigError(
+            f"optim.epochs={config.optim.epochs}: the loss of method {config.method.name} is of a whole step and known "
+            "before its first update only; set optim.epochs=1"
+        )
     for name, options in own.items():
         section = given.get(name)
         getattr(config, name).model_fields_set.difference_update(
             options.keys() - (section.keys() if isinstance(section, Mapping) else ())
         )
     return config
+
+
+def _only_others_have(row: Method) -> dict[str, list[str]]:
+    """Return the options that the row lacks and other methods have of their own -> the names of these methods."""
+    having: dict[str, list[str]] = {}
+    for name, other in METHODS.items():
+        for key in own_options(other):
+            if key not in row.section.model_fields:
+                having.setdefault(key, []).append(name)
+    return having

@@ -9,21 +9,36 @@ import torch
 from torch import Tensor
 
 from mm_spine.config import Denominator
+from mm_spine.methods.method import View
 
 
 def clipped_surrogate(
-    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+    logp: Tensor,
+    old_logp: Tensor,
+    advantage: Tensor,
+    clip_low: Tensor | float = 0.2,
+    clip_high: Tensor | float = 0.2,
 ) -> Tensor:
     """Return PPO's objective, to be maximised: min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = pi/pi_old.
 
     All arguments broadcast: advantages (N, 1) apply to tokens (N, T). Source: arXiv 1707.06347, eq. 7.
     """
     ratio = torch.exp(logp - old_logp)
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    clipped = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)  # type: ignore[arg-type]  # both numbers or both tensors
+    return torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def surrogate_of(view: View) -> Tensor:
+    """Return PPO's objective of a micro-batch, (N, T)."""
+    return clipped_surrogate(view.logp_NT, view.old_logp_NT, view.advantage_NT, view.clip_low, view.clip_high)
 
 
 def clipped_share(
-    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+    logp: Tensor,
+    old_logp: Tensor,
+    advantage: Tensor,
+    clip_low: Tensor | float = 0.2,
+    clip_high: Tensor | float = 0.2,
 ) -> Tensor:
     """Return where clipping cuts the gradient of `clipped_surrogate`: a boolean of the broadcast shape."""
     ratio = torch.exp(logp.detach() - old_logp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mm_spine.policy.distribution import IMPOSSIBLE, Distribution, entropy_of, logits_of
+from mm_spine.types import Statistic
 
 CHUNK_BYTES = 64 * 2**20
 """Bytes of one chunk of logits in fp32 on a CPU, and on a GPU without much room."""
@@ -37,11 +38,21 @@ class Anchor(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """For each selected token: log-prob of the token drawn, entropy, divergence from the anchor (or 0), all nats."""
+    """For each selected token: log-prob of the token drawn, entropy, divergence from the anchor (or 0), all nats; and
+    the values of the statistics asked for."""
 
     logp_S: Tensor
     entropy_S: Tensor
     kl_S: Tensor
+    statistics: tuple[Tensor, ...] = ()
+
+    def flat(self) -> tuple[Tensor, ...]:
+        return (*self[:3], *self.statistics)
+
+
+def _projected(flat: Sequence[Tensor]) -> Projected:
+    logp_S, entropy_S, kl_S, *statistics = flat
+    return Projected(logp_S, entropy_S, kl_S, tuple(statistics))
 
 
 class SelectedHead(nn.Module):
@@ -58,11 +69,17 @@ class SelectedHead(nn.Module):
         self.chunk_bytes = chunk_bytes
 
     def forward(
-        self, hidden_SD: Tensor, target_S: Tensor, distribution: Distribution, anchor: Anchor | None = None
+        self,
+        hidden_SD: Tensor,
+        target_S: Tensor,
+        distribution: Distribution,
+        anchor: Anchor | None = None,
+        statistics: Sequence[Statistic] = (),
     ) -> Projected:
         chunk_bytes = self.chunk_bytes or chunk_bytes_on(hidden_SD.device)
         rows = max(1, chunk_bytes // (4 * len(self.weight)))
-        return Projected(*_Projection.apply(hidden_SD, self.weight, target_S, distribution, anchor, rows))
+        settings = distribution, anchor, tuple(statistics)
+        return _projected(_Projection.apply(hidden_SD, self.weight, target_S, settings, rows))
 
 
 def chunk_bytes_on(device: torch.device) -> int:
@@ -98,6 +115,7 @@ class _Head:
     target_S: Tensor
     distribution: Distribution
     anchor: Anchor | None
+    statistics: Sequence[Statistic]
 
     def log_probs(self, chunk: slice) -> _LogProbs:
         policy_CV = self.distribution.log_probs(logits_of(self.hidden_SD[chunk], self.weight_VD))
@@ -111,18 +129,20 @@ class _Head:
         kl_C = torch.zeros_like(logp_C)
         if self.anchor is not None and found.anchor_CV is not None:
             kl_C = self.anchor.divergence(found.policy_CV, found.anchor_CV, self.target_S[chunk])
-        return Projected(logp_C, entropy_of(found.policy_CV), kl_C)
+        values = (value(found.policy_CV, found.anchor_CV, self.target_S[chunk]) for value in self.statistics)
+        return Projected(logp_C, entropy_of(found.policy_CV), kl_C, tuple(values))
 
     def logits_gradient(self, chunk: slice, found: _LogProbs, entropy_C: Tensor, upstream: Projected) -> Tensor:
         """Return the gradient of the loss by the chunk's logits (C, V). Overwrites the policy's log-probs.
 
         With p the probabilities and H the entropy: d logp = onehot - p for the token drawn and dH = -p (log p + H),
-        both divided by the temperature. A divergence's gradient d by the log-probs becomes d - p sum(d).
+        both divided by the temperature. The gradient d of divergence and statistics by the log-probs becomes
+        d - p sum(d).
         """
         # In place wherever possible: each of these tensors has the size of a chunk. For a banned token p is 0, and so
         # are all terms.
         by_logp_C, by_entropy_C1 = upstream.logp_S[chunk], upstream.entropy_S[chunk, None]
-        by_log_p_CV = self._divergence_gradient(chunk, found, upstream.kl_S[chunk])
+        by_log_p_CV = self._by_log_probs(chunk, found, upstream)
         total_C = by_logp_C if by_log_p_CV is None else by_logp_C + by_log_p_CV.sum(-1)
         p_CV = found.policy_CV.exp()
         slope_CV = found.policy_CV.clamp_(min=IMPOSSIBLE).add_(entropy_C[:, None]).mul_(by_entropy_C1)
@@ -132,14 +152,18 @@ class _Head:
         gradient_CV.scatter_add_(-1, self.target_S[chunk, None], by_logp_C[:, None])
         return gradient_CV.div_(self.distribution.temperature)
 
-    def _divergence_gradient(self, chunk: slice, found: _LogProbs, upstream_C: Tensor) -> Tensor | None:
-        """Return the divergence's gradient by the policy's log-probs (C, V), None without a divergence."""
-        if self.anchor is None or found.anchor_CV is None:
+    def _by_log_probs(self, chunk: slice, found: _LogProbs, upstream: Projected) -> Tensor | None:
+        """Return the gradient of divergence and statistics by the policy's log-probs (C, V), None without any."""
+        if not self.statistics and found.anchor_CV is None:
             return None
         with torch.enable_grad():
             log_p_CV = found.policy_CV.detach().requires_grad_()
-            kl_C = self.anchor.divergence(log_p_CV, found.anchor_CV, self.target_S[chunk])
-        return torch.autograd.grad(kl_C, log_p_CV, upstream_C)[0]
+            values = [value(log_p_CV, found.anchor_CV, self.target_S[chunk]) for value in self.statistics]
+            weights = [weight_S[chunk] for weight_S in upstream.statistics]
+            if self.anchor is not None and found.anchor_CV is not None:
+                values.append(self.anchor.divergence(log_p_CV, found.anchor_CV, self.target_S[chunk]))
+                weights.append(upstream.kl_S[chunk])
+        return torch.autograd.grad(values, log_p_CV, weights)[0]
 
 
 class _Projection(torch.autograd.Function):
@@ -154,20 +178,19 @@ class _Projection(torch.autograd.Function):
         hidden_SD: Tensor,
         weight_VD: Tensor,
         target_S: Tensor,
-        distribution: Distribution,
-        anchor: Anchor | None,
+        settings: tuple[Distribution, Anchor | None, tuple[Statistic, ...]],
         rows: int,
     ) -> tuple[Tensor, ...]:
-        head = _Head(hidden_SD, weight_VD, target_S, distribution, anchor)
+        head = _Head(hidden_SD, weight_VD, target_S, *settings)
         ctx.chunks = [slice(at, at + rows) for at in range(0, max(len(target_S), 1), rows)]
         parts = [head.measure(chunk, head.log_probs(chunk)) for chunk in ctx.chunks[:-1]]
         ctx.last = head.log_probs(ctx.chunks[-1])
         parts.append(head.measure(ctx.chunks[-1], ctx.last))
-        found = Projected(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        found = _projected([torch.cat(column) for column in zip(*(part.flat() for part in parts), strict=True)])
         # The parameter itself is saved: under ZeRO stage 3 the backward pass finds it gathered again.
         ctx.save_for_backward(hidden_SD, weight_VD, target_S, found.entropy_S)
-        ctx.settings = distribution, anchor
-        return tuple(found)
+        ctx.settings = settings
+        return found.flat()
 
     @staticmethod
     @once_differentiable
@@ -179,13 +202,13 @@ class _Projection(torch.autograd.Function):
         last, ctx.last = ctx.last, None
         for chunk in reversed(ctx.chunks):
             found, last = last or head.log_probs(chunk), None
-            by_logits_CV = head.logits_gradient(chunk, found, entropy_S[chunk], Projected(*upstream))
+            by_logits_CV = head.logits_gradient(chunk, found, entropy_S[chunk], _projected(upstream))
             del found
             by_logits_CV = by_logits_CV.to(weight_VD.dtype)
             by_hidden_SD[chunk] = by_logits_CV @ weight_VD
             if ctx.needs_input_grad[1]:
                 by_weight_VD = _add_product(by_weight_VD, by_logits_CV.T, hidden_SD[chunk])
-        return by_hidden_SD, None if by_weight_VD is None else by_weight_VD.to(weight_VD.dtype), None, None, None, None
+        return by_hidden_SD, None if by_weight_VD is None else by_weight_VD.to(weight_VD.dtype), None, None, None
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from mm_spine.policy import attention
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.families import Family, find_mergers
-from mm_spine.policy.head import Anchor, SelectedHead
+from mm_spine.policy.head import Anchor, Projected, SelectedHead
 from mm_spine.policy.packed import PackedBatch
-from mm_spine.types import TokenStats
+from mm_spine.types import Statistic, TokenStats
 
 
 class Trained(NamedTuple):
-    """A forward over a micro-batch: TokenStats, and the divergence from the anchor (N, T), 0 where not selected."""
+    """A forward over a micro-batch: TokenStats, the divergence from the anchor (N, T), and the statistics asked for,
+    each (N, T); all 0 where not selected."""
 
     stats: TokenStats
     kl_NT: Tensor
+    statistics: tuple[Tensor, ...] = ()
 
 
 class LastLayer:
@@ -127,12 +129,18 @@ class TextPolicy(nn.Module):
         )
         return hidden_1PD[0].index_select(0, batch.predict_at_S)
 
-    def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None = None) -> Trained:
+    def forward(
+        self,
+        batch: PackedBatch,
+        distribution: Distribution,
+        anchor: Anchor | None = None,
+        statistics: Sequence[Statistic] = (),
+    ) -> Trained:
         """Run trunk and head, and put each prediction at its places in (N, T)."""
-        projected = self.head(self.trunk(batch), batch.target_S, distribution, anchor)
+        projected: Projected = self.head(self.trunk(batch), batch.target_S, distribution, anchor, statistics)
         n, t = batch.shape_NT
         zeros = projected.logp_S.new_zeros(n * t)
-        at_slots = (x.index_select(0, batch.prediction_K) for x in projected)
-        logp_NT, entropy_NT, kl_NT = (zeros.index_copy(0, batch.slot_K, x).view(n, t) for x in at_slots)
+        at_slots = (x.index_select(0, batch.prediction_K) for x in projected.flat())
+        logp_NT, entropy_NT, kl_NT, *values = (zeros.index_copy(0, batch.slot_K, x).view(n, t) for x in at_slots)
         selected_NT = torch.zeros(n * t, dtype=torch.bool, device=zeros.device).index_fill(0, batch.slot_K, True)
-        return Trained(TokenStats(logp_NT, entropy_NT, selected_NT.view(n, t)), kl_NT)
+        return Trained(TokenStats(logp_NT, entropy_NT, selected_NT.view(n, t)), kl_NT, tuple(values))

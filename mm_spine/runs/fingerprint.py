@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_spine.compat import version_of
-from mm_spine.config import ConfigError
+from mm_spine.config import ConfigError, plugins
 from mm_spine.files import fingerprint
 from mm_spine.policy.model import Policy, checksum
 from mm_spine.runs.folder import changed_keys, in_todays_form
@@ -33,6 +33,7 @@ def of_run(plan: Plan, policy: Policy, splits: Splits) -> dict[str, Any]:
         "answers": {name: fingerprint.digest(json.dumps(pairs)) for name, pairs in golds.items()},
         "config": plan.config.model_dump(mode="json"),
         "code": {"version": version_of("mm-spine"), "commit": commit()},
+        "plugins": plugins.digests(),
     }
 
 
@@ -54,7 +55,7 @@ def check_resumed(run: Path, current: Mapping[str, Any]) -> None:
             fingerprint.FILE,
         )
         return
-    problems = list(fingerprint.differences(started, current))
+    problems = [*fingerprint.differences(started, current), *fingerprint.plugin_differences(started, current)]
     saved = in_todays_form(started["config"], run / fingerprint.FILE)
     for key, old, new in changed_keys(saved, current["config"]):
         problems.append(f"{key} was {old!r}, now {new!r}")
@@ -81,6 +82,9 @@ def check_shared(source: Path, current: Mapping[str, Any]) -> None:
         return
     if problem := next(fingerprint.differences(started, current), None):
         raise ConfigError(f"evaluation.before={source}: {problem} since that run; leave the key out to evaluate again")
+    # A plugin that only adds a method has no part in that evaluation, so that this is no error.
+    for problem in fingerprint.plugin_differences(started, current):
+        log.warning("evaluation.before=%s: %s since that run", source, problem)
     if started["code"] != current["code"]:
         log.warning(
             "evaluation.before=%s: evaluated by other code (%s), now %s",

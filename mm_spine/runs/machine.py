@@ -13,6 +13,7 @@ import torch
 
 from mm_spine import distributed
 from mm_spine.compat import version_of
+from mm_spine.config import plugins
 
 PACKAGES = (
     *("torch", "transformers", "deepspeed", "accelerate", "qwen-vl-utils", "peft", "flash-attn", "numpy"),
@@ -21,7 +22,7 @@ PACKAGES = (
 
 
 def environment(seed: int, kernels: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return the content of environment.json: versions, hardware, seed and commit, to repeat the run with.
+    """Return the content of environment.json: versions, hardware, seed, commit and plugins, to repeat it.
 
     `kernels` says what computes attention (`Policy.kernels`).
     """
@@ -35,6 +36,7 @@ def environment(seed: int, kernels: Mapping[str, str | None]) -> dict[str, Any]:
         "processes": distributed.launched_processes(),
         "seed": seed,
         "commit": commit(),
+        "plugins": plugins.digests(),
     }
 
 

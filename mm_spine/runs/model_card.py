@@ -22,7 +22,8 @@ from mm_spine.config.layers import read_config
 from mm_spine.evaluation import Metrics
 from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.files import fingerprint
-from mm_spine.methods.table import Method, changed_lines, configure
+from mm_spine.methods.method import Method
+from mm_spine.methods.table import changed_lines, configure
 from mm_spine.policy.errors import ModelError
 from mm_spine.policy.folder import locate_model
 from mm_spine.policy.hub import CARD

@@ -12,7 +12,8 @@ from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config.layers import merge, parse_overrides, read_config
 from mm_spine.configs import shipped
 from mm_spine.integrations import lmms_hook
-from mm_spine.methods.table import Method, configure, find
+from mm_spine.methods.method import Method
+from mm_spine.methods.table import configure, for_method
 from mm_spine.policy.folder import check_model_folder
 from mm_spine.runs.folder import check_writable
 from mm_spine.runs.listeners.trackers import registry as trackers
@@ -111,7 +112,8 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
 
     A model's files are checked only if the `whole_model` is to be there.
     """
-    benchmark, method = resolve(config.benchmark), find(config.method.name)
+    benchmark = resolve(config.benchmark)
+    config, method = for_method(config, None)
     if not method.label_free and not allow_labels:
         # The reward of a control refuses to be made without the labels: this raises.
         method.reward(config.method)

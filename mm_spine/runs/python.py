@@ -18,7 +18,8 @@ from mm_spine.adapt import Adapted, Hooks, StepRecord
 from mm_spine.adapt import adapt as take_steps
 from mm_spine.config import RunConfig
 from mm_spine.files.rollout_table import rollouts_as_table
-from mm_spine.methods.table import Method, configure, for_method
+from mm_spine.methods.method import Method
+from mm_spine.methods.table import configure, for_method
 from mm_spine.policy.model import Policy
 from mm_spine.runs.evaluate import evaluate_splits
 from mm_spine.runs.listeners.finished_step import finished_step

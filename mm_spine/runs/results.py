@@ -17,7 +17,7 @@ from mm_spine.evaluation import Item, Metrics, answer_table, forecast
 from mm_spine.evaluation.answer_table import AnswerChanges
 from mm_spine.evaluation.turned import TurnedAnswers, turned_by_split
 from mm_spine.files.rollout_table import ROLLOUT_SCHEMA
-from mm_spine.methods.table import Method
+from mm_spine.methods.method import Method
 from mm_spine.runs.listeners.listener import StepTiming
 from mm_spine.runs.listeners.notebook import in_notebook
 from mm_spine.runs.model_card import Base, Figures, of_python

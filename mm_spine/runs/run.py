@@ -17,7 +17,8 @@ from mm_spine import distributed, evaluation, files
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import CacheConfig, RunConfig, RunStopped
 from mm_spine.evaluation import answer_table, forecast
-from mm_spine.methods.table import Method, changed_lines
+from mm_spine.methods.method import Method
+from mm_spine.methods.table import changed_lines
 from mm_spine.policy.errors import FrozenError
 from mm_spine.policy.folder import resolve_model
 from mm_spine.policy.model import Policy

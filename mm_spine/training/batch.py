@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mm_spine import distributed
 from mm_spine.config import MethodConfig
-from mm_spine.methods.apply import Tokens
 from mm_spine.methods.band import Bounds
+from mm_spine.methods.method import Term
+from mm_spine.methods.tokens import NO_WEIGHTS, Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, PackedBatch, pack, row_length
 from mm_spine.types import Group, Question, Rollout
@@ -40,11 +41,22 @@ class LeafGroup:
     leaves: tuple[Leaf, ...]
 
 
+class ClipLimits(NamedTuple):
+    """How far the importance ratio of each token may go, below and above 1."""
+
+    low_NT: Tensor
+    high_NT: Tensor
+
+
 class MicroBatch(NamedTuple):
-    """A packed batch of N leaves and what the loss needs in addition to the forward."""
+    """A packed batch of N leaves and what the loss needs in addition to the forward.
+
+    `advantage_NT` has the shape (N, 1) where no token has an advantage of its own, `clip` is None where none has limits
+    of its own. `weights` are those of further terms by name.
+    """
 
     packed: PackedBatch
-    advantage_N1: Tensor
+    advantage_NT: Tensor
     weight_N: Tensor
     length_N: Tensor
     sampled_logp_NT: Tensor
@@ -53,6 +65,8 @@ class MicroBatch(NamedTuple):
     kl_NT: Tensor
     low_N1: Tensor
     high_N1: Tensor
+    clip: ClipLimits | None = None
+    weights: Mapping[str, Tensor] = NO_WEIGHTS
 
 
 def gather_groups(share: Sequence[Group], questions: Sequence[Question]) -> list[Group]:
@@ -86,38 +100,42 @@ def merge_identical(group: Group, tokens: Sequence[Tokens]) -> LeafGroup:
         raise ValueError(f"{group.question.id}: no advantages yet; call assign_credit first")
     leaves: dict[tuple[Any, ...], Leaf] = {}
     for rollout, advantage, chosen in zip(group.rollouts, group.advantages.tolist(), tokens, strict=True):
-        masks = (mask_T.numpy().tobytes() for mask_T in (chosen.policy_T, chosen.band_T, chosen.anchored_T))
-        same = (rollout.token_ids, advantage, *masks)
+        same = (rollout.token_ids, advantage, *chosen.parts())
         weight = rollout.weight + (leaves[same].rollout.weight if same in leaves else 0)
         leaves[same] = Leaf(replace(rollout, weight=weight), advantage, chosen)
     return LeafGroup(group.question, tuple(leaves.values()))
 
 
 def trained_groups(
-    groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]], options: MethodConfig
+    groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]], options: MethodConfig, terms: Sequence[Term] = ()
 ) -> list[LeafGroup]:
     """Return the leaves of the groups that train.
 
-    Such a group has a selected token, and either responses of different advantage or a regulariser (band or KL).
+    Such a group has a selected token, and either responses of different advantage or a regulariser (band, KL or one of
+    the further `terms`).
     """
     trained = []
     for group, chosen in zip(groups, tokens, strict=True):
         selected = any(bool(t.any_T.any()) for t in chosen)
-        if selected and (prefers(group) or _is_regularised(chosen, options)):
+        if selected and (prefers(group, chosen) or _is_regularised(chosen, options, terms)):
             trained.append(merge_identical(group, chosen))
     return trained
 
 
-def prefers(group: Group) -> bool:
-    """Whether the policy term moves a group: one of its responses has an advantage."""
-    return group.advantages is not None and bool(group.advantages.any())
+def prefers(group: Group, tokens: Sequence[Tokens]) -> bool:
+    """Whether the policy term moves a group: one of its responses, or one of their tokens, has an advantage."""
+    own = [chosen.advantage_T for chosen in tokens]
+    if all(advantage_T is None for advantage_T in own):
+        return group.advantages is not None and bool(group.advantages.any())
+    return any(advantage_T is not None and bool(advantage_T.any()) for advantage_T in own)
 
 
-def _is_regularised(tokens: Sequence[Tokens], options: MethodConfig) -> bool:
-    """Whether band or KL act on a group without a preference."""
+def _is_regularised(tokens: Sequence[Tokens], options: MethodConfig, terms: Sequence[Term]) -> bool:
+    """Whether band, KL or a further term act on a group without a preference."""
     anchored = options.kl != "none" and options.kl_weight > 0
     banded = options.band_low_weight + options.band_high_weight > 0 and any(t.bounds is not None for t in tokens)
-    return options.unanimous == "regularise" and (anchored or banded)
+    further = any(term.coefficient for term in terms)
+    return options.unanimous == "regularise" and (anchored or banded or further)
 
 
 def micro_batches(policy: Policy, groups: Sequence[LeafGroup], token_budget: int) -> list[list[LeafGroup]]:
@@ -167,9 +185,10 @@ def collate(policy: Policy, groups: Sequence[LeafGroup]) -> MicroBatch:
     leaves = [leaf for group in groups for leaf in group.leaves]
     no_band = Bounds(torch.zeros(()), torch.zeros(()))
     bounds = [leaf.tokens.bounds or no_band for leaf in leaves]
+    names = sorted({name for leaf in leaves for name in leaf.tokens.weights})
     return MicroBatch(
         packed=pack([_branches(policy, group) for group in groups]),
-        advantage_N1=torch.tensor([[leaf.advantage] for leaf in leaves], device=device),
+        advantage_NT=_advantages(leaves, device),
         weight_N=torch.tensor([float(leaf.rollout.weight) for leaf in leaves], device=device),
         length_N=torch.tensor([float(len(leaf.rollout.token_ids)) for leaf in leaves], device=device),
         sampled_logp_NT=_pad((torch.from_numpy(leaf.rollout.logp) for leaf in leaves), device),
@@ -178,7 +197,29 @@ def collate(policy: Policy, groups: Sequence[LeafGroup]) -> MicroBatch:
         kl_NT=_pad((leaf.tokens.anchored_T for leaf in leaves), device),
         low_N1=torch.stack([b.low for b in bounds])[:, None].to(device),
         high_N1=torch.stack([b.high for b in bounds])[:, None].to(device),
+        clip=_clip_limits(leaves, device),
+        weights={name: _pad((leaf.tokens.weights_of(name) for leaf in leaves), device) for name in names},
     )
+
+
+def _advantages(leaves: Sequence[Leaf], device: torch.device) -> Tensor:
+    """Return the advantages (N, 1), or (N, T) where tokens have their own."""
+    if all(leaf.tokens.advantage_T is None for leaf in leaves):
+        return torch.tensor([[leaf.advantage] for leaf in leaves], device=device)
+    own = (
+        torch.full(leaf.tokens.policy_T.shape, leaf.advantage) if leaf.tokens.advantage_T is None
+        else leaf.tokens.advantage_T
+        for leaf in leaves
+    )  # fmt: skip
+    return _pad(own, device)
+
+
+def _clip_limits(leaves: Sequence[Leaf], device: torch.device) -> ClipLimits | None:
+    """Return the limits of each token, None where no response has its own. A method gives them to all or none."""
+    limits = [leaf.tokens.clip for leaf in leaves if leaf.tokens.clip is not None]
+    if not limits:
+        return None
+    return ClipLimits(_pad((low_T for low_T, _ in limits), device), _pad((high_T for _, high_T in limits), device))
 
 
 def _branches(policy: Policy, group: LeafGroup) -> Branches:

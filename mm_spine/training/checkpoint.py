@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mm_spine import distributed, files
 from mm_spine.config import ConfigError
-from mm_spine.methods.band import Bounds
+from mm_spine.methods.apply import BAND
 from mm_spine.training.update import Updater
 
 log = logging.getLogger(__name__)
@@ -41,26 +41,27 @@ _SUM = re.compile(r"([0-9a-f]{64})  ([\w.]+)")
 class SavedState:
     """`state.json` of a checkpoint.
 
-    `token_budget` is the budget in use, `token_budget_set` the one of the configuration, `anchored` the fixed bounds
-    of the band in nats (None without), `step` the steps done. `first_gaps` is what `ParityWatch.first` holds.
+    `token_budget` is the budget in use, `token_budget_set` the one of the configuration, `step` the steps done.
+    `first_gaps` is what `ParityWatch.first` holds, `memory` what the method remembers. Older versions wrote
+    `anchored`, the fixed bounds of the band in nats, where the memory has them now.
     """
 
     world_size: int
     threads: int
     token_budget: int | None
     token_budget_set: int | Literal["auto"]
-    anchored: list[float] | None
     step: int
     # Checkpoints of older versions have none; the first resumed step is then the one to hold others against.
     first_gaps: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    anchored: list[float] | None = None
 
-    @property
-    def bounds(self) -> Bounds | None:
-        """The fixed bounds of the band, None where there are none."""
-        return Bounds(*(torch.tensor(bound) for bound in self.anchored)) if self.anchored else None
+    def __post_init__(self) -> None:
+        if self.anchored:
+            self.memory.setdefault(BAND, self.anchored)
 
 
-def save(updater: Updater, folder: Path, step: int, bounds: Bounds | None) -> None:
+def save(updater: Updater, folder: Path, step: int, memory: Mapping[str, Any]) -> None:
     """Write `folder/step_<k>` aside and rename it. All but the newest `checkpoint.keep` are deleted.
 
     Every rank writes its part. Raises OSError, and then leaves the earlier checkpoints as they are.
@@ -71,9 +72,9 @@ def save(updater: Updater, folder: Path, step: int, bounds: Bounds | None) -> No
         threads=torch.get_num_threads(),
         token_budget=updater.budget.tokens,
         token_budget_set=config.engine.token_budget,
-        anchored=None if bounds is None else [float(bound) for bound in bounds],
         step=step,
         first_gaps=updater.parity.first,
+        memory=dict(memory),
     )
     finished, aside = folder / f"step_{step:06d}", folder / UNFINISHED
     with files.atomic_folder(finished, aside) if first else nullcontext():

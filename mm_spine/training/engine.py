@@ -26,6 +26,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import PackedBatch
 from mm_spine.policy.partitioned import size_of
 from mm_spine.policy.text import Trained
+from mm_spine.types import Statistic
 
 
 class Engine:
@@ -70,10 +71,16 @@ class Engine:
             )
         self._measure = config.measure_update
 
-    def forward(self, batch: PackedBatch, distribution: Distribution, anchor: Anchor | None) -> Trained:
+    def forward(
+        self,
+        batch: PackedBatch,
+        distribution: Distribution,
+        anchor: Anchor | None,
+        statistics: Sequence[Statistic] = (),
+    ) -> Trained:
         """Run the packed forward with gradient, through DeepSpeed's hooks."""
         with _training(self._checkpointed):
-            return self._engine(batch, distribution, anchor)
+            return self._engine(batch, distribution, anchor, statistics)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate the gradient of `loss`. The `last` micro-batch of a step reduces it over ranks."""

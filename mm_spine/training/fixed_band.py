@@ -8,8 +8,9 @@ import torch
 
 from mm_spine import distributed
 from mm_spine.config import RunConfig
-from mm_spine.methods.band import Bounds, band_bounds
-from mm_spine.methods.table import Method
+from mm_spine.methods.apply import BAND
+from mm_spine.methods.band import band_bounds
+from mm_spine.methods.method import Method
 from mm_spine.methods.weights import select
 from mm_spine.sampling import Sampler
 from mm_spine.training.schedule import batch_of
@@ -23,15 +24,15 @@ def measure_fixed_band(
     method: Method,
     config: RunConfig,
     with_entropies: Callable[[Sequence[Group]], Sequence[Group]],
-) -> Bounds | None:
-    """Measure the band on rollouts of the first batch that can be asked, before any training.
+) -> dict[str, list[float]]:
+    """Measure the band on rollouts of the first batch that can be asked, before any training, for the memory.
 
-    `with_entropies` scores groups whose sampler gave no entropies. None where the method has no band, the band is not
-    fixed, or no question can be asked.
+    `with_entropies` scores groups whose sampler gave no entropies. Nothing where the method has no band, the band is
+    not fixed, or no question can be asked.
     """
     options = config.method
     if method.bounds is None or options.band_anchor != "initial":
-        return None
+        return {}
     for step in range(config.optim.steps):
         batch = batch_of(questions, config, step)
         mine = distributed.mine(batch, config.sampling.ranks_together)
@@ -42,5 +43,6 @@ def measure_fixed_band(
             scored = with_entropies(drawn)
             entropies = [torch.from_numpy(rollout.entropy) for group in scored for rollout in group.rollouts]
             masks = select(entropies, method.band_mask(options), options.mask_scope)
-            return band_bounds(entropies, masks, method.bounds(options), "batch")[0]
-    return None
+            bounds = band_bounds(entropies, masks, method.bounds(options), "batch")[0]
+            return {BAND: [float(bound) for bound in bounds]}
+    return {}

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mm_spine.config import Denominator, MethodConfig
-from mm_spine.methods import terms
-from mm_spine.methods.apply import Tokens
+from mm_spine.methods.method import Objective, Term, View
+from mm_spine.methods.terms import (
+    denominator,
+    hinge_band,
+    kl_exact,
+    kl_k3,
+    surrogate_of,
+    token_weights,
+    weighted_mean,
+)
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.head import Divergence
 from mm_spine.policy.text import Trained
 from mm_spine.training.batch import MicroBatch, prefers
@@ -30,6 +39,18 @@ class Denominators(NamedTuple):
     policy: float
     band: float
     kl: float
+    terms: tuple[float, ...] = ()
+
+
+class Rules(NamedTuple):
+    """What a method says of the loss: what the policy term maximises, and the further terms."""
+
+    objective: Objective = surrogate_of
+    terms: Sequence[Term] = ()
+
+
+USUAL = Rules()
+"""The clipped surrogate without further terms."""
 
 
 class Losses(NamedTuple):
@@ -38,6 +59,12 @@ class Losses(NamedTuple):
     policy: Tensor
     band: Tensor
     kl: Tensor
+    terms: tuple[Tensor, ...] = ()
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all terms."""
+        return sum(self.terms, self.policy + self.band + self.kl)
 
 
 def on_the_bound(dtype: torch.dtype, layers: int) -> float:
@@ -51,28 +78,35 @@ def on_the_bound(dtype: torch.dtype, layers: int) -> float:
     return ON_THE_BOUND_HALF * math.sqrt((2 * layers + 1) / 3)
 
 
-def denominators(groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]], options: MethodConfig) -> Denominators:
+def denominators(
+    groups: Sequence[Group], tokens: Sequence[Sequence[Tokens]], options: MethodConfig, terms: Sequence[Term] = ()
+) -> Denominators:
     """Count what each term acts on, over the kept rollouts of the step.
 
-    The policy term acts on all but dropped rollouts; where advantages are 0 it is 0, and counts (TRL). Band and KL act
-    on all groups, under `unanimous: skip` only on those with an advantage.
+    The policy term acts on all but dropped rollouts; where advantages are 0 it is 0, and counts (TRL). Band, KL and the
+    further `terms` act on all groups, under `unanimous: skip` only on those with an advantage. A token counts once,
+    whatever its weight in a further term.
     """
     flat = [chosen for group in tokens for chosen in group]
     lengths = torch.tensor([len(t.policy_T) for t in flat])
-    policy = torch.tensor([int(t.policy_T.sum()) for t in flat])
-    band = torch.tensor([int(t.band_T.sum()) for t in flat])
-    anchored = torch.tensor([int(t.anchored_T.sum()) for t in flat])
+
     credited, regularised = [], []
-    for group in groups:
-        acts = options.unanimous == "regularise" or prefers(group)
+    for group, chosen in zip(groups, tokens, strict=True):
+        acts = options.unanimous == "regularise" or prefers(group, chosen)
         for rollout in group.rollouts:
             credited.append(0 if rollout.index in group.dropped else rollout.weight)
             regularised.append(rollout.weight if acts else 0)
     credited_N, regularised_N = torch.tensor(credited), torch.tensor(regularised)
+
+    def count(masks: Iterable[Tensor], weights_N: Tensor, kind: Denominator) -> float:
+        selected_N = torch.tensor([int((mask_T != 0).sum()) for mask_T in masks])
+        return float(denominator(lengths, selected_N, weights_N, kind))
+
     return Denominators(
-        float(terms.denominator(lengths, policy, credited_N, options.policy_denominator)),
-        float(terms.denominator(lengths, band, regularised_N, options.band_denominator)),
-        float(terms.denominator(lengths, anchored, regularised_N, options.kl_denominator)),
+        count((t.policy_T for t in flat), credited_N, options.policy_denominator),
+        count((t.band_T for t in flat), regularised_N, options.band_denominator),
+        count((t.anchored_T for t in flat), regularised_N, options.kl_denominator),
+        tuple(count((t.weights_of(term.name) for t in flat), regularised_N, term.denominator) for term in terms),
     )
 
 
@@ -83,27 +117,48 @@ def losses(
     options: MethodConfig,
     over: Denominators,
     on_bound: float = ON_THE_BOUND,
+    rules: Rules = USUAL,
 ) -> Losses:
-    """Return this micro-batch's part of the step's loss: policy term, band and KL, each already weighted.
+    """Return this micro-batch's part of the step's loss: policy term, band, KL and further terms, each weighted.
 
     An entropy within `on_bound` nats of a bound of the band counts as equal to it.
     """
     stats = trained.stats
 
     def mean(values_NT: Tensor, mask_NT: Tensor, count: float, kind: Denominator) -> Tensor:
-        weight_N = terms.token_weights(micro.length_N, micro.weight_N, kind)
-        return terms.weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(count))
+        weight_N = token_weights(micro.length_N, micro.weight_N, kind)
+        return weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(count))
 
-    gain_NT = terms.clipped_surrogate(
-        stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high
-    )
-    below_NT, above_NT = terms.hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
+    view = view_of(trained, micro, old_logp_NT, options)
+    below_NT, above_NT = hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
     below_NT, above_NT = (_beyond(hinge_NT, on_bound) for hinge_NT in (below_NT, above_NT))
     hinges_NT = options.band_low_weight * below_NT + options.band_high_weight * above_NT
+    further, measured = [], iter(trained.statistics)
+    for term, count in zip(rules.terms, over.terms, strict=True):
+        own = view if term.statistic is None else view._replace(statistic_NT=next(measured))
+        # Without weights of its own a term acts where the policy term does.
+        weight_NT = micro.weights.get(term.name, micro.policy_NT)
+        values_NT = term.value(own).where(weight_NT != 0, 0.0) * weight_NT
+        further.append(term.coefficient * mean(values_NT, weight_NT, count, term.denominator))
     return Losses(
-        -mean(gain_NT, micro.policy_NT, over.policy, options.policy_denominator),
+        -mean(rules.objective(view), micro.policy_NT, over.policy, options.policy_denominator),
         mean(hinges_NT, micro.band_NT, over.band, options.band_denominator),
         options.kl_weight * mean(trained.kl_NT, micro.kl_NT, over.kl, options.kl_denominator),
+        tuple(further),
+    )
+
+
+def view_of(trained: Trained, micro: MicroBatch, old_logp_NT: Tensor, options: MethodConfig) -> View:
+    """Return what the terms see of a micro-batch."""
+    low, high = (options.clip_low, options.clip_high) if micro.clip is None else micro.clip
+    return View(
+        logp_NT=trained.stats.logp_NT,
+        old_logp_NT=old_logp_NT,
+        sampled_logp_NT=micro.sampled_logp_NT,
+        entropy_NT=trained.stats.entropy_NT,
+        advantage_NT=micro.advantage_NT,
+        clip_low=low,
+        clip_high=high,
     )
 
 
@@ -116,11 +171,11 @@ def _beyond(hinge_NT: Tensor, on_bound: float) -> Tensor:
 
 def _k3(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
     drawn, anchor = (x.gather(-1, target_S[:, None])[:, 0] for x in (log_probs_SV, reference_SV))
-    return terms.kl_k3(drawn, anchor)
+    return kl_k3(drawn, anchor)
 
 
 def _exact(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
-    return terms.kl_exact(log_probs_SV, reference_SV)
+    return kl_exact(log_probs_SV, reference_SV)
 
 
 DIVERGENCES: dict[str, Divergence | None] = {"none": None, "k3": _k3, "exact": _exact}

@@ -11,8 +11,8 @@ import torch
 
 from mm_spine import distributed
 from mm_spine.config import RunStopped
-from mm_spine.methods.apply import Tokens
-from mm_spine.methods.table import Method
+from mm_spine.methods.method import Method
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
 from mm_spine.policy.scoring import score_responses

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mm_spine import distributed
 from mm_spine.config import MethodConfig
-from mm_spine.methods.apply import Tokens
 from mm_spine.methods.terms import clipped_share
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import Trained
 from mm_spine.training.batch import MicroBatch
-from mm_spine.training.loss import Losses
+from mm_spine.training.loss import Losses, view_of
 from mm_spine.training.parity import Gap, gap_of
 from mm_spine.types import Group, StepReport
 
@@ -41,14 +41,20 @@ class Sums(NamedTuple):
     logp: float
     logp_squared: float
     gap_times_logp: float
+    terms: np.ndarray
+
+    def scaled(self, factor: float) -> Sums:
+        """Return all sums times `factor`."""
+        return Sums(*(factor * total for total in self))  # type: ignore[arg-type]  # an array times a number is an array
 
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
     """Sum the figures of one micro-batch."""
+    view = view_of(trained, micro, old_logp_NT, options)
     stats, weight_N1 = trained.stats, micro.weight_N[:, None]
     gap = gap_of(micro, stats)
     weighted_NT = stats.selected_NT.float() * weight_N1
-    clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_N1, options.clip_low, options.clip_high)
+    clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_NT, view.clip_low, view.clip_high)
     return Sums(
         policy=float(parts.policy.detach()),
         band=float(parts.band.detach()),
@@ -67,14 +73,20 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         logp=gap.logp,
         logp_squared=gap.logp2,
         gap_times_logp=gap.cross,
+        terms=np.array([float(term.detach()) for term in parts.terms]),
     )
 
 
-def add_up(report: StepReport, parts: Sequence[Sums]) -> Gap:
-    """Fill in losses and clipping from all micro-batches and ranks. Returns the gap over the tokens trained."""
-    total = Sums(*map(sum, zip(*parts, strict=True)))
+def add_up(report: StepReport, parts: Sequence[Sums], names: Sequence[str] = ()) -> Gap:
+    """Fill in losses and clipping from all micro-batches and ranks. Returns the gap over the tokens trained.
+
+    `names` are those of the further terms.
+    """
+    total = Sums(*map(sum, zip(*parts, strict=True)))  # type: ignore[arg-type]  # sums of arrays are arrays
     report.loss_policy, report.loss_band, report.loss_kl = total.policy, total.band, total.kl
-    report.loss = total.policy + total.band + total.kl
+    report.loss = total.policy + total.band + total.kl + float(np.sum(total.terms))
+    if names:
+        report.loss_terms = dict(zip(names, total.terms.tolist(), strict=True))
     report.ratio_clipped = total.clipped / max(total.chosen, 1)
     report.tokens_trained = int(total.tokens)
     # Where sampler and scoring gave no entropies, those of the tokens trained are all that is known.

@@ -23,7 +23,7 @@ from mm_spine.training import step_report
 from mm_spine.training.batch import LeafGroup, collate, micro_batches
 from mm_spine.training.budget import MemoryShortage, TokenBudget
 from mm_spine.training.engine import Engine, can_offload
-from mm_spine.training.loss import DIVERGENCES, Denominators, losses, on_the_bound
+from mm_spine.training.loss import DIVERGENCES, USUAL, Denominators, Rules, losses, on_the_bound
 from mm_spine.training.parity import Gap, ParityWatch
 from mm_spine.training.step_report import Sums
 from mm_spine.types import StepReport
@@ -55,8 +55,9 @@ class OldLogProbs:
 class Updater:
     """Trains a policy on credited groups. Owns the optimiser, the token budget and the KL anchor."""
 
-    def __init__(self, policy: Policy, config: RunConfig) -> None:
-        self.policy, self.config = policy, config
+    def __init__(self, policy: Policy, config: RunConfig, rules: Rules = USUAL) -> None:
+        self.policy, self.config, self.rules = policy, config, rules
+        self._statistics = [term.statistic for term in rules.terms if term.statistic is not None]
         self.distribution = Distribution(config.sampling.temperature, policy.banned)
         self.divergence = DIVERGENCES[config.method.kl]
         self.engine = Engine(policy, config.optim, config.engine)
@@ -91,7 +92,7 @@ class Updater:
             old.recording = epoch == 0
             self._not_finite = None
             sums = self.budget.within(lambda: self._accumulate(groups, over, old))
-            trained = step_report.add_up(report, distributed.gather(sums))
+            trained = step_report.add_up(report, distributed.gather(sums), [term.name for term in self.rules.terms])
             self._assert_finite()
             if epoch == 0 and gap is None:
                 self.parity.check(report, trained, "selected")
@@ -181,15 +182,15 @@ class Updater:
         if self.reference is not None and self.divergence is not None:
             with self.engine.other_weights():
                 anchor = self.reference.anchor(micro.packed, self.divergence)
-        trained = self.engine.forward(micro.packed, self.distribution, anchor)
+        trained = self.engine.forward(micro.packed, self.distribution, anchor, self._statistics)
         old_NT = old.of(groups, trained.stats.logp_NT.detach())
-        parts = losses(trained, micro, old_NT, self.config.method, over, self.on_bound)
-        self.engine.backward(scale * (parts.policy + parts.band + parts.kl), last)
+        parts = losses(trained, micro, old_NT, self.config.method, over, self.on_bound, self.rules)
+        self.engine.backward(scale * parts.total, last)
         sums = step_report.sums_of(micro, trained, parts, old_NT, self.config.method)
         # All of them are on the host already. An infinite KL estimate without a NaN is a gap, which parity reports.
-        if not math.isfinite(sums.policy + sums.band + sums.kl) and self._not_finite is None:
+        if not math.isfinite(sums.policy + sums.band + sums.kl + sums.terms.sum()) and self._not_finite is None:
             self._not_finite = _describe(groups, trained.stats.logp_NT.detach())
-        return Sums(*(scale * total for total in sums))
+        return sums.scaled(scale)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Turn responses into comparable answers. A new kind of answer is one module and one entry of `KINDS`."""
+"""Turn responses into comparable answers. A new kind of answer is one module and one entry of `KINDS`.
+
+A plugin adds one with `register_kind`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from mm_spine.processors.answers.extraction import announced, before_open_box, l
 from mm_spine.processors.answers.kind import Kind
 from mm_spine.processors.answers.statements import without_small_talk
 from mm_spine.types import Answer, AnswerSpec, Verdict
-from mm_spine.words import nearest
+from mm_spine.words import PLUGIN_HINT, nearest
 
 KINDS: dict[str, Kind] = {
     "box": box.KIND,
@@ -51,8 +54,19 @@ def known_kinds() -> tuple[str, ...]:
 def kind_of(spec: AnswerSpec) -> Kind:
     """Return the entry of `spec.kind`. ValueError, naming the nearest kind: unknown kind."""
     if spec.kind not in KINDS:
-        raise ValueError(f"unknown answer kind {spec.kind!r}; {nearest(spec.kind, KINDS)}")
+        raise ValueError(f"unknown answer kind {spec.kind!r}; {nearest(spec.kind, KINDS)}; {PLUGIN_HINT}")
     return KINDS[spec.kind]
+
+
+def register_kind(name: str, kind: Kind) -> None:
+    """Add an answer kind. Raises ValueError where the name is taken, TypeError for what is no `Kind`."""
+    if not isinstance(kind, Kind):
+        raise TypeError(
+            f"register_kind({name!r}, ...) takes a Kind, found {type(kind).__name__}; make one with keyed()"
+        )
+    if name in KINDS:
+        raise ValueError(f"answer kind {name!r} exists already; choose another name")
+    KINDS[name] = kind
 
 
 def parse(response: str, spec: AnswerSpec) -> Answer | None:
@@ -121,5 +135,6 @@ __all__ = [
     "known_kinds",
     "parse",
     "parse_all",
+    "register_kind",
     "same",
 ]

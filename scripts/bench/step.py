@@ -40,7 +40,7 @@ from timing import Step, Took, middle, ratio, together
 from workload import Sizes, Work
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods.apply import Tokens
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import DTYPES, Policy
 from mm_spine.training.batch import collate, merge_identical, micro_batches, trained_groups

@@ -19,9 +19,11 @@ from PIL import Image
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.config import MethodConfig, ModelConfig
 from mm_spine.draws import generator
-from mm_spine.methods.apply import Tokens, choose_tokens
+from mm_spine.methods.apply import choose_tokens
 from mm_spine.methods.credit import advantages
+from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import DTYPES, Policy
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
@@ -237,7 +239,7 @@ def make_work(sizes: Sizes, options: MethodConfig) -> Work:
     rewards = [group.rewards for group in groups if group.rewards is not None]
     shaped = advantages(rewards, options.advantage, options.std, options.eps)
     groups = [replace(group, advantages=a) for group, a in zip(groups, shaped, strict=True)]
-    return Work(groups, choose_tokens(groups, find("random-mask"), options, sizes.seed, step=0))
+    return Work(groups, choose_tokens(Batch(groups, seed=sizes.seed), find("random-mask"), options))
 
 
 def _group(question: Question, sizes: Sizes) -> Group:

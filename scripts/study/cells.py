@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mm_spine.config import ConfigError, RunConfig
-from mm_spine.config.layers import build, read_yaml
+from mm_spine.config.layers import read_config
+from mm_spine.methods.table import configure
 
 BASE = "none"
 MAIN = (
@@ -118,7 +119,7 @@ def missing(cell: Cell, output: Path) -> str | None:
         return f"failed with {kind}, see failed.txt in its folder" if kind else "not run to its end"
     try:
         # Build it again, so that an option that was added later counts as its default.
-        saved = build(read_yaml(folder / "config.yaml")).model_dump(mode="json")
+        saved = configure(read_config(folder / "config.yaml")).model_dump(mode="json")
     except ConfigError as error:
         return f"made by another version ({' '.join(str(error).split())}): remove its folder to redo it"
     wanted = cell.config(output).model_dump(mode="json")

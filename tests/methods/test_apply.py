@@ -6,14 +6,14 @@ import pytest
 import torch
 from credited_groups import credited, mixed, options
 
-from mm_spine.methods.apply import assign_credit, choose_tokens
-from mm_spine.methods.band import Bounds
+from mm_spine.methods.apply import BAND, assign_credit, choose_tokens
+from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
 
 
 def test_credit_is_one_for_the_vote_and_normalised_within_the_group() -> None:
     """r = [1, 0, 0, 0]: mean 1/4, sample std 1/2, so A = [3/2, -1/2, -1/2, -1/2]."""
-    first, second = assign_credit(mixed(), find("ttrl"), options("ttrl"))
+    first, second = assign_credit(Batch(mixed()), find("ttrl"), options("ttrl"))
     torch.testing.assert_close(first.rewards, torch.tensor([1.0, 0, 0, 0]))
     torch.testing.assert_close(first.advantages, torch.tensor([1.5, -0.5, -0.5, -0.5]), atol=1e-5, rtol=0)
     assert second.rewards.tolist() == [1.0] * 4 and second.advantages.tolist() == [0.0] * 4
@@ -35,9 +35,9 @@ def test_bounds_are_of_the_response_the_batch_or_the_anchor() -> None:
     assert float(own[1][0].bounds.low) == pytest.approx(0.14)
     _, batch, _ = credited(share=1.0, band_scope="batch")
     assert len({float(t.bounds.high) for chosen in batch for t in chosen}) == 1
-    anchor = Bounds(torch.tensor(0.25), torch.tensor(0.75))
-    anchored = choose_tokens(mixed(), find("spine"), options("spine"), seed=0, step=0, fixed_bounds=anchor)
-    assert all(t.bounds is anchor for chosen in anchored for t in chosen)
+    remembered = Batch(mixed(), memory={BAND: [0.25, 0.75]})
+    anchored = choose_tokens(remembered, find("spine"), options("spine"))
+    assert {tuple(map(float, t.bounds)) for chosen in anchored for t in chosen} == {(0.25, 0.75)}
 
 
 def test_a_method_without_band_has_no_band_tokens() -> None:

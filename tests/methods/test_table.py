@@ -30,8 +30,10 @@ NAMES = {
 @cache
 def one_step(name: str, share: float | None = None, ear: str = "adv_res") -> tuple[StepRecord, bool]:
     """The record of one step of method `name` on three questions, and whether the weights moved."""
-    own = {} if share is None else {"share": share}
-    config = small_config({"method": {"name": name, "ear": ear, **own}, "optim": {"steps": 1, "questions_per_step": 3}})
+    own: dict[str, Any] = {} if share is None else {"share": share}
+    if ear != "adv_res":
+        own["ear"] = ear
+    config = small_config({"method": {"name": name, **own}, "optim": {"steps": 1, "questions_per_step": 3}})
     policy, records = digit_policy(), []
     start = policy.weights()
     adapt(tiny_questions(3), policy, config=config, hooks=Hooks(on_step=records.append))

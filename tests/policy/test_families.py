@@ -28,8 +28,8 @@ from torch import Tensor
 
 from mm_spine.adapt import Adapted, Hooks, StepRecord, adapt
 from mm_spine.config import DecodingConfig, ModelConfig
-from mm_spine.methods.apply import Tokens
 from mm_spine.methods.table import configure
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import ModelError
 from mm_spine.policy.families import FAMILIES

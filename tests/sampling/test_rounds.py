@@ -17,7 +17,7 @@ from tiny import tiny_questions
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import TreeConfig, VotesConfig
-from mm_spine.methods.apply import Tokens
+from mm_spine.methods.tokens import Tokens
 from mm_spine.processors import answers
 from mm_spine.processors.answers import known_kinds
 from mm_spine.sampling import rounds

@@ -21,8 +21,10 @@ from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import DecodingConfig, MethodConfig, TreeConfig, VotesConfig
 from mm_spine.draws import generator
 from mm_spine.files import rollout_table
-from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
+from mm_spine.methods.apply import assign_credit, choose_tokens
+from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.runs.listeners.listener import Listener, Step
 from mm_spine.runs.run import run
@@ -78,8 +80,8 @@ def test_training_on_trees_is_flat_training_on_their_leaves(method: str) -> None
     options = small_config({"method": {"name": method, "share": 0.5, "kl": "none"}}).method
     rollouts = trees(Plain(own, DecodingConfig(max_new_tokens=24, temperature=0.8)), 6, QUESTIONS[:2])
     groups = [group_of(*pair) for pair in zip(QUESTIONS, rollouts, strict=False)]
-    groups = assign_credit(groups, find(method), options)
-    tokens = choose_tokens(groups, find(method), options, seed=0, step=0)
+    groups = assign_credit(Batch(groups), find(method), options)
+    tokens = choose_tokens(Batch(groups), find(method), options)
     over, rows = denominators(groups, tokens, options), trained_groups(groups, tokens, options)
     trained = own.text((micro := collate(own, rows)).packed, Distribution(0.8, own.banned))
     parts = losses(trained, micro, trained.stats.logp_NT.detach(), options, over)
@@ -110,8 +112,8 @@ def test_shared_tokens_are_computed_once() -> None:
     (rollouts,) = trees(backend, 10, QUESTIONS[:1])
     silent = [replace(r, entropy=np.zeros(60, np.float32)) for r in rollouts]
     options = small_config({"method": {"name": "ttrl"}}).method
-    groups = assign_credit([group_of(QUESTIONS[0], silent)], find("ttrl"), options)
-    (row,) = trained_groups(groups, choose_tokens(groups, find("ttrl"), options, 0, 0), options)
+    groups = assign_credit(Batch([group_of(QUESTIONS[0], silent)]), find("ttrl"), options)
+    (row,) = trained_groups(groups, choose_tokens(Batch(groups), find("ttrl"), options), options)
     prompt = len(policy().prompt(QUESTIONS[0]).ids_L)
     assert backend.drawn == 2 * (60 + 2 * 40 + 2 * 20)
     assert packed_length(policy(), row) == prompt + backend.drawn - len(rollouts)

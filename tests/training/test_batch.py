@@ -12,8 +12,10 @@ import torch
 from credited_groups import QUESTIONS, credited, group, mixed, options, rollout
 from small import digit_policy
 
-from mm_spine.methods.apply import Tokens, assign_credit, choose_tokens
+from mm_spine.methods.apply import assign_credit, choose_tokens
+from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
+from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.training.batch import (
     Leaf,
@@ -49,7 +51,7 @@ def test_equal_responses_with_other_masks_or_credit_are_leaves_of_their_own() ->
     """Exactly 3 of 12 tokens of the batch: a third of six equal ones falls to the first two responses alone."""
     equal = group([rollout(i, [1, 2], [0.9, 0.1]) for i in range(5)] + [rollout(5, [3, 4], [0.2, 0.3])], ["1"] * 6)
     own = options("spine", mask_rule="top_k", mask_scope="batch", share=0.25)
-    (chosen,) = choose_tokens([equal], find("spine"), own, seed=0, step=0)
+    (chosen,) = choose_tokens(Batch([equal]), find("spine"), own)
     row = merge_identical(replace(equal, advantages=torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 1.0])), chosen)
     assert [(leaf.rollout.weight, leaf.advantage) for leaf in row.leaves] == [(3, 1.0), (1, 1.0), (1, 2.0), (1, 1.0)]
     counted = sum(leaf.rollout.weight * int(leaf.tokens.policy_T.sum()) for leaf in row.leaves)
@@ -61,8 +63,8 @@ def test_a_group_without_a_selected_token_is_no_row() -> None:
     quiet = group([rollout(i, [i], [0.1 * i]) for i in range(4)], ["1", "2", "2", "2"])
     loud = group([rollout(i, [5, 6, 7, 8], [3.0, 3.1, 3.2, 3.3], 1) for i in range(4)], ["5"] * 4, 1)
     own = options("spine", mask_scope="batch", unanimous="skip")
-    groups = assign_credit([quiet, loud], find("spine"), own)
-    tokens = choose_tokens(groups, find("spine"), own, seed=0, step=0)
+    groups = assign_credit(Batch([quiet, loud]), find("spine"), own)
+    tokens = choose_tokens(Batch(groups), find("spine"), own)
     assert groups[0].advantages is not None and groups[0].advantages.any()
     assert trained_groups(groups, tokens, own) == []
     assert len(trained_groups(groups, tokens, options("spine", mask_scope="batch"))) == 1
@@ -143,7 +145,7 @@ def test_collate_puts_everything_in_its_place() -> None:
     groups, tokens, own = credited(unanimous="regularise", share=0.5)
     micro = collate(policy(), trained_groups(groups, tokens, own))
     assert micro.weight_N.tolist() == [1, 2, 1, 4]
-    assert micro.advantage_N1[:, 0].tolist() == pytest.approx([1.5, -0.5, -0.5, 0.0], abs=1e-5)
+    assert micro.advantage_NT[:, 0].tolist() == pytest.approx([1.5, -0.5, -0.5, 0.0], abs=1e-5)
     torch.testing.assert_close(micro.sampled_logp_NT[1], torch.tensor([-0.1, -0.9, 0, 0, 0]))
     assert micro.policy_NT[0].tolist() == [False, True, True, False, False]
     assert micro.band_NT.equal(micro.policy_NT)
