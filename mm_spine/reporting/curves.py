@@ -33,9 +33,10 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure over steps.
+    """One figure over steps, or over another number.
 
     Attributes:
+        over: what the x axis counts; "k" is logarithmic.
         scale: "share" is shown in percent; "log" has a logarithmic axis.
         band: two series; the area between them is shaded.
         note: text below the figure.
@@ -50,6 +51,7 @@ class Chart:
     band: tuple[Series, Series] | None = None
     note: str = ""
     mark: Mark | None = None
+    over: Literal["step", "k"] = "step"
 
     @property
     def heading(self) -> str:

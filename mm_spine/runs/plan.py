@@ -117,6 +117,8 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
     if not method.label_free and not allow_labels:
         # The reward of a control refuses to be made without the labels: this raises.
         method.reward(config.method)
+    if method.check is not None:
+        method.check(config.method)
     if config.split is not None and config.split not in benchmark.splits:
         raise ConfigError(
             f"split={config.split!r}: {benchmark.name} has no such split; {nearest(config.split, benchmark.splits)}"

@@ -274,7 +274,7 @@ class Run:
         def ended() -> str | None:
             return next((watcher.ends for watcher in watchers if watcher.ends is not None), None)
 
-        sampler = make_sampler(policy, self.config)
+        sampler = make_sampler(policy, self.config, growth=self.plan.method.grown(self.config.method, policy))
         listen_to_sampler(sampler, self.listeners.sampled)
         asked = min(self.config.optim.questions_per_step, len(labelled.questions))
         most_responses = {"sample": -(-asked // distributed.world_size()) * self.config.sampling.votes.max}

@@ -13,6 +13,7 @@ from mm_spine import distributed, evaluation
 from mm_spine.adapt import Adapted
 from mm_spine.evaluation import Metrics, TagScores
 from mm_spine.evaluation.answer_table import AnswerChanges
+from mm_spine.evaluation.turned import TurnedAnswers, turned_by_split
 from mm_spine.methods.table import changed_lines
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import Policy
@@ -55,6 +56,7 @@ class Summary(TypedDict):
     missing_rollouts: list[int]
     lmms_eval: dict[str, Any] | None
     answers: dict[str, AnswerChanges]
+    turned: dict[str, TurnedAnswers]
     labels: dict[str, Any] | None
     forecast: dict[str, Any] | None
     guard: GuardRecord | None
@@ -184,6 +186,7 @@ def summarise(
         missing_rollouts=findings.missing_rollouts,
         lmms_eval=findings.lmms_eval if config.evaluation.lmms_eval else None,
         answers=findings.answers,
+        turned=turned_by_split(findings.before, findings.after),
         # `mm-spine label` fills this in.
         labels=None,
         forecast=findings.forecast,
