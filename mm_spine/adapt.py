@@ -26,10 +26,12 @@ from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import assert_same_version, warn_of_cut_responses
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
+from mm_spine.sampling.wordings import by_wording, rejoined
 from mm_spine.training import checkpoint, step_report
 from mm_spine.training.batch import gather_groups, share_identical, trained_groups
 from mm_spine.training.fixed_band import measure_fixed_band
 from mm_spine.training.loss import Rules, denominators
+from mm_spine.training.measuring import measure_on_all_ranks
 from mm_spine.training.parity import Gap
 from mm_spine.training.schedule import batch_of, check_askable, check_questions, further_questions, learning_rate
 from mm_spine.training.scoring import needs_scores, score_on_all_ranks
@@ -96,11 +98,14 @@ def adapt(
     options of `method`. Raises ConfigError, FrozenError, ParityError, NotFinite, MemoryShortage.
     """
     config, row = for_method(config, method)
+    if row.check is not None:
+        row.check(config.method)
     check_questions(questions)
     if not row.trains or config.optim.steps == 0:
         return Adapted()
     check_askable(questions, policy, config.sampling.max_new_tokens)
-    loop = _Loop(questions, policy, sampler or make_sampler(policy, config), row, config, hooks or Hooks())
+    sampler = sampler or make_sampler(policy, config, growth=row.grown(config.method, policy))
+    loop = _Loop(questions, policy, sampler, row, config, hooks or Hooks())
     try:
         return loop.run()
     finally:
@@ -162,6 +167,7 @@ class _Loop:
             voted = self._voted(batch, step)
         within = [group for group in voted if sampling.votes.keeps(group.vote.share)]
         groups, gap = self._with_entropies(self._to_train(within))
+        groups = self._measured(groups)
 
         # What the method says: a credit for each response, and the tokens that train.
         drawn = Batch(groups, step, self.config.seed, self.memory)
@@ -193,7 +199,8 @@ class _Loop:
         report.cache_hits = step_report.encodes_saved(self.policy, done.groups)
         if sampling.votes.keep is not None:
             report.questions_sampled, report.questions_kept = len(voted), len(within)
-        return StepRecord(report, done.groups, tokens, self.seconds, self.updater.budget.at_once)
+        whole, tokens = rejoined(done.groups, tokens, [group.question for group in within])
+        return StepRecord(report, whole, tokens, self.seconds, self.updater.budget.at_once)
 
     def _voted(self, batch: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on a batch, and on further questions while too few votes are within `sampling.votes.keep`."""
@@ -215,7 +222,11 @@ class _Loop:
 
     def _to_train(self, groups: Sequence[Group]) -> list[Group]:
         """Keep the rollouts of each group that are trained on."""
-        return [share_identical(subsample(group, self.config.sampling.train_rollouts)) for group in groups]
+        kept = [subsample(group, self.config.sampling.train_rollouts) for group in groups]
+        return [share_identical(group) for group in self._by_wording(kept)]
+
+    def _by_wording(self, groups: Sequence[Group]) -> list[Group]:
+        return [part for group in groups for part in by_wording(group, self.config.sampling.wordings)]
 
     def _sample(self, questions: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on this rank's questions."""
@@ -234,6 +245,15 @@ class _Loop:
         with self._timed("update", part="score"):
             return self._score(groups)
 
+    def _measured(self, groups: Sequence[Group]) -> list[Group]:
+        """Have `groups` measured where the method's reward needs a further forward."""
+        if self.method.asks is None and self.method.judge is None:
+            return list(groups)
+        with self._timed("update", part="score"):
+            return measure_on_all_ranks(
+                self.policy, groups, self.method, self.config.method, self.updater.distribution, self.updater.budget
+            )
+
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
         updater = self.updater
         return score_on_all_ranks(self.policy, groups, updater.distribution, updater.budget, self.statistic)
@@ -247,7 +267,11 @@ class _Loop:
             self.sampler.sync(self.policy.trainable().items())
         if BAND not in self.memory:
             self.memory |= measure_fixed_band(
-                self.questions, self.sampler, self.method, self.config, lambda groups: self._with_entropies(groups)[0]
+                self.questions,
+                self.sampler,
+                self.method,
+                self.config,
+                lambda groups: self._with_entropies(self._by_wording(groups))[0],
             )
         return done
 

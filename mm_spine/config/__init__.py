@@ -16,7 +16,14 @@ from mm_spine.config.method import MethodConfig
 from mm_spine.config.model import LoraConfig, ModelConfig
 from mm_spine.config.prompt import PromptConfig
 from mm_spine.config.results import EvaluationConfig, ReportingConfig
-from mm_spine.config.sampling import DecodingConfig, SamplingConfig, TreeConfig, VLLMConfig, VotesConfig
+from mm_spine.config.sampling import (
+    DecodingConfig,
+    RegenerateConfig,
+    SamplingConfig,
+    TreeConfig,
+    VLLMConfig,
+    VotesConfig,
+)
 from mm_spine.config.training import CacheConfig, CheckpointConfig, EngineConfig, OptimConfig
 from mm_spine.config.values import (
     BelowOne,
@@ -50,6 +57,7 @@ __all__ = [
     "OptimConfig",
     "Positive",
     "PromptConfig",
+    "RegenerateConfig",
     "ReportingConfig",
     "RunConfig",
     "RunStopped",

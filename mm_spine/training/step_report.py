@@ -136,6 +136,8 @@ def describe(
     report.rollouts_sampled = sum(_votes(group) for group in voted)
     report.tokens_sampled = sum(r.own_tokens for r in sampled)
     report.tokens_saved = sum(tokens_saved(group, most_votes) for group in voted)
+    if any(group.measured is not None for group in groups):
+        report.reward_mean = float(torch.cat([group.rewards for group in groups if group.rewards is not None]).mean())
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     entropies = [rollout.entropy for rollout in rollouts if rollout.entropy is not None]
     if rollouts and len(entropies) == len(rollouts):
