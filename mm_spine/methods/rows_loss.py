@@ -63,6 +63,7 @@ ROWS: Mapping[str, Method] = {
         f"{_VOTED}\nL = L_ttrl - entropy_weight mean_t H_t",
         "The weight is the default of EPO's code (0.001); papers use 0.001 to 0.01. The entropy is exact over the "
         "vocabulary, at the sampling temperature.",
+        reported="With labels (arXiv 2509.25133, abstract): on long reasoning it does not help, entropy explodes.",
         signal=token_position,
         terms=entropy_bonus,
         entropies=False,
@@ -78,6 +79,8 @@ ROWS: Mapping[str, Method] = {
         "The paper's penalty is a constant (0.1) for a token outside of the corridor, which has no gradient; here it "
         "is the distance from the corridor in nats. Its weight does not change over the steps: the paper's text lets "
         "it grow, its code lets it fall. The paper has a mean for each turn of an agent; here a response is one turn.",
+        reported="With labels (arXiv 2509.22576, abstract): up to 152 % better on ScienceWorld and 19.8 % on ALFWorld, "
+        "agents of many turns.",
         signal=token_position,
         choice=rule("entropy_terms", "band_around_mean"),
         terms=entropy_bonus,
@@ -95,6 +98,8 @@ ROWS: Mapping[str, Method] = {
         "choice. The average is over weights; of adapters (LoRA) over their factors. The KL to the starting model "
         "(method.kl) is off; where it is set, its anchor moves too. T1's oversampling is sampling.votes.max above "
         "sampling.train_rollouts.",
+        reported="With labels, as a part of a recipe (arXiv 2501.11651, abstract): Qwen2.5-32B above QwQ-32B-Preview "
+        "on MATH500, AIME2024 and Omni-math-500.",
         signal=token_position,
         terms=bonus_and_anchor,
         anchor_decay=moving_anchor,
@@ -109,6 +114,8 @@ ROWS: Mapping[str, Method] = {
         "  c_t = (A_i - mean A) (log p_t - mean log p), means over the tokens of the step",
         "As the authors' code (Light-IF) computes it, with its scale and cap. Its means are over a micro-batch, ours "
         "over the step; its weights carry a gradient by the current log-probs, ours are fixed before the update.",
+        reported="With rewards for instructions kept, as a part of a recipe (arXiv 2508.03178, abstract): above larger "
+        "models on benchmarks of instruction following.",
         signal=token_position,
         choice=rule("entropy_terms", "covariance_weights"),
         terms=weighted_entropy,
@@ -126,11 +133,14 @@ ROWS: Mapping[str, Method] = {
         "measured before the update, by scoring the responses once more: with several optim.epochs the later ones keep "
         "its slope. The report's loss_terms.siren is that slope times the mean; memory has the means. The token that "
         "reaches siren_top_p is counted; the authors' code leaves it out.",
+        reported="With labels (arXiv 2509.25133, abstract): maj@k on AIME 2024/25 6.6 points above earlier "
+        "methods of this kind, Qwen2.5-Math-7B.",
         statistic=masked_entropy,
         signal=token_position,
         choice=rule("entropy_terms", "peak_weights"),
         terms=peak_entropy,
         remember=rule("entropy_terms", "peak_means"),
+        entropies=False,
         section=SirenConfig,
         options=_BASE,
     ),
