@@ -124,6 +124,8 @@ def costs(name: str, row: Method) -> Iterator[str]:
         yield "a statistic of every token: one forward more"
     if any(term.statistic is not None for term in row.terms(options)):
         yield "a statistic of the distribution at each token"
+    if any(term.anchored for term in row.terms(options)):
+        yield "the log-probs of an anchor that follows the policy"
     if options.kl != "none":
         yield f"the starting model's log-probs (method.kl={options.kl})"
     if row.remember is not None:

@@ -295,6 +295,11 @@ def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
             f"optim.epochs={config.optim.epochs}: the loss of method {config.method.name} is of a whole step and known "
             "before its first update only; set optim.epochs=1"
         )
+    if row.step_loss is not None and row.replay is not None:
+        raise ConfigError(
+            f"method {config.method.name}: a loss of the whole step knows no responses of earlier steps; leave out "
+            "step_loss or replay"
+        )
     for name, options in own.items():
         section = given.get(name)
         getattr(config, name).model_fields_set.difference_update(
