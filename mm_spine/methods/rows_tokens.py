@@ -30,6 +30,8 @@ WINDOW = 4
 """Tokens of a window of `window-entropy`, that of the token itself included."""
 
 _CLIP_HIGHER = {"clip_high": 0.28}
+# An importance ratio is above 0, and never as large as this.
+_UNCLIPPED = {"clip_low": 1.0, "clip_high": 1e9}
 
 
 def window_entropy(rollout: Rollout, seed: int, step: int) -> Tensor:
@@ -107,9 +109,9 @@ ROWS: Mapping[str, Method] = {
         signal=token_position,
         entropies=False,
         choice=rule("token_masks", "with_covarying"),
-        objective=rule("token_masks", "unclipped"),
         terms=_made("covariance_terms"),
         section=KlCovConfig,
+        options=_UNCLIPPED,
     ),
     "steer": Method(
         "tokens weighed by how little their update changes the entropy (STEER)",

@@ -64,8 +64,7 @@ def test_the_table_holds_the_methods_and_controls() -> None:
 
 def test_the_table_is_read_without_torch() -> None:
     """Listing the methods takes a fraction of a second; importing torch takes several."""
-    code = "import sys; from mm_spine.methods.rows_tokens import ROWS
-from mm_spine.methods.table import METHODS; print(len(METHODS), 'torch' in sys.modules)"
+    code = "import sys; from mm_spine.methods.table import METHODS; print(len(METHODS), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(METHODS)), "False"]
 

@@ -127,7 +127,9 @@ def test_losses_and_gradients_are_those_of_a_plain_loop(ratio_from: str, changes
     for budget, batches in ((10_000, 1), (1, alone), (130, 2)):
         found, gradients, count = packed_losses(policy, reference, step, options, ratio_from, budget)
         assert count == batches
-        torch.testing.assert_close(torch.stack(found[:3]), torch.stack(expected[:3]).detach(), rtol=TOLERANCE, atol=1e-6)
+        torch.testing.assert_close(
+            torch.stack(found[:3]), torch.stack(expected[:3]).detach(), rtol=TOLERANCE, atol=1e-6
+        )
         assert_gradients_equal(policy, gradients, plain)
 
 
