@@ -108,6 +108,7 @@ def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> G
         rollouts=tuple(group.rollouts[i] for i in chosen),
         answers=tuple(group.answers[i] for i in chosen),
         parsed=tuple(group.parsed[i] for i in chosen),
+        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
         rewards=rewards_M,
         dropped=frozenset(),
     )
