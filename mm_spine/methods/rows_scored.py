@@ -55,7 +55,8 @@ ROWS: Mapping[str, Method] = {
         "arXiv 2506.18254, 2602.03979",
         "o_i = reasoning z_i, answer y_i; y* = the winner of the vote\n"
         "r_i = max(log pi(y* | q, z_i), -floor) in nats, or with likelihood=mean_prob the mean of pi over y*'s tokens\n"
-        "A_i = (r_i - mean r) / (std r + eps) within the group of a question\n" + _PPO,
+        f"A_i = (r_i - mean r) / (std r + eps) within the group of a question\n{_PPO}\n"
+        "  + kl_weight mean_t (exp d_t - 1 - d_t), d_t = log pi_0 - log pi",
         "The vote stands for the reference answer of both papers. z_i ends at the last literal mention of the "
         'answer of the response, else after it and the words "The answer is". The token after y* counts too. Floor 7 '
         "nats, also for a response without an answer; eps 0.01, so that rounding is no preference. RLPR subtracts the "
