@@ -47,6 +47,11 @@ def check_clip(options: ClipConfig) -> None:
         raise ConfigError(f"method.clip={options.clip}: its model_type is {kind!r}, not clip; give a CLIP's folder")
 
 
+def clip_folder(options: ClipConfig) -> list[Path]:
+    """Return the folder that `rlcf` reads."""
+    return [] if options.clip is None else [options.clip]
+
+
 _PPO = "L = -mean_t g_t, g_t = min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i), rho_t = pi / pi_old"
 
 ROWS: Mapping[str, Method] = {
@@ -87,6 +92,7 @@ ROWS: Mapping[str, Method] = {
         signal=token_position,
         entropies=False,
         check=check_clip,
+        reads=clip_folder,
         section=ClipConfig,
         options={"advantage": "center"},
     ),

@@ -55,7 +55,7 @@ def by_label(finished: Sequence[Ended]) -> Labelled:
 
 
 def comparisons(cells: Labelled) -> Families:
-    """Compare every row with each reference by pass@1 after adaptation, paired by seed, corrected within each family."""
+    """Compare every row with each reference by pass@1 after adaptation, paired by seed; each family corrected alone."""
     found = {}
     for group in RATES:
         labels = [label for name, label in cells if name == group and label != "none"]

@@ -118,7 +118,7 @@ def fabricate(output: Path, cell: Cell, scores: Sequence[float], stopped: str = 
 def test_the_catalogue_page_computes_what_it_says(tmp_path: Path) -> None:
     """ttrl ends at 60 %; spine 2, 3 and 4 points above it, rent 20 below with a spread of 2, random-mask has one seed.
 
-    spine: mean 3, standard error 1/sqrt(3) points: t = 5.196 with two degrees of freedom, p = 0.0351, the larger of two,
+    spine: mean 3, standard error 1/sqrt(3) points: t = 5.196, two degrees of freedom, p = 0.0351, the larger of two,
     which Holm's method leaves. rent: t = -17.32, p = 0.0033, which it doubles.
     """
     wanted = {"ttrl": (0.6, 0.0), "spine": (0.62, 0.01), "rent": (0.4, 0.02), "random-mask": (0.55, 0.0)}
