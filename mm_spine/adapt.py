@@ -26,6 +26,7 @@ from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import assert_same_version, warn_of_cut_responses
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
+from mm_spine.sampling.wordings import by_wording, rejoined
 from mm_spine.training import checkpoint, step_report
 from mm_spine.training.batch import gather_groups, share_identical, trained_groups
 from mm_spine.training.fixed_band import measure_fixed_band
@@ -103,7 +104,8 @@ def adapt(
     if not row.trains or config.optim.steps == 0:
         return Adapted()
     check_askable(questions, policy, config.sampling.max_new_tokens)
-    loop = _Loop(questions, policy, sampler or make_sampler(policy, config), row, config, hooks or Hooks())
+    sampler = sampler or make_sampler(policy, config, growth=row.grown(config.method, policy))
+    loop = _Loop(questions, policy, sampler, row, config, hooks or Hooks())
     try:
         return loop.run()
     finally:
@@ -124,7 +126,10 @@ class _Loop:
     ) -> None:
         self.questions, self.policy, self.sampler = questions, policy, sampler
         self.method, self.config, self.hooks = method, config, hooks
-        self.rules = Rules(method.objective(config.method), method.terms(config.method))
+        options = config.method
+        decay = None if method.anchor_decay is None else method.anchor_decay(options)
+        self.rules = Rules(method.objective(options), method.terms(options), decay)
+        self.statistic = None if method.statistic is None else method.statistic(options)
         self.updater = Updater(policy, config, self.rules)
         self.memory: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -187,12 +192,15 @@ class _Loop:
 
         if self.method.remember is not None:
             self.memory |= self.method.remember(options)(done, tokens)
+            numbers = {name: value for name, value in self.memory.items() if isinstance(value, int | float)}
+            report.memory = numbers or None
 
         step_report.describe(report, voted, done.groups, tokens, sampling.votes.max)
         report.cache_hits = step_report.encodes_saved(self.policy, done.groups)
         if sampling.votes.keep is not None:
             report.questions_sampled, report.questions_kept = len(voted), len(within)
-        return StepRecord(report, done.groups, tokens, self.seconds, self.updater.budget.at_once)
+        whole, tokens = rejoined(done.groups, tokens, [group.question for group in within])
+        return StepRecord(report, whole, tokens, self.seconds, self.updater.budget.at_once)
 
     def _voted(self, batch: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on a batch, and on further questions while too few votes are within `sampling.votes.keep`."""
@@ -214,7 +222,11 @@ class _Loop:
 
     def _to_train(self, groups: Sequence[Group]) -> list[Group]:
         """Keep the rollouts of each group that are trained on."""
-        return [share_identical(subsample(group, self.config.sampling.train_rollouts)) for group in groups]
+        kept = [subsample(group, self.config.sampling.train_rollouts) for group in groups]
+        return [share_identical(group) for group in self._by_wording(kept)]
+
+    def _by_wording(self, groups: Sequence[Group]) -> list[Group]:
+        return [part for group in groups for part in by_wording(group, self.config.sampling.wordings)]
 
     def _sample(self, questions: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on this rank's questions."""
@@ -224,7 +236,7 @@ class _Loop:
         return groups
 
     def _with_entropies(self, groups: Sequence[Group]) -> tuple[list[Group], Gap | None]:
-        """Score `groups` only where the method needs entropies that the sampler did not give.
+        """Score `groups` only where the method needs entropies that the sampler did not give, or has a statistic.
 
         That also measures the gap, else None.
         """
@@ -243,7 +255,8 @@ class _Loop:
             )
 
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
-        return score_on_all_ranks(self.policy, groups, self.updater.distribution, self.updater.budget)
+        updater = self.updater
+        return score_on_all_ranks(self.policy, groups, updater.distribution, updater.budget, self.statistic)
 
     def _start(self) -> int:
         """Resume where the hooks ask for it. Returns the number of steps done."""
@@ -254,7 +267,11 @@ class _Loop:
             self.sampler.sync(self.policy.trainable().items())
         if BAND not in self.memory:
             self.memory |= measure_fixed_band(
-                self.questions, self.sampler, self.method, self.config, lambda groups: self._with_entropies(groups)[0]
+                self.questions,
+                self.sampler,
+                self.method,
+                self.config,
+                lambda groups: self._with_entropies(self._by_wording(groups))[0],
             )
         return done
 

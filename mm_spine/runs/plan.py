@@ -130,6 +130,8 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
         raise ConfigError(f"method.band_anchor=initial: method {config.method.name!r} has no band")
     if config.scope == "question" and distributed.launched_processes() > 1:
         raise ConfigError("scope=question runs on one process: start one run per GPU, each with its own questions")
+    if config.scope == "question" and config.guard.settle is not None:
+        raise ConfigError("guard.settle is for scope=dataset: with scope=question set optim.steps, or leave it out")
     _check_partition(config)
     check_sampler(config.sampling.backend)
     lmms_hook.check(config)

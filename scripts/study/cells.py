@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config.layers import read_config
@@ -23,7 +23,10 @@ VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """A cell's method where it is not the method's plain name: (name, overrides)."""
 
 COMMON = ("threads=1", "engine.measure_update=true", "reporting.images=false")
-HEAVY = "direct_heavy_model"
+HEAVY, CLEAN = "direct_heavy_model", "clean_model"
+RECIPES: Mapping[str, str] = {HEAVY: "direct-heavy", CLEAN: "clean"}
+"""Checkpoint to build -> its recipe (`source_recipe.py`)."""
+
 FACTOR = 10
 CATALOGUE_SEEDS, COMMON_FACTOR = 8, 4
 """Seeds of the catalogue, and its common learning rate as a multiple of the default."""
@@ -67,6 +70,20 @@ def groups() -> Mapping[str, Group]:
         ),
         "long": Group(pair, 2, f"{steps} steps, {FACTOR} times the default", (f"optim.steps={steps}",)),
     }  # fmt: skip
+
+
+class AnyCell(Protocol):
+    """A run of a study: its folder, its method, the checkpoint to build first, what it needs, and its settings."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    def config(self, output: Path) -> RunConfig: ...
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from cells import Cell, catalogue, cells, frontier, rows
+from cells import RECIPES, AnyCell, Cell, catalogue, cells, frontier, rows
 
 from mm_spine.files import read_json, write_json
 
@@ -46,7 +46,7 @@ class Task:
 
     name: str
     needs: tuple[str, ...]
-    cell: Cell | None = None
+    cell: AnyCell | None = None
 
 
 def tasks(chosen: Iterable[Cell], output: Path) -> list[Task]:
@@ -124,11 +124,11 @@ def _drop(folder: Path) -> None:
 
 
 def _build_model(folder: Path) -> None:
-    """Build the second source checkpoint in a folder beside `folder`, then rename it."""
+    """Build the checkpoint of that name in a folder beside `folder`, then rename it."""
     aside = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     script = SCRIPTS / "train_source_checkpoint.py"
-    subprocess.run([sys.executable, str(script), "--recipe", "direct-heavy", "--output", str(aside)], check=True)
+    subprocess.run([sys.executable, str(script), "--recipe", RECIPES[folder.name], "--output", str(aside)], check=True)
     aside.rename(folder)
 
 
@@ -276,7 +276,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def choose(table: Sequence[Cell], patterns: Sequence[str] | None) -> list[Cell]:
+AnyOfThem = TypeVar("AnyOfThem", bound=AnyCell)
+
+
+def choose(table: Sequence[AnyOfThem], patterns: Sequence[str] | None) -> list[AnyOfThem]:
     """Return the cells that match one of the patterns, or all without a pattern. Exits when none matches."""
     chosen = [c for c in table if not patterns or any(fnmatch.fnmatch(c.name, pattern) for pattern in patterns)]
     if not chosen:
