@@ -60,7 +60,10 @@ GROUPS = {
     "Terms and loss": ("loss", "memory"),
     "Sampling and replay": ("sampling", "replay"),
 }
-"""Heading -> what a row of that group changes first. The first group has the rows that change none of these."""
+"""Heading -> what rows of that group change, in the order in which the groups are printed."""
+
+DECISIVE = ("sampling", "replay", "reward", "credit", "loss", "memory", "band", "tokens", "token weights")
+"""What a row is grouped by: the first of these that it changes. One that changes none is in the first group."""
 
 NOT_BUILT = {
     "RLFR (arXiv 2510.10201)": "its reward is measured in a flow field of hidden states that is fitted to expert data "
@@ -88,8 +91,9 @@ def grouped() -> dict[str, list[str]]:
     """Heading -> names of its methods, in the order of the table; headings without one are left out."""
     found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
     for name, row in METHODS.items():
-        first = changes(row).split(", ")[0]
-        heading = next((h for h, aspects in GROUPS.items() if first in aspects), next(iter(GROUPS)))
+        changed = changes(row).split(", ")
+        decisive = next((aspect for aspect in DECISIVE if aspect in changed), None)
+        heading = next((h for h, aspects in GROUPS.items() if decisive in aspects), next(iter(GROUPS)))
         found[heading].append(name)
     return {heading: names for heading, names in found.items() if names}
 
@@ -114,20 +118,24 @@ def costs(name: str, row: Method) -> Iterator[str]:
     if not row.trains:
         return
     options = configure({"method": {"name": name}}).method
-    if row.sampling or row.replay is not None:
-        yield "its own sampling" if row.sampling else "earlier rollouts are trained again"
+    if row.sampling or row.growth is not None:
+        yield "its own sampling"
+    if row.replay is not None:
+        yield "earlier rollouts are trained again"
     if row.asks is not None:
         yield "one forward over every response with another answer"
     if row.judge is not None:
         yield "another model over images and answers"
     if row.entropies:
         yield "token entropies"
-    if getattr(row, "statistic", None) is not None:
+    if row.statistic is not None:
         yield "a statistic of every token: one forward more"
     if any(term.statistic is not None for term in row.terms(options)):
         yield "a statistic of the distribution at each token"
     if options.kl != "none":
         yield f"KL to the starting model ({options.kl})"
+    if row.anchor_decay is not None:
+        yield "an anchor that follows the policy"
     if row.remember is not None:
         yield "a memory across steps"
 
