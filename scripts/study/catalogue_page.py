@@ -190,7 +190,7 @@ def forest(families: Families, path: Path) -> bool:
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
     return True
