@@ -60,13 +60,13 @@ def test_the_frontier_has_rates_and_steps_without_the_guard(tmp_path: Path) -> N
     default = cells.digits_config().optim.lr
     assert len(table) == len({cell.name for cell in table}) == 4 + 2 * 2 * 5 * 4
     configs = {cell.name: cell.config(tmp_path) for cell in table[4:]}
-    assert {config.guard.act for config in configs.values()} == {"off"}
+    assert {(config.guard.act, config.evaluation.held_out) for config in configs.values()} == {("off", False)}
     for steps in (12, 96):
         for rate in (1, 2, 4, 8, 16):
             config = configs[f"frontier-{steps}-x{rate}/spine/seed_3"]
             assert (config.optim.steps, config.seed, config.method.name) == (steps, 3, "spine")
             assert config.optim.lr == pytest.approx(rate * default)
-    assert all(cell.lean and cell.before == f"main/none/seed_{cell.seed}" for cell in table[4:])
+    assert all(cell.lean and cell.before == f"frontier/none/seed_{cell.seed}" for cell in table[4:])
     assert "oracle" not in cells.rows() and set(cells.rows()) - {"ttrl-ear-clip"} <= METHODS.keys()
 
 
