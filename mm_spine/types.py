@@ -170,7 +170,8 @@ class Rollout:
 
     `logp` (T,) are the log-probs of the drawn tokens, nats. `entropy` (T,) are exact token entropies, nats, None where
     the sampler gives none. A branch of a tree names its `parent` rollout's index and `fork_at`, the first token of its
-    own. `weight` counts the identical rollouts that a leaf stands for.
+    own. `weight` counts the identical rollouts that a leaf stands for. `thinking` counts the tokens up to the end of
+    the first tag that closes a block of thinking, None where the text has no such tag.
     """
 
     question_id: str
@@ -183,6 +184,7 @@ class Rollout:
     parent: int | None = None
     fork_at: int | None = None
     weight: int = 1
+    thinking: int | None = None
 
     @property
     def own_tokens(self) -> int:

@@ -85,8 +85,9 @@ def by_step_loss(
     ratios = [[torch.zeros(len(r.token_ids), requires_grad=True) for r in group.rollouts] for group in batch.groups]
     leaves = [ratio_T for group in ratios for ratio_T in group]
     value = loss(batch, ratios)
+    found = float(value.detach())
     if not value.requires_grad:
-        return float(value), [list(group) for group in tokens]
+        return found, [list(group) for group in tokens]
     gradients = iter(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
 
     def with_advantage(chosen: Tokens, copies: int) -> Tokens:
@@ -94,11 +95,11 @@ def by_step_loss(
         length = len(chosen.policy_T) if options.policy_denominator == "response" else 1
         return chosen._replace(advantage_T=-next(gradients) * (over * length / copies))
 
-    found = [
+    by_group = [
         [with_advantage(chosen, r.weight) for r, chosen in zip(group.rollouts, own, strict=True)]
         for group, own in zip(batch.groups, tokens, strict=True)
     ]
-    return float(value), found
+    return found, by_group
 
 
 def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> Group:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config.layers import build, expand_layer, merge
+from mm_spine.methods import rows_credit
 from mm_spine.methods.choices import (
     exact_share,
     from_labels,
@@ -171,6 +172,7 @@ METHODS: dict[str, Method] = {
         options=_TTRL_OPTIONS,
         label_free=False,
     ),
+    **rows_credit.ROWS,
 }
 
 
