@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mm_spine import distributed
 from mm_spine.adapt import Hooks, adapt
+from mm_spine.methods.table import METHODS
 from mm_spine.runs.run import run
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.engine import Engine
@@ -37,7 +38,10 @@ CASES: dict[str, Mapping[str, Any]] = {
     "alone": {"optim": {"questions_per_step": 1}},
     "epochs": {"optim": {"epochs": 2, "lr": 0.1}, "method": {"kl": "k3"}},
     "scored": {"optim": {"questions_per_step": 1}},
+    "asked": {"method": {"name": "likelihood"}, "optim": {"questions_per_step": 3}},
 }
+ROWS = [name for name, row in METHODS.items() if row.trains and row.label_free and row.check is None]
+"""The methods that need nothing beyond their defaults, each of which takes a step without ZeRO."""
 WITHOUT_ENTROPIES = ("scored",)
 """Cases whose sampler gives none, so that the ranks score, the second one nothing."""
 
@@ -69,9 +73,11 @@ def sgd(parameters: Any, lr: float, **ignored: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=lr)
 
 
-def one_step(stage: int, case: str, rollouts: Mapping[str, list[Rollout]]) -> dict[str, Any]:
+def one_step(
+    stage: int, layers: Mapping[str, Any], rollouts: Mapping[str, list[Rollout]], silent: bool = False
+) -> dict[str, Any]:
     """The gradients before each optimiser step, the weights after the last, and the report."""
-    config = small_config(STEP, CASES[case], {"engine": {**CASES[case].get("engine", {}), "zero_stage": stage}})
+    config = small_config(STEP, layers, {"engine": {**layers.get("engine", {}), "zero_stage": stage}})
     policy, gradients, records = digit_policy(), [], []
     usual = Engine.step
 
@@ -80,7 +86,7 @@ def one_step(stage: int, case: str, rollouts: Mapping[str, list[Rollout]]) -> di
         return usual(self, lr)
 
     with mock.patch("torch.optim.AdamW", sgd), mock.patch.object(Engine, "step", stepping):
-        sampler = Silent(Saved(rollouts)) if case in WITHOUT_ENTROPIES else Saved(rollouts)
+        sampler = Silent(Saved(rollouts)) if silent else Saved(rollouts)
         adapt(QUESTIONS, policy, sampler, config=config, hooks=Hooks(on_step=records.append))
     return {"gradients": gradients, "weights": policy.weights(), "report": vars(records[0].report)}
 
@@ -107,9 +113,13 @@ def main(folder: Path) -> None:
     rollouts = torch.load(folder / "rollouts.pt", weights_only=False)
     for case in CASES:
         for stage in STAGES:
-            result = one_step(stage, case, rollouts)
+            result = one_step(stage, CASES[case], rollouts, silent=case in WITHOUT_ENTROPIES)
             if distributed.rank() == 0:
                 torch.save(result, folder / f"{case}_{stage}.pt")
+    for name in ROWS:
+        result = one_step(0, {"method": {"name": name}}, rollouts)
+        if distributed.rank() == 0:
+            torch.save(result, folder / f"row_{name}_0.pt")
     for stage in STAGES[1:]:
         result = stopped_and_resumed(stage, folder / f"checkpoints{stage}")
         if distributed.rank() == 0:

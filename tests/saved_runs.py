@@ -132,7 +132,7 @@ def accuracy(step: int) -> dict[str, Any]:
 def undrawn(folder: Path) -> str:
     """The page with all its charts, none of them drawn: drawing is what takes the time."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_scores", "draw_entropy", "draw_chart"):
+        for name in ("draw_scores", "draw_pass_at_k", "draw_entropy", "draw_chart"):
             patch.setattr(page_figures, name, lambda what, as_files: _placeholder(what))
         return report.render_report(read_run(folder))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ranks import CASES, STAGES, main, save_rollouts
+from ranks import CASES, ROWS, STAGES, main, save_rollouts
 from small import small_config, write_data, write_model
 
 from mm_spine import distributed, files
@@ -64,7 +64,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         "benchmark": str(write_data(shared / "data")),
         "model": {"path": str(write_model(shared / "model"))},
         "engine": {"zero_stage": 3, "token_budget": 200},
-        "optim": {"questions_per_step": 3, "steps": 2},
+        # All questions in every step: their votes are compared in the second one, which ends the run.
+        "optim": {"questions_per_step": 6, "steps": 3},
+        "guard": {"settle": 0.99, "settle_over": 5},
         "sampling": {"votes": {"max": 9, "stop": "confident", "level": 0.5}, "tree": {"forks": 1, "branches": 1}},
         "checkpoint": {"every": 2},
     }
@@ -101,6 +103,16 @@ def test_gradients_and_weights_are_those_of_one_process_without_zero(
     assert_close(found["weights"], expected["weights"])
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_two_processes_take_the_step_of_every_method_that_one_takes(outcomes: dict[int, Path], name: str) -> None:
+    expected, found = (load(outcomes, processes, f"row_{name}", 0) for processes in (1, 2))
+    assert_reports_agree(found["report"], expected["report"])
+    assert len(found["gradients"]) == len(expected["gradients"]) == 1
+    mine, theirs = (torch.cat([g.flatten() for g in each["gradients"][0].values()]) for each in (found, expected))
+    assert float(theirs.norm()) > 0
+    assert float((mine - theirs).norm()) <= 1e-5 * float(theirs.norm())
+
+
 def test_the_step_is_large_enough_to_show(outcomes: dict[int, Path]) -> None:
     """The update is far above the tolerance of the comparison of weights."""
     from small import digit_policy
@@ -127,7 +139,10 @@ def assert_reports_agree(found: dict[str, Any], expected: dict[str, Any]) -> Non
     """Counts equal, figures up to rounding."""
     assert {name: found[name] for name in COUNTED} == {name: expected[name] for name in COUNTED}
     for name in ROUNDED:
-        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+        if expected[name] is None:
+            assert found[name] is None, name
+        else:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
     assert found["parity_max"] < 1e-4
 
 
@@ -168,7 +183,7 @@ def test_a_whole_run_of_two_processes_draws_the_same_trees_in_the_same_order(out
     ]
     assert drawn[0] == drawn[1] and any(row[3] is not None for row in drawn[0])
     steps = files.read_json_lines(outcomes[2] / "run" / "steps.jsonl")
-    assert sum(row["rollouts_sampled"] for row in steps) < 9 * 5 and all(row["tokens_saved"] > 0 for row in steps)
+    assert sum(row["rollouts_sampled"] for row in steps) < 9 * 5 * 2 and all(row["tokens_saved"] > 0 for row in steps)
 
 
 def test_a_whole_run_of_two_processes_says_the_same(outcomes: dict[int, Path]) -> None:
@@ -182,6 +197,14 @@ def test_a_whole_run_of_two_processes_says_the_same(outcomes: dict[int, Path]) -
     items = [files.read_json_lines(outcomes[n] / "run" / "evaluation" / "after.jsonl") for n in (1, 2)]
     asked = [[(item["split"], item["id"]) for item in each] for each in items]
     assert asked[0] == asked[1] and len(asked[0]) == 5 + 2
+
+
+def test_a_whole_run_of_two_processes_settles_by_the_same_votes(outcomes: dict[int, Path]) -> None:
+    one, two = (outcomes[n] / "run" for n in (1, 2))
+    assert (one / "votes.jsonl").read_bytes() == (two / "votes.jsonl").read_bytes()
+    ends = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
+    assert [end["stopped_by"] for end in ends] == ["settled"] * 2
+    assert ends[0]["settled"] == ends[1]["settled"] and ends[0]["settled"]["compared"] == 5
 
 
 def test_a_whole_run_of_two_processes_saves_whole_weights(outcomes: dict[int, Path]) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +93,16 @@ def test_the_metrics_block_by_hand(items: list[Item]) -> None:
     expected = {
         "greedy": 1 / 3, "pass_at_1": 0.25, "maj_at_n": 1 / 3, "pass_at_n": 2 / 3, "unparsed": 5 / 12,
         "mean_entropy": 0.5, "mean_length": (7 * len(box(7)) + 5 * len(LOST)) / 12, "n": 3, "n_labelled": 3,
+        # Entropy of 2 : 1 : 1 with the unparsed sample, of 2 : 1 : 1, and of no answer at all.
+        "answer_entropy": 2 / 3 * (log(4) - log(2) / 2), "distinct_answers": 5 / 3,
     }  # fmt: skip
     assert {name: block[name] for name in expected} == pytest.approx(expected)
+    assert block["pass_at_k"] == pytest.approx([0.25, (5 / 6 + 1 / 2) / 3, (1 + 3 / 4) / 3, 2 / 3])
     for name in ("greedy", "pass_at_1", "maj_at_n"):
         low, high = block[f"{name}_ci95"]
         assert low <= block[name] <= high
     assert block["pass_at_1_ci95"] == [0.0, 0.5]  # of 27 resamples, 1/27 > 2.5 % are all "c", and all "a"
-    assert set(block) - set(expected) == {"greedy_ci95", "pass_at_1_ci95", "maj_at_n_ci95"}
+    assert set(block) - set(expected) == {"greedy_ci95", "pass_at_1_ci95", "maj_at_n_ci95", "pass_at_k"}
     json.dumps(block, allow_nan=False)
 
 
@@ -142,11 +146,10 @@ def test_label_free_figures_need_no_key(items: list[Item]) -> None:
     without = {"greedy": None, "verdicts": None, "vote_score": None}
     assert blind == [replace(item, **without) for item in items]
     block = evaluation.metrics(blind)
-    assert {name: block[name] for name in ("mean_length", "mean_entropy", "unparsed", "n")} == (
-        evaluation.label_free_metrics(items)
-    )
+    names = ("mean_length", "mean_entropy", "answer_entropy", "distinct_answers", "unparsed", "n")
+    assert {name: block[name] for name in names} == evaluation.label_free_metrics(items)
     scores = [name for name in block if name.startswith(("greedy", "pass", "maj"))]
-    assert len(scores) == 7 and all(block[name] is None for name in scores)
+    assert len(scores) == 8 and all(block[name] is None for name in scores)
     assert block["n_labelled"] == 0
 
 

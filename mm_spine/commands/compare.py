@@ -21,20 +21,32 @@ def compare(
         typer.Option(help="Test against this run's method, by pass@1, instead of the starting model's own vote."),
     ] = None,
     curves: Annotated[bool, typer.Option("--curves", help="A picture shows the curves over steps.")] = False,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further columns: pass@k, answers (how they vary), learnt (and corrupted), shares (the same by the "
+            "vote's share at the start). LaTeX then has these, a picture pass@k over k."
+        ),
+    ] = None,
 ) -> None:
     """A table of runs: before, vote, after, paired differences with 95 % intervals and tests; a page or a figure."""
+    from mm_spine.reporting.column_sets import columns_table
     from mm_spine.reporting.compare import compare_runs, comparison_table
     from mm_spine.reporting.comparison import write_comparison
     from mm_spine.reporting.contrasts import contrast_table
     from mm_spine.reporting.finished_run import UnfinishedRun, load_run
 
     if output is not None:
-        write_comparison(runs, output, against, curves)
+        write_comparison(runs, output, against, curves, columns or ())
     elif curves:
         raise ValueError("--curves needs --output with a name that ends in .pdf, .svg or .png")
+    comparison = compare_runs(runs, against)
+    further = [columns_table(comparison, name) for name in columns or ()]
     printing.console.print(comparison_table(runs, against))
-    if tested := compare_runs(runs, against).contrasts:
-        printing.console.print("", contrast_table(tested))
+    for table in further:
+        printing.console.print("", table)
+    if comparison.contrasts:
+        printing.console.print("", contrast_table(comparison.contrasts))
     if output is not None:
         printing.print_written(output)
     unusable = [run for run in map(load_run, runs) if isinstance(run, UnfinishedRun)]

@@ -23,7 +23,8 @@ def evaluate(
     seed: Seed = None,
     plugin: Plugins = None,
 ) -> None:
-    """Greedy, pass@1, maj@N and pass@N of a model with intervals, on the adapted split or `split=NAME`."""
+    """Greedy, pass@1, maj@N and pass@k of a model, and how its answers vary, on the adapted split or `split=NAME`."""
+    from mm_spine.reporting.pass_at_k import at_shown_k
     from mm_spine.runs.evaluate import evaluate_model
     from mm_spine.runs.listeners.live import watching
     from mm_spine.runs.plan import load_config
@@ -35,6 +36,8 @@ def evaluate(
     with watching() as listener:
         figures = evaluate_model(config, output, listener)
     skipped, bad_rows, breakdowns = (figures.pop(name) for name in ("skipped", "bad_rows", "breakdown"))
+    curve = figures.pop("pass_at_k") or []
+    figures |= {f"pass_at_k, k = {k}": share for k, share in at_shown_k(curve).items()}
     printing.print_mapping(f"{model} on {benchmark}", figures)
     for tag, rows in breakdowns.items():
         printing.print_breakdown(tag, rows)

@@ -1,8 +1,8 @@
 """Grading against gold answers: the only code that sees one.
 
 pass@1 is the mean score over N samples, maj@N the score of the vote's answer, pass@N the best score (TTRL,
-arXiv 2504.16084, section 3). Greedy is one response at temperature 0. The same grader serves before, during and after
-adaptation.
+arXiv 2504.16084, section 3), pass@k the chance that one of k samples is right. Greedy is one response at temperature 0.
+The same grader serves before, during and after adaptation.
 """
 
 from __future__ import annotations
@@ -54,16 +54,22 @@ class Item:
 
 
 class LabelFree(TypedDict):
-    """Figures of the samples that need no label: length in tokens, entropy in nats, share of unparsed responses."""
+    """Figures of the samples that need no label: length in tokens, entropies in nats (`mean_entropy` of a token,
+    `answer_entropy` of the answers to one question), distinct answers to one question, share of unparsed responses."""
 
     mean_length: float
     mean_entropy: float | None
+    answer_entropy: float
+    distinct_answers: float
     unparsed: float
     n: int
 
 
 class Metrics(LabelFree):
-    """One metrics block of summary.json: scores in [0, 1] with their 95 % intervals, and the label-free figures."""
+    """One metrics block of summary.json: scores in [0, 1] with their 95 % intervals, and the label-free figures.
+
+    Entry k - 1 of `pass_at_k` is pass@k.
+    """
 
     greedy: float | None
     greedy_ci95: list[float] | None
@@ -72,6 +78,7 @@ class Metrics(LabelFree):
     maj_at_n: float | None
     maj_at_n_ci95: list[float] | None
     pass_at_n: float | None
+    pass_at_k: list[float] | None
     n_labelled: int
 
 
@@ -262,9 +269,20 @@ def metrics(items: Sequence[Item]) -> Metrics:
         maj_at_n=mean_or_none(maj),
         maj_at_n_ci95=_interval(maj),
         pass_at_n=mean_or_none(pass_n),
+        pass_at_k=pass_at_k(items),
         **free,
         n_labelled=sum(item.verdicts is not None for item in items),
     )
+
+
+def pass_at_k(items: Sequence[Item]) -> list[float] | None:
+    """Return the mean pass@k over the questions with a gold answer, for k = 1, 2, ...; None where there are none.
+
+    A sample is right or wrong, by its verdict's `correct`: where scores lie between 0 and 1, entry 0 is not pass@1.
+    """
+    graded = [item.verdicts for item in items if item.verdicts is not None]
+    counts = [(len(verdicts), sum(verdict.correct for verdict in verdicts)) for verdicts in graded]
+    return measures.mean_pass_at_k(counts) if counts else None
 
 
 def breakdown(
@@ -308,8 +326,8 @@ def _interval(values: Sequence[float]) -> list[float] | None:
 def label_free_metrics(items: Sequence[Item]) -> LabelFree:
     """Compute the figures that show a collapse without any label.
 
-    The mean entropy is over tokens, None where the sampler gave no entropies. Raises ValueError when there are no
-    items.
+    The mean entropy is over tokens, None where the sampler gave no entropies; entropy of the answers and distinct
+    answers are means over questions. Raises ValueError when there are no items.
     """
     if not items:
         raise ValueError("nothing was evaluated: no question could be asked")
@@ -320,6 +338,8 @@ def label_free_metrics(items: Sequence[Item]) -> LabelFree:
     return LabelFree(
         mean_length=float(lengths.mean()),
         mean_entropy=float(np.average(nats, weights=tokens)) if known.any() else None,
+        answer_entropy=float(np.mean([measures.answer_entropy(item.classes) for item in items])),
+        distinct_answers=float(np.mean([measures.distinct_answers(item.classes) for item in items])),
         unparsed=float(np.mean([flag for item in items for flag in item.unparsed])),
         n=len(items),
     )
@@ -333,10 +353,10 @@ class _Oracle:
     label_free: bool = False
 
     def __call__(self, group: Group) -> Tensor:
-        question = group.question
-        if question.id not in self.key:
-            raise ValueError(f"question {question.id!r} has no gold answer; the oracle needs one for every question")
-        verdicts = grade_all(group.parsed, self.key[question.id], question.spec)
+        name = group.wording_of or group.question.id
+        if name not in self.key:
+            raise ValueError(f"question {name!r} has no gold answer; the oracle needs one for every question")
+        verdicts = grade_all(group.parsed, self.key[name], group.question.spec)
         # A response that does not vote, because it was cut off, is rewarded as one without an answer.
         pairs = zip(verdicts, group.answers, strict=True)
         return torch.tensor([float(verdict.correct and answer is not None) for verdict, answer in pairs])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+from mm_spine import measures
 from mm_spine.evaluation import Item
 from mm_spine.processors.answers import parse, same
 from mm_spine.types import Answer, Question
@@ -18,7 +18,8 @@ class AnswerRow:
 
     `answer_*` is the parsed greedy answer, `vote_*` the answer of the vote over the samples, "" where there is none;
     `vote_share_*` is the share of all samples that gave it, with four digits. `changed` is "yes" where the greedy
-    answers before and after differ in meaning, else "no".
+    answers before and after differ in meaning, else "no". `answer_entropy_*` is the entropy of the samples' answers in
+    nats, with four digits, `distinct_answers_*` their number.
     """
 
     id: str
@@ -31,6 +32,10 @@ class AnswerRow:
     vote_share_before: float
     vote_share_after: float
     changed: str
+    answer_entropy_before: float
+    answer_entropy_after: float
+    distinct_answers_before: int
+    distinct_answers_after: int
 
 
 class AnswerChanges(TypedDict):
@@ -67,7 +72,8 @@ def changes_by_split(rows: Iterable[AnswerRow]) -> dict[str, AnswerChanges]:
 
 
 def rows_of_one(questions: Iterable[Question], items: Iterable[Item]) -> list[dict[str, object]]:
-    """Return the answers of a single evaluation: id, split, question, answer, vote and vote_share."""
+    """Return the answers of a single evaluation: id, split, question, answer, vote, vote_share, answer_entropy and
+    distinct_answers."""
     asked = {question.id: question for question in questions}
     return [
         {
@@ -77,15 +83,21 @@ def rows_of_one(questions: Iterable[Question], items: Iterable[Item]) -> list[di
             "answer": _text(parse(item.greedy_text, asked[item.id].spec)),
             "vote": _text(item.vote),
             "vote_share": vote_share(item),
+            "answer_entropy": answer_entropy(item),
+            "distinct_answers": measures.distinct_answers(item.classes),
         }
         for item in items
     ]
 
 
 def vote_share(item: Item) -> float:
-    """Return the share of all samples in the largest vote class, in [0, 1]; 0 where none voted."""
-    votes = Counter(name for name in item.classes if name is not None)
-    return round(max(votes.values()) / len(item.classes), 4) if votes else 0.0
+    """Return the share of all samples in the largest vote class, in [0, 1], with four digits; 0 where none voted."""
+    return round(measures.vote_share(item.classes), 4)
+
+
+def answer_entropy(item: Item) -> float:
+    """Return the entropy of the samples' answers in nats, with four digits."""
+    return round(measures.answer_entropy(item.classes), 4)
 
 
 def _row(question: Question, before: Item, after: Item) -> AnswerRow:
@@ -101,6 +113,10 @@ def _row(question: Question, before: Item, after: Item) -> AnswerRow:
         vote_share_before=vote_share(before),
         vote_share_after=vote_share(after),
         changed="yes" if _differ(was, now, question) else "no",
+        answer_entropy_before=answer_entropy(before),
+        answer_entropy_after=answer_entropy(after),
+        distinct_answers_before=measures.distinct_answers(before.classes),
+        distinct_answers_after=measures.distinct_answers(after.classes),
     )
 
 

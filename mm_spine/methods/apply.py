@@ -54,7 +54,7 @@ def choose_tokens(batch: Batch, method: Method, options: MethodConfig) -> list[l
     # Where a rule sees the whole batch, it sees each rollout as often as it counts. The first copy is kept.
     copies = [i for i, rollout in enumerate(rollouts) for _ in range(rollout.weight)]
     first = list(accumulate((rollout.weight for rollout in rollouts), initial=0))[:-1]
-    signals = [method.signal(rollout, batch.seed, batch.step) for rollout in _first_of_equal(batch.groups)]
+    signals = [method.signal(rollout, batch.seed, batch.step) for rollout in first_of_equal(batch.groups)]
     policy = select([signals[i] for i in copies], method.policy_mask(options), options.mask_scope)
     if method.bounds is None:
         chosen = [Tokens(policy[i], torch.zeros_like(policy[i]), None) for i in first]
@@ -85,9 +85,8 @@ def by_step_loss(
     ratios = [[torch.zeros(len(r.token_ids), requires_grad=True) for r in group.rollouts] for group in batch.groups]
     leaves = [ratio_T for group in ratios for ratio_T in group]
     value = loss(batch, ratios)
-    found = float(value.detach())
     if not value.requires_grad:
-        return found, [list(group) for group in tokens]
+        return float(value.detach()), [list(group) for group in tokens]
     gradients = iter(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
 
     def with_advantage(chosen: Tokens, copies: int) -> Tokens:
@@ -95,20 +94,27 @@ def by_step_loss(
         length = len(chosen.policy_T) if options.policy_denominator == "response" else 1
         return chosen._replace(advantage_T=-next(gradients) * (over * length / copies))
 
-    by_group = [
+    found = [
         [with_advantage(chosen, r.weight) for r, chosen in zip(group.rollouts, own, strict=True)]
         for group, own in zip(batch.groups, tokens, strict=True)
     ]
-    return found, by_group
+    return float(value.detach()), found
 
 
 def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> Group:
     """Return the group with the rollouts that have credit, each as often as it counts."""
-    parts = {name: tuple(getattr(group, name)[i] for i in chosen) for name in ("rollouts", "answers", "parsed")}
-    return replace(group, **parts, rewards=rewards_M, dropped=frozenset())
+    return replace(
+        group,
+        rollouts=tuple(group.rollouts[i] for i in chosen),
+        answers=tuple(group.answers[i] for i in chosen),
+        parsed=tuple(group.parsed[i] for i in chosen),
+        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
+        rewards=rewards_M,
+        dropped=frozenset(),
+    )
 
 
-def _first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:
+def first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:
     """Yield, for each rollout, the first rollout of its group with the same tokens."""
     # A random mask is drawn by the rollout's index. Equal responses must get equal masks, or they do not merge.
     for group in groups:

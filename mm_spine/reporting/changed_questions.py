@@ -128,8 +128,8 @@ class _Budgets:
 
 
 KINDS = (
-    ("gained", "▲", "Wrong before, right after"),
-    ("lost", "▼", "Right before, wrong after"),
+    ("learnt", "▲", "Learnt: wrong before, right after"),
+    ("corrupted", "▼", "Corrupted: right before, wrong after"),
     ("moved", "◆", "Another answer or vote, no gold answer"),
 )
 """Field of `Changes`, mark and title of a list."""

@@ -35,14 +35,14 @@ class Changes(NamedTuple):
     """All questions that changed, the largest change first.
 
     Attributes:
-        gained: the greedy answer was wrong and is right; sorted by the rise of right answers among the samples.
-        lost: the greedy answer was right and is wrong; sorted by their fall.
+        learnt: the greedy answer was wrong and is right; sorted by the rise of right answers among the samples.
+        corrupted: the greedy answer was right and is wrong; sorted by their fall.
         moved: there is no gold answer, and the greedy answer or the vote's is another one; sorted by the rise of the
             vote's new answer among the samples.
     """
 
-    gained: tuple[Change, ...]
-    lost: tuple[Change, ...]
+    learnt: tuple[Change, ...]
+    corrupted: tuple[Change, ...]
     moved: tuple[Change, ...]
 
     def all(self) -> Iterator[Change]:
@@ -57,7 +57,7 @@ def find_changes(before: Sequence[Json], after: Sequence[Json], answers: Answers
     Without `answers`, changes of greedy answers without a gold answer are not found.
     """
     old = {(line["split"], line["id"]): line for line in before}
-    gained, lost, moved = [], [], []
+    learnt, corrupted, moved = [], [], []
     for line in after:
         key = line["split"], line["id"]
         if key not in old:
@@ -65,14 +65,14 @@ def find_changes(before: Sequence[Json], after: Sequence[Json], answers: Answers
         change = Change(old[key], line, (answers or {}).get((str(key[0]), str(key[1])), {}))
         was, now = _is_correct(change.before), _is_correct(change.after)
         if was is False and now is True:
-            gained.append(change)
+            learnt.append(change)
         elif was is True and now is False:
-            lost.append(change)
+            corrupted.append(change)
         elif was is None and now is None and _is_another(change):
             moved.append(change)
     return Changes(
-        gained=tuple(sorted(gained, key=lambda change: _right(change.before) - _right(change.after))),
-        lost=tuple(sorted(lost, key=lambda change: _right(change.after) - _right(change.before))),
+        learnt=tuple(sorted(learnt, key=lambda change: _right(change.before) - _right(change.after))),
+        corrupted=tuple(sorted(corrupted, key=lambda change: _right(change.after) - _right(change.before))),
         moved=tuple(sorted(moved, key=_fall_of_vote)),
     )
 

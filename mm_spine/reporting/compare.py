@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from mm_spine.files import fingerprint
-from mm_spine.intervals import Interval, over_seeds
+from mm_spine.intervals import Interval
 from mm_spine.measures import GREEDY, LABELS, MAJ_AT_N, PASS_AT_1, majority_label
 from mm_spine.reporting import formats
 from mm_spine.reporting.contrasts import Contrast, contrasts, partner_of
@@ -21,9 +20,11 @@ from mm_spine.reporting.finished_run import (
     FinishedRun,
     UnfinishedRun,
     load_run,
+    mean_of,
     paired_difference,
 )
 from mm_spine.reporting.formats import Pair
+from mm_spine.reporting.measured import Measured, mean_gain, mean_measured, mean_pair, measure
 from mm_spine.words import visible_line
 
 
@@ -40,6 +41,7 @@ class ComparisonRow:
         greedy_gain, pass_at_1_gain: differences paired by question, or the mean difference over seeds. The interval
             is a bootstrap over questions for one run, and Student's t over the seeds for a mean.
         against_first: paired difference in adapted pass@1 to the run of the first method with the same seed.
+        measured: pass@k, how the answers vary, and what was learnt and corrupted.
         code: version and commit of the code that ran it; "" where an older version wrote none, and for a mean.
         note: what the row lacks.
     """
@@ -60,6 +62,7 @@ class ComparisonRow:
     greedy_gain: Interval | None = None
     pass_at_1_gain: Interval | None = None
     against_first: Interval | None = None
+    measured: Measured = field(default_factory=Measured)
     code: str = ""
     note: str = ""
 
@@ -67,6 +70,11 @@ class ComparisonRow:
     def seed_text(self) -> str:
         """The seed, or the number of seeds that the row is the mean of."""
         return f"{self.seeds} seeds" if self.seed is None else str(self.seed)
+
+    @property
+    def method_text(self) -> str:
+        """The method's name, marked where it reads labels."""
+        return self.method if self.label_free else f"{self.method} (uses labels)"
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,12 @@ def compare_runs(paths: Sequence[Path], against: Path | None = None) -> Comparis
     several = len({run.method for run in finished}) > 1
     first = reference.method if reference else finished[0].method if several else ""
     return Comparison(rows, contrasts(finished, reference), first)
+
+
+def of_paper(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Return of the rows of a split the mean of a method with several seeds, else its runs."""
+    averaged = {row.method for row in rows if row.seed is None}
+    return [row for row in rows if row.seed is None or row.method not in averaged]
 
 
 def with_reference(paths: Sequence[Path], against: Path | None) -> list[Path]:
@@ -259,19 +273,15 @@ def _row(run: FinishedRun, reference: FinishedRun | None, first: str, split: str
         questions=sum(score is not None for score in after[GREEDY].values()) or len(after[GREEDY]),
         samples=run.samples,
         seeds=1,
-        greedy=(_mean(before[GREEDY]), _mean(after[GREEDY])),
-        pass_at_1=(_mean(before[PASS_AT_1]), _mean(after[PASS_AT_1])),
-        maj_at_n=(_mean(before[MAJ_AT_N]), _mean(after[MAJ_AT_N])),
+        greedy=(mean_of(before[GREEDY]), mean_of(after[GREEDY])),
+        pass_at_1=(mean_of(before[PASS_AT_1]), mean_of(after[PASS_AT_1])),
+        maj_at_n=(mean_of(before[MAJ_AT_N]), mean_of(after[MAJ_AT_N])),
         greedy_gain=paired_difference(before[GREEDY], after[GREEDY]),
         pass_at_1_gain=paired_difference(before[PASS_AT_1], after[PASS_AT_1]),
         against_first=against_first,
+        measured=measure(before, after, run.samples),
         note=f"no {first} run with seed {run.seed}" if reference is None else "",
     )
-
-
-def _mean(scores: Mapping[str, float | None]) -> float | None:
-    values = [score for score in scores.values() if score is not None]
-    return float(np.mean(values)) if values else None
 
 
 def _means_over_seeds(rows: Sequence[ComparisonRow]) -> Iterator[ComparisonRow]:
@@ -291,34 +301,20 @@ def _mean_row(group: Sequence[ComparisonRow]) -> ComparisonRow:
         seed=None,
         seeds=len(group),
         label_free=all(row.label_free for row in group),
-        greedy=_mean_pair([row.greedy for row in group]),
-        pass_at_1=_mean_pair([row.pass_at_1 for row in group]),
-        maj_at_n=_mean_pair([row.maj_at_n for row in group]),
-        greedy_gain=_over_seeds([row.greedy_gain for row in group]),
-        pass_at_1_gain=_over_seeds([row.pass_at_1_gain for row in group]),
-        against_first=_over_seeds([row.against_first for row in group]),
+        greedy=mean_pair([row.greedy for row in group]),
+        pass_at_1=mean_pair([row.pass_at_1 for row in group]),
+        maj_at_n=mean_pair([row.maj_at_n for row in group]),
+        greedy_gain=mean_gain([row.greedy_gain for row in group]),
+        pass_at_1_gain=mean_gain([row.pass_at_1_gain for row in group]),
+        measured=mean_measured([row.measured for row in group]),
+        against_first=mean_gain([row.against_first for row in group]),
         note=f"{unmatched} of {len(group)} seeds have no partner" if unmatched else "",
     )
 
 
-def _over_seeds(differences: Sequence[Interval | None]) -> Interval | None:
-    """Return the mean of the seeds' differences with an interval by Student's t over the seeds (n - 1).
-
-    It says what another seed would do on the same questions. The interval of one run says what other questions would.
-    """
-    values = [difference.value for difference in differences if difference is not None]
-    return over_seeds(values) if values else None
-
-
-def _mean_pair(pairs: Sequence[Pair]) -> Pair:
-    columns = [[value for value in column if value is not None] for column in zip(*pairs, strict=True)]
-    before, after = (float(np.mean(column)) if column else None for column in columns)
-    return before, after
-
-
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
     return (
-        row.method if row.label_free else f"{row.method} (uses labels)",
+        row.method_text,
         row.seed_text,
         f"{formats.pair(row.greedy)}\n{formats.gain(row.greedy_gain)}",
         f"{formats.pair(row.pass_at_1)}\n{formats.gain(row.pass_at_1_gain)}",

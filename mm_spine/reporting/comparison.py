@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mm_spine.files import write_bytes, write_csv
 from mm_spine.intervals import Interval
 from mm_spine.reporting import contrasts, curves, figures, forest
+from mm_spine.reporting.column_sets import COLUMN_SETS, csv_cells, further_table, pass_at_k_charts
 from mm_spine.reporting.compare import (
     Comparison,
     compare_runs,
@@ -19,7 +20,7 @@ from mm_spine.reporting.compare import (
 )
 from mm_spine.reporting.contrasts import Contrast
 from mm_spine.reporting.finished_run import SPLITS
-from mm_spine.reporting.latex import latex_table
+from mm_spine.reporting.latex import latex_columns, latex_table
 from mm_spine.reporting.page import frame, load_template, write_page
 from mm_spine.reporting.page_figures import PageFigure, draw_chart, page_figure
 from mm_spine.reporting.saved_run import SavedRun, read_run
@@ -35,12 +36,18 @@ PICTURES: Mapping[str, Callable[[Figure], bytes]] = {
 
 
 def write_comparison(
-    runs: Sequence[Path], output: Path, against: Path | None = None, draw_curves: bool = False
+    runs: Sequence[Path],
+    output: Path,
+    against: Path | None = None,
+    draw_curves: bool = False,
+    columns: Sequence[str] = (),
 ) -> Path:
     """Write the comparison of `runs` to `output`, in the form that its suffix names. Return `output`.
 
-    Pictures show the forest plot or, with `draw_curves`, the curves over steps. `against`: see `compare_runs`. Raises
-    ValueError for another suffix, for runs that cannot be compared, and for a picture that has nothing to show.
+    Pictures show the forest plot or, with `draw_curves`, the curves over steps. With one of `COLUMN_SETS` as `columns`
+    LaTeX has these columns, and a picture shows pass@k over k; a page and CSV have all of them anyway. `against`: see
+    `compare_runs`. Raises ValueError for another suffix, for runs that cannot be compared, and for a picture that has
+    nothing to show.
     """
     if output.suffix not in (*TABLES, *PICTURES):
         raise ValueError(
@@ -50,6 +57,8 @@ def write_comparison(
     if draw_curves and output.suffix not in PICTURES:
         raise ValueError(f"--curves with --output {output}: give a name that ends in .pdf, .svg or .png")
     comparison = compare_runs(runs, against)
+    if columns and output.suffix not in (".html", ".csv"):
+        return _write_columns(comparison, output, columns, draw_curves)
     if output.suffix == ".csv":
         rows = list(_csv_rows(comparison))
         if not rows:
@@ -64,6 +73,28 @@ def write_comparison(
     with figures.style():
         figure = _curves(runs, against, output) if draw_curves else _forest(comparison, output)
         return write_bytes(output, PICTURES[output.suffix](figure))
+
+
+def _write_columns(comparison: Comparison, output: Path, columns: Sequence[str], draw_curves: bool) -> Path:
+    """Write one set of columns as LaTeX, or pass@k as a picture."""
+    if len(columns) > 1 or draw_curves:
+        raise ValueError(
+            f"--columns with --output {output}: one file shows one thing; give one --columns and no --curves"
+        )
+    chosen = further_table(comparison, columns[0], for_paper=True)
+    if output.suffix == ".tex":
+        return write_page(output, latex_columns(comparison, chosen, _paper_notes(comparison)))
+    if columns[0] != "pass@k":
+        raise ValueError(
+            f"--columns {columns[0]} with --output {output}: only pass@k is drawn; give .tex, .csv or .html"
+        )
+    charts = pass_at_k_charts(comparison)
+    if not charts:
+        raise ValueError(
+            f"--output {output}: none of these runs has pass@k to draw; it takes gold answers, and 2 samples or more"
+        )
+    with figures.style():
+        return write_bytes(output, PICTURES[output.suffix](figures.draw_panels(charts)))
 
 
 def _forest(comparison: Comparison, output: Path) -> Figure:
@@ -98,6 +129,7 @@ def _csv_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
             **_interval("difference", contrast.difference if contrast else None),
             "p": _cell(contrast.p if contrast else None), "p_holm": _cell(contrast.p_holm if contrast else None),
             "test": contrast.test if contrast else "", "note": row.note,
+            **dict(csv_cells(row, comparison.compared)),
         }  # fmt: skip
 
 
@@ -140,6 +172,7 @@ def _render(comparison: Comparison, charts: Sequence[curves.Chart], runs: int) -
     ]
     with figures.style():
         drawn = [draw_chart(chart, False) for chart in charts]
+        over_k = [draw_chart(chart, False)._replace(data=None) for chart in pass_at_k_charts(comparison)]
         plot = _forest_figure(comparison.contrasts)
     against = comparison.contrasts[0].against if comparison.contrasts else ""
     return load_template("compare.html.j2").render(
@@ -153,6 +186,8 @@ def _render(comparison: Comparison, charts: Sequence[curves.Chart], runs: int) -
         over_vote=against == contrasts.BASE_VOTE,
         measure=contrasts.measure_of(against),
         forest=plot,
+        further=[further_table(comparison, name) for name in COLUMN_SETS] if compared else [],
+        over_k=over_k,
         drawn=drawn,
     )
 

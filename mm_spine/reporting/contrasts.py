@@ -207,7 +207,13 @@ def contrast_table(found: Sequence[Contrast]) -> Table:
         table.add_row(f"[bold]{split}[/bold]")
         for one in found:
             if one.split == split:
-                cells = (method_words(one), points_words(one), p_words(one.p), p_words(one.p_holm), test_words(one))
+                cells = (
+                    method_words(one),
+                    formats.points_only(one.difference),
+                    p_words(one.p),
+                    p_words(one.p_holm),
+                    test_words(one),
+                )
                 table.add_row(*map(escape, cells))
         table.add_section()
     return table
@@ -221,11 +227,6 @@ def measure_of(against: str) -> str:
 def method_words(contrast: Contrast) -> str:
     """Return the method's name, marked where it reads labels."""
     return contrast.method if contrast.label_free else f"{contrast.method} (uses labels)"
-
-
-def points_words(contrast: Contrast) -> str:
-    """Return the difference in points with its interval."""
-    return f"{formats.signed(contrast.difference.value)} {formats.signed_bounds(contrast.difference)}".rstrip()
 
 
 def p_words(p: float | None) -> str:

@@ -21,11 +21,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
 from mm_spine.intervals import Interval
-from mm_spine.measures import MAJ_AT_N
+from mm_spine.measures import MAJ_AT_N, shown_k
 from mm_spine.reporting.curves import Chart, Series
 from mm_spine.reporting.formats import percent
 from mm_spine.reporting.result import SplitResult
@@ -66,7 +66,7 @@ def style() -> Iterator[None]:
 
 
 def draw_chart(chart: Chart) -> Figure:
-    """Draw one chart over steps, with its legend above the axes. Call it, and save the figure, within `style()`."""
+    """Draw one chart, with its legend above the axes. Call it, and save the figure, within `style()`."""
     labels = [line.label for line in chart.series] + (["band"] if chart.band else [])
     labels += [chart.mark.label] if chart.mark else []
     lines = _legend_lines(labels)
@@ -79,7 +79,7 @@ def draw_chart(chart: Chart) -> Figure:
 
 
 def plot(axes: Axes, chart: Chart) -> None:
-    """Draw the lines and the band of a chart on `axes`."""
+    """Draw the lines and the band of a chart on `axes`, over steps or over k."""
     if chart.band:
         low, high = chart.band
         axes.fill_between(low.x, low.y, high.y, color=BAND, alpha=0.45, linewidth=0, label="band")
@@ -87,15 +87,28 @@ def plot(axes: Axes, chart: Chart) -> None:
             axes.plot(bound.x, bound.y, color=COLOURS[0], linewidth=0.6, linestyle=(0, (2, 2)))
     for line in chart.series:
         _line(axes, line)
-    axes.set_xlabel("step", labelpad=1)
-    steps = [step for line in chart.series for step in line.x]
+    _horizontal(axes, chart)
+    _vertical(axes, chart)
+
+
+def _horizontal(axes: Axes, chart: Chart) -> None:
+    axes.set_xlabel(chart.over, labelpad=1)
+    values = [value for line in chart.series for value in line.x]
+    if chart.over == "k":
+        most = int(max(values))
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(0.93, 1.07 * most)
+        # Labels of close numbers, such as 16 and 18, would touch.
+        ticks = [k for k in shown_k(most) if k == most or 1.2 * k < most]
+        axes.set_xticks(ticks, [str(k) for k in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        return
     if chart.mark:
         axes.axvline(chart.mark.step, color=INK, linewidth=1.2, linestyle=(0, (1, 1.2)), label=chart.mark.label)
-        steps.append(chart.mark.step)
-    margin = max(0.02 * (max(steps) - min(steps)), 0.15)
-    axes.set_xlim(min(steps) - margin, max(steps) + margin)
+        values.append(chart.mark.step)
+    margin = max(0.02 * (max(values) - min(values)), 0.15)
+    axes.set_xlim(min(values) - margin, max(values) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    _vertical(axes, chart)
 
 
 def _line(axes: Axes, line: Series) -> None:

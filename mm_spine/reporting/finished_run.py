@@ -1,6 +1,6 @@
-"""The scores of a finished run, question by question, from its output folder.
+"""The scores of a finished run, and what else is measured of its answers, question by question, from its output folder.
 
-Every score is computed from the saved verdicts, so that neither a gold answer nor a grader is needed here.
+Everything is computed from the saved verdicts and vote classes, so that neither a gold answer nor a grader is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ import numpy as np
 
 from mm_spine.files import read_json, read_json_lines
 from mm_spine.intervals import Interval, bootstrap_ci
-from mm_spine.measures import GREEDY, LABELS, MAJ_AT_N, PASS_AT_1
+from mm_spine.measures import (
+    ANSWER_ENTROPY,
+    DISTINCT_ANSWERS,
+    GREEDY,
+    LABELS,
+    MAJ_AT_N,
+    PASS_AT_1,
+    answer_entropy,
+    distinct_answers,
+    vote_is_right,
+    vote_share,
+)
 from mm_spine.reporting.saved_run import Json
 from mm_spine.words import visible_line
 
@@ -23,8 +34,12 @@ SPLITS = {"adapted": "Adapted questions", "held_out": "Held-out questions"}
 SUMMARY_KEYS = ("benchmark", "method", "model", "seed", "label_free")
 """Keys that summary.json must have for a comparison."""
 
+VOTE_SHARE, RIGHT_SAMPLES, GREEDY_IS_RIGHT, VOTE_IS_RIGHT = "vote_share", "right_samples", "greedy_right", "vote_right"
+"""What is known of a question beside its scores: the vote's share, how many samples are right, and 1 or 0."""
+
 Scores = Mapping[str, Mapping[str, float | None]]
-"""Measure -> question id -> score in [0, 1], None without a gold answer; of one split of one evaluation."""
+"""Measure -> question id -> value, a score in [0, 1] or what else is measured, None where it needs a gold answer and
+there is none; of one split of one evaluation."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +134,31 @@ def _maj_at_n(line: Json) -> float | None:
     return line["vote_score"]
 
 
+def _right_samples(line: Json) -> int | None:
+    return None if line["verdicts"] is None else sum(bool(verdict["correct"]) for verdict in line["verdicts"])
+
+
+def _greedy_is_right(line: Json) -> float | None:
+    return None if line["greedy"] is None else float(bool(line["greedy"]["correct"]))
+
+
+def _vote_is_right(line: Json) -> float | None:
+    if line["verdicts"] is None:
+        return None
+    return float(vote_is_right(line["vote"], line["answers"], [bool(each["correct"]) for each in line["verdicts"]]))
+
+
 # The same measures as in mm_spine.evaluation, which must not be imported here: computed from lines of its files.
 _MEASURES: Mapping[str, Callable[[Json], float | None]] = {
     GREEDY: _greedy,
     PASS_AT_1: _pass_at_1,
     MAJ_AT_N: _maj_at_n,
+    RIGHT_SAMPLES: _right_samples,
+    GREEDY_IS_RIGHT: _greedy_is_right,
+    VOTE_IS_RIGHT: _vote_is_right,
+    VOTE_SHARE: lambda line: vote_share(line["classes"]),
+    ANSWER_ENTROPY: lambda line: answer_entropy(line["classes"]),
+    DISTINCT_ANSWERS: lambda line: distinct_answers(line["classes"]),
 }
 
 
@@ -133,8 +168,14 @@ def _scores(lines: Sequence[Json], split: str) -> Scores:
     for name, by_question in scores.items():
         for question_id, score in by_question.items():
             if score is not None and not np.isfinite(score):
-                raise ValueError(f"question {question_id!r}: its {LABELS[name]} is no number; evaluate again")
+                raise ValueError(f"question {question_id!r}: its {LABELS.get(name, name)} is no number; evaluate again")
     return scores
+
+
+def mean_of(scores: Mapping[str, float | None]) -> float | None:
+    """Return the mean over the questions that have a value; None where none has."""
+    known = [score for score in scores.values() if score is not None]
+    return float(np.mean(known)) if known else None
 
 
 def paired_difference(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Interval | None:

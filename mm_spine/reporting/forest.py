@@ -8,9 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mm_spine.reporting.contrasts import Contrast, measure_of, method_words, p_words, points_words
+from mm_spine.reporting.contrasts import Contrast, measure_of, method_words, p_words
 from mm_spine.reporting.figures import COLOURS, FONT_SIZE, GRID, INK, MARKERS, MUTED
 from mm_spine.reporting.finished_run import SPLITS
+from mm_spine.reporting.formats import points_only
 
 WIDTH = 6.4
 """Inches: a figure over the whole width of a page."""
@@ -73,7 +74,7 @@ def _panel(axes: Axes, found: Sequence[Contrast], title: str, left: float) -> No
         marker = MARKERS[row % len(MARKERS)]
         axes.plot((100 * value,), (row,), color=colour, marker=marker, markersize=5.5, linestyle="none")
         _beside(axes, row, -0.03, "right", _name(one))
-        _beside(axes, row, 1.03, "left", points_words(one).replace("-", "\u2212"))
+        _beside(axes, row, 1.03, "left", points_only(one.difference).replace("-", "\u2212"))
         axes.annotate(
             p_words(one.p_holm), xy=(1.0, row), xycoords=("axes fraction", "data"), fontsize=FONT_SIZE - 1, color=INK,
             xytext=(72 * (RIGHT - 0.1), 0), textcoords="offset points", ha="right", va="center", annotation_clip=False,
@@ -110,5 +111,5 @@ def _name(one: Contrast, most: int = 20) -> str:
 
 def describe_forest(found: Sequence[Contrast]) -> str:
     """Describe the figure in words."""
-    lines = (f"{one.split}, {method_words(one)}: {points_words(one)}" for one in found)
+    lines = (f"{one.split}, {method_words(one)}: {points_only(one.difference)}" for one in found)
     return f"{_axis_words(found[0].against)}. " + "; ".join(lines)

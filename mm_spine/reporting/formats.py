@@ -37,6 +37,11 @@ def percent_bounds(share: Interval | None) -> str:
     return f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
+def points_only(difference: Interval) -> str:
+    """Format a difference in percentage points and its interval without their unit: "+3.1 [+1.0, +5.2]"."""
+    return f"{signed(difference.value)} {signed_bounds(difference)}".rstrip()
+
+
 def points(difference: Interval) -> str:
     """Format a difference with its unit and interval: "+3.1 points [+1.0, +5.2]"."""
     return f"{signed(difference.value)} points {signed_bounds(difference)}".rstrip()

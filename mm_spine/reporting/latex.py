@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from mm_spine.intervals import Interval
 from mm_spine.measures import GREEDY, LABELS, PASS_AT_1
-from mm_spine.reporting.compare import Comparison, ComparisonRow, majority_header
+from mm_spine.reporting.column_sets import FurtherTable, TableRow
+from mm_spine.reporting.compare import Comparison, ComparisonRow, majority_header, of_paper
 from mm_spine.reporting.contrasts import BASE_VOTE
 from mm_spine.reporting.finished_run import SPLITS
 from mm_spine.reporting.formats import Pair, signed
@@ -40,26 +42,65 @@ def latex_table(comparison: Comparison, notes: Sequence[str]) -> str:
     against = comparison.contrasts[0].against if comparison.contrasts else BASE_VOTE
     heads = ["Method", "Seeds", escape(LABELS[GREEDY]), escape(LABELS[PASS_AT_1]), f"{vote} before", f"{vote} after"]
     heads += [rf"$\Delta$ to {'the vote' if against == BASE_VOTE else escape(against)}", r"$p_{\mathrm{Holm}}$"]
+    sections = []
+    for split, title in SPLITS.items():
+        if of_split := [row for row in compared if row.split == split]:
+            lines = [" & ".join(_cells(row, comparison)) + r" \\" for row in of_paper(of_split)]
+            sections.append((title, of_split[0].questions, lines))
+    return _table(heads, sections, " ".join(_caption(comparison, notes)))
+
+
+def latex_columns(comparison: Comparison, chosen: FurtherTable, notes: Sequence[str]) -> str:
+    """Return further columns as a booktabs table, with the second line of their cells below each row."""
+    if not comparison.compared:
+        raise ValueError("none of these runs is finished, so there is no table to write")
+    sections = [
+        (section.title, section.questions, [line for row in section.rows for line in _lines(row)])
+        for section in chosen.sections
+    ]
+    first = comparison.compared[0]
+    words = [chosen.title, chosen.note, *notes]
+    caption = [
+        rf"{escape(first.model)} on {escape(first.benchmark)}.",
+        *(f"{_shown(_sentence(each))}." for each in words),
+    ]
+    return _table(["Method", "Seeds", *map(_shown, chosen.heads)], sections, " ".join(caption))
+
+
+def _table(heads: Sequence[str], sections: Sequence[tuple[str, int, Sequence[str]]], caption: str) -> str:
+    """Return a table: `sections` are the title, the questions and the lines of each split."""
     lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\small"]
     lines += [r"\begin{tabular}{@{}l" + "r" * (len(heads) - 1) + "@{}}", r"\toprule", " & ".join(heads) + r" \\"]
-    for split, title in SPLITS.items():
-        of_split = [row for row in compared if row.split == split]
-        if of_split:
-            words = rf"\emph{{{title}, $n={of_split[0].questions}$}}"
-            lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{@{{}}l}}{{{words}}} \\"]
-            lines += [" & ".join(_cells(row, comparison)) + r" \\" for row in _of_paper(of_split)]
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{' '.join(_caption(comparison, notes))}}}", r"\end{table}"]
+    for title, questions, rows in sections:
+        words = rf"\emph{{{title}, $n={questions}$}}"
+        lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{@{{}}l}}{{{words}}} \\", *rows]
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def _of_paper(rows: Sequence[ComparisonRow]) -> Iterator[ComparisonRow]:
-    """Yield the mean of a method with several seeds, else its runs."""
-    averaged = {row.method for row in rows if row.seed is None}
-    return (row for row in rows if row.seed is None or row.method not in averaged)
+def _lines(row: TableRow) -> Iterator[str]:
+    yield " & ".join([escape(row.method), str(row.seeds), *(_shown(cell.text) for cell in row.cells)]) + r" \\"
+    if any(cell.detail for cell in row.cells):
+        below = [rf"{{\scriptsize {_shown(cell.detail)}}}" if cell.detail else "" for cell in row.cells]
+        yield " & ".join(["", "", *below]) + r" \\"
+
+
+_SHOWN = {"\u2192": r"$\rightarrow$", "\u2013": "--", "\u00a0": "~"}
+"""Sign of our own tables -> its LaTeX."""
+
+
+def _shown(text: str) -> str:
+    """Return a text of our tables as LaTeX: signed numbers in mathematics, arrows and dashes in their form."""
+    shown = re.sub(r"(?<![\w.,])[+-][\d.,]*\d", lambda found: minus(found[0]), escape(text))
+    return "".join(_SHOWN.get(sign, sign) for sign in shown)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _cells(row: ComparisonRow, comparison: Comparison) -> Iterator[str]:
-    yield escape(row.method) + ("" if row.label_free else " (uses labels)")
+    yield escape(row.method_text)
     yield str(row.seeds)
     yield _pair(row.greedy)
     yield _pair(row.pass_at_1)
@@ -100,4 +141,4 @@ def _caption(comparison: Comparison, notes: Sequence[str]) -> Iterator[str]:
         if tests:
             yield rf"$p$: {escape('; '.join(tests))}; corrected by Holm's method within each group of questions."
     for note in notes:
-        yield escape(note[0].upper() + note[1:]) + "."
+        yield escape(_sentence(note)) + "."

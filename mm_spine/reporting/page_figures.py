@@ -46,6 +46,7 @@ def draw_all(
     """
     as_files = folder is not None
     drawings = [partial(draw_scores, split, as_files) for split in splits if split.known]
+    drawings += [partial(draw_pass_at_k, split, as_files) for split in splits if split.pass_at_k_chart]
     charts = attempt(lambda: list(curves.charts(saved)), missing) or []
     drawings += [partial(draw_chart, chart, as_files) for chart in charts]
     if entropy is not None:
@@ -64,6 +65,13 @@ def draw_scores(split: SplitResult, as_files: bool) -> PageFigure:
     """Draw the scores of a split before and after."""
     description = f"{split.title}, before and after, with 95 % intervals; the table has the values"
     return page_figure(f"scores_{split.name}", split.title, figures.draw_scores(split), description, as_files)
+
+
+def draw_pass_at_k(split: SplitResult, as_files: bool) -> PageFigure:
+    """Draw pass@k of a split over k, before and after."""
+    chart = split.pass_at_k_chart
+    assert chart is not None
+    return page_figure(chart.name, chart.title, figures.draw_chart(chart), figures.describe_chart(chart), as_files)
 
 
 def draw_entropy(entropy: EntropyCounts, as_files: bool) -> PageFigure:

@@ -26,6 +26,7 @@ from mm_spine.reporting.saved_run import SavedRun, attempt, is_inside, last_part
 from mm_spine.reporting.settings import settings_paragraph
 from mm_spine.reporting.token_entropy import EntropyCounts, count_by_entropy
 from mm_spine.reporting.token_text import load_tokenizer, token_texts
+from mm_spine.reporting.turned import tables
 
 
 def write_report(run: Path, output: Path | None = None) -> Path:
@@ -68,6 +69,7 @@ def render_report(saved: SavedRun, figures_folder: Path | None = None) -> str:
         **_token_part(entropy, tokenizer),
         splits=[(split, list(sentences(split))) for split in splits],
         measures=[LABELS[key] for key in COMPARED],
+        turned_tables=tables,
         breakdowns=overview.breakdowns,
         external=overview.external_scores(saved),
         drawn=drawn,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mm_spine.intervals import Interval
-from mm_spine.measures import COMPARED, GREEDY, LABELS, MAJ_AT_N, majority_label
+from mm_spine.measures import ANSWER_ENTROPY, COMPARED, DISTINCT_ANSWERS, GREEDY, LABELS, MAJ_AT_N, majority_label
+from mm_spine.reporting import pass_at_k, turned
+from mm_spine.reporting.curves import Chart
 from mm_spine.reporting.finished_run import (
     SPLITS,
     FinishedRun,
@@ -23,6 +25,8 @@ LABEL_FREE: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "unparsed": ("without an answer", percent),
     "mean_length": ("mean length, tokens", lambda tokens: f"{tokens:,.1f}"),
     "mean_entropy": ("mean entropy, nats", lambda nats: f"{nats:.3f}"),
+    ANSWER_ENTROPY: ("entropy of the answers, nats", lambda nats: f"{nats:.3f}"),
+    DISTINCT_ANSWERS: ("distinct answers per question", lambda answers: f"{answers:.2f}"),
 }
 """Key of an evaluation in summary.json -> name and format, of values that need no gold answer and show a collapse."""
 
@@ -62,6 +66,9 @@ class SplitResult:
         over_vote: greedy score of the adapted model minus the score of the starting model's own vote, paired.
         breakdown: "before" and "after" -> tag -> value -> scores.
         label_free: values that need no gold answer.
+        pass_at_k: pass@k for the k that tables show; none without gold answers.
+        pass_at_k_chart: its curve over all k, None with fewer than two samples.
+        turns: greedy answers and votes, right or wrong before and after.
         stepped: the run made at least one step.
         partial: some answers are partly right, so that scores are no counts of right answers.
         unpaired: why there are no differences although both evaluations have scores; else "".
@@ -77,6 +84,9 @@ class SplitResult:
     over_vote: Interval | None
     breakdown: Json
     label_free: tuple[LabelFreeResult, ...] = ()
+    pass_at_k: tuple[pass_at_k.PassAtK, ...] = ()
+    pass_at_k_chart: Chart | None = None
+    turns: turned.Turns = field(default_factory=dict)
     stepped: bool = True
     partial: bool = False
     unpaired: str = ""
@@ -118,6 +128,7 @@ def _split_result(
         gain = paired_difference(scores[0][key], scores[1][key]) if scores else None
         measures[key] = MeasureResult(label, _saved_interval(before, key), _saved_interval(after, key), gain)
     stepped = saved.summary.get("steps") != 0
+    further = _further(split, scores, run.samples) if scores and isinstance(run, FinishedRun) else {}
     over_vote = paired_difference(scores[0][MAJ_AT_N], scores[1][GREEDY]) if scores and stepped else None
     block = after or before
     return SplitResult(
@@ -134,7 +145,22 @@ def _split_result(
         unpaired=run.reason if isinstance(run, UnfinishedRun) and before and after else "",
         answers=section(section(saved.summary, "answers"), split),
         run=str(saved.path),
+        **further,
     )
+
+
+def _further(split: str, scores: tuple[Scores, Scores], samples: int) -> dict[str, Any]:
+    """Return the fields of a split's result that need every question: pass@k, and what turned right or wrong."""
+    before, after = scores
+    curves = [(when, pass_at_k.curve_of(each, samples)) for when, each in (("before", before), ("after", after))]
+    # The colours are those of the figure of the scores.
+    places = {"before": 1, "after": 0}
+    lines = [(when, curve, places[when]) for when, curve in curves]
+    return {
+        "pass_at_k": tuple(pass_at_k.rows_of(before, after, samples)),
+        "pass_at_k_chart": pass_at_k.chart_of(f"pass_at_k_{split}", f"pass@k, {SPLITS[split].lower()}", lines),
+        "turns": turned.turns_of(before, after),
+    }
 
 
 def _saved_interval(block: Json, key: str) -> Interval | None:
@@ -183,6 +209,8 @@ def sentences(split: SplitResult) -> Iterator[str]:
         yield f"No differences can be given: {split.unpaired}."
     elif split.labelled < FEW:
         yield f"With fewer than {FEW} questions, these intervals are too narrow to be relied on."
+    if told := turned.sentence(split.turns):
+        yield told
 
 
 _OF_GREEDY = {
@@ -225,6 +253,13 @@ def _without_labels(split: SplitResult) -> Iterator[str]:
         f"{changed:,.0f} of {count:,.0f} greedy answers changed; on average the vote's answer had {before} of the "
         f"samples before and {after} after. Agreement rises whether or not answers get better."
     )
+    measured = {value.name: value for value in split.label_free}
+    entropy, distinct = (measured.get(LABEL_FREE[key][0]) for key in (ANSWER_ENTROPY, DISTINCT_ANSWERS))
+    if entropy and distinct:
+        yield (
+            f"A question's samples had {distinct.before} distinct answers on average before, {distinct.after} after; "
+            f"their entropy went from {entropy.before} to {entropy.after} nats."
+        )
     flag = "" if split.name == "adapted" else f" --split {split.name}"
     n = min(TO_LABEL, int(count))
     yield f"Label {n} of these questions to know whether it helped: mm-spine label {split.run} --n {n}{flag}"

@@ -15,6 +15,7 @@ from mm_spine import evaluation, files
 from mm_spine.benchmarks.own_prompts import without_request
 from mm_spine.config import ConfigError
 from mm_spine.evaluation import Item
+from mm_spine.evaluation.turned import turned_by_split
 from mm_spine.evaluation.vote_accuracy import step_accuracy
 from mm_spine.files import fingerprint
 from mm_spine.runs import model_card
@@ -158,6 +159,7 @@ class LabelSheet:
         if summary["held_out"] is not None:
             summary["held_out"] = {"before": scores[0]["held_out"], "after": scores[1]["held_out"]}
         summary["breakdowns"] = {"before": self._breakdown(before), "after": self._breakdown(after)}
+        summary["turned"] = turned_by_split(before, after)
         summary["labels"] = {"file": SHEET, "drawn": on_sheet, "used": len(labels)}
         self.folder.write_items("before", before)
         self.folder.write_items("after", after)

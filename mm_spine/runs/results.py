@@ -15,6 +15,7 @@ from mm_spine.adapt import Adapted
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.evaluation import Item, Metrics, answer_table, forecast
 from mm_spine.evaluation.answer_table import AnswerChanges
+from mm_spine.evaluation.turned import TurnedAnswers, turned_by_split
 from mm_spine.files.rollout_table import ROLLOUT_SCHEMA
 from mm_spine.methods.method import Method
 from mm_spine.runs.listeners.listener import StepTiming
@@ -32,6 +33,8 @@ SPLIT = "adapted"
 
 SHOWN = 10
 """Rows of a frame that a notebook shows below a result."""
+
+NO_KEY = "no scores without gold answers: give them as key, or grade later with graded(key)"
 
 Golds = Mapping[str, "str | int | float | Sequence[str]"]
 """Question id -> right answer, or a list of answers each of which is right."""
@@ -80,7 +83,8 @@ class EvaluationResult:
 
     @property
     def answers(self) -> pd.DataFrame:
-        """A row per question: `id`, `question`, greedy `answer`, the vote's answer `vote` and its `vote_share`.
+        """A row per question: `id`, `question`, greedy `answer`, the vote's answer `vote` and its `vote_share`, and of
+        the samples' answers `answer_entropy` (nats) and `distinct_answers`.
 
         With a key also the scores of the question, in [0, 1]: `greedy`, `pass_at_1`, `maj_at_n`, `pass_at_n`, missing
         for questions without a gold answer.
@@ -124,10 +128,20 @@ class EvaluationResult:
 
         found: Mapping[str, Any] = self.metrics
         if not self.labelled:
-            raise ValueError("no scores without gold answers: give them as key, or grade later with graded(key)")
+            raise ValueError(NO_KEY)
         bounds = {name: found.get(f"{name}_ci95") or (None, None) for name in evaluation.MEASURES}
         rows = [[found[name], *bounds[name], found["n_labelled"]] for name in evaluation.MEASURES]
         return pd.DataFrame(rows, index=list(evaluation.MEASURES), columns=["score", "low", "high", "n"])
+
+    @property
+    def pass_at_k(self) -> pd.Series[float]:
+        """The mean unbiased pass@k in [0, 1] by k, from 1 to the samples. Raises ValueError without a key."""
+        import pandas as pd
+
+        found = self.metrics["pass_at_k"]
+        if found is None:
+            raise ValueError(NO_KEY)
+        return pd.Series(found, index=pd.RangeIndex(1, len(found) + 1, name="k"), name="pass_at_k")
 
     @property
     def labelled(self) -> bool:
@@ -150,6 +164,14 @@ class EvaluationResult:
     def changes(self, before: EvaluationResult) -> AnswerChanges:
         """Return how many greedy answers changed since `before`, and the mean vote shares."""
         return answer_table.changes_by_split(self._pairs(before))[SPLIT]
+
+    def turned(self, before: EvaluationResult) -> TurnedAnswers:
+        """Return how many questions were learnt and corrupted since `before`, by `greedy` answer and by `vote`, as in
+        summary.json. Raises ValueError where no question has a gold answer in both."""
+        found = turned_by_split(before.items, self.items)
+        if not found:
+            raise ValueError(NO_KEY)
+        return found[SPLIT]
 
     def _pairs(self, before: EvaluationResult) -> list[answer_table.AnswerRow]:
         rows = answer_table.answer_rows(self.questions, before.items, self.items)

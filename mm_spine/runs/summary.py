@@ -13,12 +13,14 @@ from mm_spine import distributed, evaluation
 from mm_spine.adapt import Adapted
 from mm_spine.evaluation import Metrics, TagScores
 from mm_spine.evaluation.answer_table import AnswerChanges
+from mm_spine.evaluation.turned import TurnedAnswers, turned_by_split
 from mm_spine.methods.table import changed_lines
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import Policy
 from mm_spine.runs.guard import GuardRecord
 from mm_spine.runs.machine import peak_memory
 from mm_spine.runs.plan import Plan, Splits
+from mm_spine.runs.settling import SettledRecord
 
 
 class Summary(TypedDict):
@@ -54,9 +56,11 @@ class Summary(TypedDict):
     missing_rollouts: list[int]
     lmms_eval: dict[str, Any] | None
     answers: dict[str, AnswerChanges]
+    turned: dict[str, TurnedAnswers]
     labels: dict[str, Any] | None
     forecast: dict[str, Any] | None
     guard: GuardRecord | None
+    settled: SettledRecord | None
 
 
 @dataclass
@@ -120,7 +124,8 @@ class Totals:
 class Findings:
     """What a run has found out. `fingerprint` identifies the start that `before` belongs to, `missing_rollouts` steps
     whose file in rollouts/ is missing or damaged, `answers` the changes of each split's answers, `forecast` what
-    the starting model's samples let expect, `guard` what the guard did (None: it was off)."""
+    the starting model's samples let expect, `guard` what the guard did (None: it was off),
+    `settled` where the votes have settled."""
 
     fingerprint: str
     before: list[evaluation.Item]
@@ -130,6 +135,7 @@ class Findings:
     answers: dict[str, AnswerChanges]
     forecast: dict[str, Any] | None
     guard: GuardRecord | None
+    settled: SettledRecord | None
 
 
 def summarise(
@@ -180,10 +186,12 @@ def summarise(
         missing_rollouts=findings.missing_rollouts,
         lmms_eval=findings.lmms_eval if config.evaluation.lmms_eval else None,
         answers=findings.answers,
+        turned=turned_by_split(findings.before, findings.after),
         # `mm-spine label` fills this in.
         labels=None,
         forecast=findings.forecast,
         guard=findings.guard,
+        settled=findings.settled,
     )
 
 

@@ -20,12 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mm_spine.adapt import adapt
 from mm_spine.methods.table import configure
+from mm_spine.methods.terms import kl_of_drawn
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import Anchor, Divergence, Projected, SelectedHead
 from mm_spine.policy.text import Trained
 from mm_spine.sampling.hf import HFSampler
 from mm_spine.training.engine import Engine
 from mm_spine.training.loss import DIVERGENCES
+from mm_spine.types import Statistic
 
 VOCABULARY, WIDTH, BANNED = 50, 8, (46, 47)
 ROW = 4 * VOCABULARY
@@ -69,19 +71,21 @@ class Case:
         self.weight, anchor_weight = torch.randn(2, VOCABULARY, WIDTH, generator=generator).to(dtype)
         self.hidden, anchor_hidden = torch.randn(2, count, WIDTH, generator=generator).to(dtype)
         self.target = torch.randint(0, 6, (count,), generator=generator)
-        self.factors = torch.randn(3, count, generator=generator)
+        self.factors = torch.randn(5, count, generator=generator)
         found = DIVERGENCES[kl]
         self.anchor = None if found is None else Anchor(anchor_hidden, anchor_weight, found)
 
     def gradients(self, project: Callable[[Tensor, nn.Parameter], Projected]) -> list[Tensor]:
-        """The three values, then the gradients of a weighted sum of them by states and head."""
+        """The values, then the gradients of a weighted sum of them by states and head."""
         states, weight = self.hidden.clone().requires_grad_(), nn.Parameter(self.weight.clone())
-        found = project(states, weight)
-        loss = sum((f * x).sum() for f, x in zip(self.factors, found, strict=True))
+        found = project(states, weight).flat()
+        loss = sum((f * x).sum() for f, x in zip(self.factors, found, strict=False))
         return [*(x.detach() for x in found), *torch.autograd.grad(loss, [states, weight])]
 
-    def ours(self, rows: int, distribution: Distribution) -> list[Tensor]:
-        return self.gradients(lambda h, w: SelectedHead(w, rows * ROW)(h, self.target, distribution, self.anchor))
+    def ours(self, rows: int, distribution: Distribution, statistics: Sequence[Statistic] = ()) -> list[Tensor]:
+        return self.gradients(
+            lambda h, w: SelectedHead(w, rows * ROW)(h, self.target, distribution, self.anchor, statistics)
+        )
 
 
 def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-5) -> None:
@@ -108,7 +112,7 @@ def test_gradients_are_finite_differences(rows: int, kl: str) -> None:
 
     def project(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         arguments = (hidden, case.target, Double(0.7, BANNED), case.anchor)
-        return tuple(functional_call(head, {"weight": weight}, arguments))[: 2 if kl == "none" else 3]
+        return functional_call(head, {"weight": weight}, arguments).flat()[: 2 if kl == "none" else 3]
 
     assert torch.autograd.gradcheck(project, (case.hidden.requires_grad_(), case.weight.requires_grad_()))
 
@@ -127,6 +131,46 @@ def test_any_other_divergence_is_differentiated_too() -> None:
         return values._replace(kl_S=reverse(here, there, case.target))
 
     assert_close(case.ours(3, distribution), case.gradients(plain))
+
+
+def collision(log_probs: Tensor, anchor: Tensor | None, target: Tensor) -> Tensor:
+    """The probability of drawing the same token twice: a statistic of the whole distribution."""
+    return log_probs.exp().square().sum(-1)
+
+
+def surprise_over_the_anchor(log_probs: Tensor, anchor: Tensor | None, target: Tensor) -> Tensor:
+    """The square of the log-ratio at the token drawn, 0 without an anchor."""
+    drawn = log_probs.gather(-1, target[:, None])[:, 0]
+    return drawn * 0 if anchor is None else (drawn - anchor.gather(-1, target[:, None])[:, 0]).square()
+
+
+@pytest.mark.parametrize("kl", DIVERGENCES)
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_statistics_have_values_and_gradients_beside_the_divergence(rows: int, kl: str) -> None:
+    case, distribution = Case(7, kl), Distribution(0.8, BANNED)
+    asked = (collision, surprise_over_the_anchor)
+
+    def plain(hidden: Tensor, weight: Tensor) -> Projected:
+        there = None
+        if case.anchor is not None:
+            there = plain_log_probs(case.anchor.hidden_SD @ case.anchor.weight_VD.T, distribution)
+        here = plain_log_probs(hidden @ weight.T, distribution)
+        values = plain_head(hidden, weight, case.target, distribution, case.anchor, kl)
+        return values._replace(statistics=tuple(value(here, there, case.target) for value in asked))
+
+    assert_close(case.ours(rows, distribution, asked), case.gradients(plain))
+
+
+def test_a_statistic_reads_the_anchor_where_no_divergence_is_asked_for() -> None:
+    """The k3 estimate as a statistic is the k3 estimate as the divergence, its gradient too."""
+    case, distribution = Case(7, "k3"), Distribution(0.8, BANNED)
+    assert case.anchor is not None
+    expected = case.ours(3, distribution)
+    case.anchor = case.anchor._replace(divergence=None)
+    case.factors[3] = case.factors[2]
+    found = case.ours(3, distribution, (kl_of_drawn,))
+    assert not found[2].any() and torch.equal(found[3], expected[2])
+    assert_close([*found[:2], *found[4:]], [*expected[:2], *expected[3:]])
 
 
 def test_bf16_weights_are_reduced_in_fp32() -> None:
@@ -224,7 +268,7 @@ def test_no_more_than_one_chunk_of_logits_is_alive(kl: str, copies: int) -> None
     with Spy() as spy:
         found = SelectedHead(nn.Parameter(case.weight), 3 * ROW)(states, case.target, Distribution(0.7), case.anchor)
         forward = spy.most
-        sum(x.sum() for x in found).backward()
+        sum(x.sum() for x in found.flat()).backward()
     assert spy.largest == 3
     assert 3 <= forward <= spy.most <= copies * 3
 
@@ -262,7 +306,7 @@ def test_without_gradient_nothing_is_kept_or_projected_twice() -> None:
         found = head(case.hidden, case.target, Distribution())
     assert counter.get_total_flops() == 2 * 90 * VOCABULARY * WIDTH
     assert spy.largest == 3 and spy.most <= 4 * 3 and spy.alive() == 0
-    assert not any(x.requires_grad for x in found)
+    assert not any(x.requires_grad for x in found.flat())
 
 
 @pytest.mark.parametrize(("silent", "entropy_passes"), [(False, 0), (True, 2)])

@@ -30,9 +30,9 @@ def test_all_questions_are_on_the_page_forty_at_a_time(tmp_path: Path) -> None:
     before, after = ([item(f"q{i:02}", right, "12") for i in range(90)] for right in (False, True))
     html = undrawn(write_run(tmp_path / "run", before, after))
     assert html.count('<details class="question">') == 90
-    at_first, *waiting = html[html.index("Wrong before, right after") :].split("<template>")
+    at_first, *waiting = html[html.index("Learnt: wrong before, right after") :].split("<template>")
     assert [part.count('<details class="question">') for part in (at_first, *waiting)] == [40, 40, 10]
-    assert "Wrong before, right after, adapted questions: 90" in html and 'data-total="90"' in html
+    assert "Learnt: wrong before, right after, adapted questions: 90" in html and 'data-total="90"' in html
 
 
 def test_of_more_than_the_page_holds_those_that_changed_most_are_shown(
@@ -50,7 +50,11 @@ def test_of_more_than_the_page_holds_those_that_changed_most_are_shown(
 
 def test_splits_stand_apart_and_the_right_answer_is_in_the_row(finished: Path, copy: Path) -> None:
     text = text_of(finished)
-    for title in ("Wrong before, right after, adapted", "Wrong before, right after, held-out", "Right before, wrong"):
+    for title in (
+        "Learnt: wrong before, right after, adapted",
+        "Learnt: wrong before, right after, held-out",
+        "Corrupted: right before, wrong",
+    ):
         assert f"{title}" in text
     # Without answers.csv the right answer is that of a sample.
     assert "right: 1" in text

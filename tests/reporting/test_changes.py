@@ -13,8 +13,8 @@ from mm_spine.types import Answer
 def test_changes_by_hand() -> None:
     found = changes.find_changes(rows_of(BEFORE), rows_of(AFTER))
     # The largest change first: of four samples, e gains three right ones and a two.
-    assert [change.key for change in found.gained] == [("held_out", "e"), ("adapted", "a")]
-    assert [change.key for change in found.lost] == [("adapted", "b")]
+    assert [change.key for change in found.learnt] == [("held_out", "e"), ("adapted", "a")]
+    assert [change.key for change in found.corrupted] == [("adapted", "b")]
     assert found.moved == ()
 
 

@@ -70,7 +70,7 @@ def test_lone_surrogates_do_not_cost_the_page(tmp_path: Path) -> None:
     for when, row in (("before", before), ("after", after)):
         line = json.dumps(evaluation.to_json(row))
         (folder / "evaluation" / f"{when}.jsonl").write_text(line + "\n")
-    assert "Wrong before, right after" in page.write_page(tmp_path / "page.html", undrawn(folder)).read_text()
+    assert "Learnt: wrong before, right after" in page.write_page(tmp_path / "page.html", undrawn(folder)).read_text()
 
 
 def luminance(colour: str) -> float:

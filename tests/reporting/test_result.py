@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from saved_runs import item, text_of, write_run
 
 from mm_spine.files import read_json_lines, write_json_lines
@@ -72,3 +73,35 @@ def test_a_score_that_is_no_number_is_not_shown(copy: Path) -> None:
     path.write_text(path.read_text().replace('"score": 1.0', '"score": NaN', 1))
     text = text_of(copy)
     assert "its greedy is no number" in text and not re.search(r"\bnan\b", text)
+
+
+def test_pass_at_k_of_a_run_by_hand(finished: Path) -> None:
+    adapted, held_out = result.split_results(read_run(finished))
+    found = [(row.k, row.before, row.after, row.gain.value) for row in held_out.pass_at_k if row.gain]
+    assert found == [(1, 0.375, 1.0, 0.625), (2, pytest.approx(2 / 3), 1.0, pytest.approx(1 / 3)), (4, 1.0, 1.0, 0.0)]
+    assert adapted.pass_at_k_chart is not None and adapted.pass_at_k_chart.series[1].label == "after"
+    # a 1 b 3 c 4 d 0 right of 4 before, a 3 b 1 c 4 d 0 after.
+    before, after = (line.y for line in adapted.pass_at_k_chart.series)
+    assert before == after == pytest.approx(((1 / 4 + 3 / 4 + 1) / 4, (1 / 2 + 1 + 1) / 4, (3 / 4 + 1 + 1) / 4, 3 / 4))
+
+
+def test_what_was_learnt_is_said_and_shown_by_the_vote_s_share(finished: Path, tmp_path: Path) -> None:
+    text = text_of(finished)
+    assert (
+        "Of 4 greedy answers: 1 learnt (wrong before, right after; mean vote share at the start 75.0 %), 1 corrupted "
+        "(right before, wrong after; mean vote share at the start 75.0 %)." in text
+    )
+    # Share, questions, wrong before, learnt, corrupted.
+    assert "50–75 % 2 1 1 1" in text and "100 % 2 1 0 0" in text
+    same = [item("a", True, "1112"), item("b", False, "1222")]
+    unchanged = text_of(write_run(tmp_path / "same", same, same))
+    assert "Of 2 greedy answers" not in unchanged and "50–75 % 2 1 0 0" in unchanged
+
+
+def test_without_labels_the_spread_of_answers_is_said(tmp_path: Path) -> None:
+    before, after = [item("a", None, "1222")], [item("a", None, "2222")]
+    answers = {"adapted": {"n": 1, "changed": 0, "vote_share_before": 0.75, "vote_share_after": 1.0}}
+    text = text_of(write_run(tmp_path / "run", before, after, answers=answers))
+    assert "2.00 distinct answers on average before, 1.00 after; their entropy went from 0.562 to 0.000 nats" in text
+    assert "entropy of the answers, nats 0.562 0.000" in text and "distinct answers per question 2.00 1.00" in text
+    assert "pass@k" not in text and "Learnt and corrupted" not in text

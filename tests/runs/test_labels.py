@@ -72,6 +72,9 @@ def test_rows_by_hand() -> None:
     assert changes_by_split(rows)["adapted"] == {
         "n": 4, "changed": 1, "vote_share_before": 0.875, "vote_share_after": 0.875,
     }  # fmt: skip
+    # "1222" before, "1112" after: 3 to 1, or ln 4 - 3/4 ln 3 = 0.5623 nats.
+    assert (rows[0].answer_entropy_before, rows[0].answer_entropy_after) == (0.5623, 0.5623)
+    assert [(row.distinct_answers_before, row.distinct_answers_after) for row in rows[1:3]] == [(2, 2), (1, 1)]
     assert vote_share(item("a", None, ("1", "2", "1"))) == 0.6667
 
 
@@ -93,6 +96,12 @@ def test_labels_filled_in_afterwards_give_the_scores_of_the_data_s_own(lab: Lab,
     assert summary["before"]["n_labelled"] == 6
     assert 0 <= summary["after"]["pass_at_1"] <= labelled["after"]["pass_at_1"]
     assert summary["labels"] == {"file": "labels.csv", "drawn": 6, "used": 6}
+    for by in ("greedy", "vote"):
+        turned = summary["turned"]["adapted"][by]
+        assert turned["n"] == 6 and sum(each["learnt"] for each in turned["bins"]) == turned["learnt"]
+    greedy = summary["turned"]["adapted"]["greedy"]
+    gain = summary["after"]["greedy"] - summary["before"]["greedy"]
+    assert greedy["learnt"] - greedy["corrupted"] == pytest.approx(6 * gain)
     assert summary["before"]["mean_length"] == labelled["before"]["mean_length"]
     shown = CliRunner().invoke(app, ["compare", str(unlabelled)])
     assert shown.exit_code == 0 and "[" in shown.output

@@ -98,7 +98,19 @@ def test_a_key_gives_scores_and_intervals_and_changes_no_draw() -> None:
     assert list(scores.index) == ["greedy", "pass_at_1", "maj_at_n", "pass_at_n"] and set(scores["n"]) == {5}
     assert scores["score"]["pass_at_1"] == pytest.approx(graded.answers["pass_at_1"].mean())
     assert scores["low"]["greedy"] <= scores["score"]["greedy"] <= scores["high"]["greedy"]
-    assert list(plain.answers) == ["id", "question", "answer", "vote", "vote_share"]
+    assert list(plain.answers) == [
+        "id", "question", "answer", "vote", "vote_share", "answer_entropy", "distinct_answers",
+    ]  # fmt: skip
+    curve = graded.pass_at_k
+    assert curve.index.name == "k" and curve.index[0] == 1 and len(curve) == len(graded.items[0].texts)
+    assert curve[1] == pytest.approx(scores["score"]["pass_at_1"])
+    assert curve.iloc[-1] == pytest.approx(scores["score"]["pass_at_n"])
+    with pytest.raises(ValueError, match="no scores without gold answers"):
+        _ = plain.pass_at_k
+    same = graded.turned(graded)
+    assert same["greedy"]["learnt"] == same["vote"]["corrupted"] == 0 and same["greedy"]["n"] == 5
+    with pytest.raises(ValueError, match="no scores without gold answers"):
+        plain.turned(graded)
     assert graded.answers["greedy"].tolist() == [item.greedy.score for item in graded.items if item.greedy]
 
 

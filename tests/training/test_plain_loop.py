@@ -120,14 +120,16 @@ def test_losses_and_gradients_are_those_of_a_plain_loop(ratio_from: str, changes
     if ratio_from == "sampled":
         step = step_with_old_log_probs(plain, step)
     expected = plain_losses(plain, tiny_model(6), step, options, ratio_from)
-    sum(expected).backward()
-    assert all(abs(term.item()) > 1e-3 for term in expected)
+    expected.total.backward()
+    assert all(abs(term.item()) > 1e-3 for term in expected[:3])
     alone = sum(len(row.leaves) for row in trained_groups(step.groups, step.tokens, options))
     assert alone > 4
     for budget, batches in ((10_000, 1), (1, alone), (130, 2)):
         found, gradients, count = packed_losses(policy, reference, step, options, ratio_from, budget)
         assert count == batches
-        torch.testing.assert_close(torch.stack(found), torch.stack(expected).detach(), rtol=TOLERANCE, atol=1e-6)
+        torch.testing.assert_close(
+            torch.stack(found[:3]), torch.stack(expected[:3]).detach(), rtol=TOLERANCE, atol=1e-6
+        )
         assert_gradients_equal(policy, gradients, plain)
 
 
@@ -141,7 +143,7 @@ def test_the_engines_gradients_are_those_of_a_plain_loop(stage: int, recomputed:
     reference = Reference(policy)
     perturb(policy, 0.03, seed=9)
     plain.load_state_dict(policy.model.state_dict())
-    sum(plain_losses(plain, tiny_model(6), step, OPTIONS, "own")).backward()
+    plain_losses(plain, tiny_model(6), step, OPTIONS, "own").total.backward()
     engine = Engine(policy, OptimConfig(), EngineConfig(zero_stage=stage, checkpoint_activations=recomputed))
     try:
         batches = micro_batches(policy, trained_groups(step.groups, step.tokens, OPTIONS), 130)
