@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mm_spine.config import Count, MethodConfig, NonNegative, Share
 from mm_spine.config.values import BelowOne, Natural, Positive, UpToOne
@@ -115,6 +115,14 @@ class EntrocraftConfig(MethodConfig):
     )
     anneal_steps: Natural = Field(default=0, description="steps in which the range moves to its end; 0: it stays")
 
+    @model_validator(mode="after")
+    def _in_order(self) -> EntrocraftConfig:
+        for key in ("entropy_range", "entropy_range_end"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key}={[low, high]}: the first must not be above the second")
+        return self
+
 
 def _only(function: str) -> Maker[Sequence[Credit]]:
     """Return a maker of a chain of credit of one link."""
@@ -141,6 +149,8 @@ ROWS: Mapping[str, Method] = {
         "H is the same for all responses to a question: it cancels under method.advantage=group, the default as in the "
         "authors' code, and acts only under method.advantage=batch. Responses without an answer have share 0, and are "
         "no answer in H and K. KL as in ttrl.",
+        reported="Gains on 16 data sets of object recognition (+24.6 points on average) and visual questions (+10.0); "
+        "arXiv 2510.06783, abstract.",
         reward=rule("answer_rewards", "frequency"),
         section=TtrvConfig,
         options=_ANCHORED,
@@ -152,6 +162,8 @@ ROWS: Mapping[str, Method] = {
         "level=token: r_i = -mean_t H_t; level=sequence: r_i = mean_t log pi(o_t); sums with over_tokens=sum, in nats\n"
         "A_i = r_i - the mean r of the question's other responses (RLOO); L as in ttrl",
         "The paper writes sums, the authors' code takes means: means are the default. Log-probs are the sampler's.",
+        reported="On a par with rewards from labels on most of its tasks of mathematics and code, above them on "
+        "LeetCode, Minerva and AMC; arXiv 2505.15134.",
         reward=rule("answer_rewards", "certainty"),
         credit=_only("leave_one_out"),
         section=EmRlConfig,
@@ -166,6 +178,8 @@ ROWS: Mapping[str, Method] = {
         f"r_i = -1 without an answer; {_NORMAL}",
         "Rewards as in the authors' code, whose docstring has share(y) - consensus. Entropies are those of the trained "
         "responses, shares those of all votes. With at most 8 votes no share is below 0.125: nothing is rare.",
+        reported="Above TTRL on mathematical benchmarks, most where few responses can be drawn; arXiv 2603.19880, "
+        "abstract.",
         reward=rule("answer_rewards", "selective"),
         section=ScrlConfig,
         options=_ANCHORED,
@@ -178,6 +192,7 @@ ROWS: Mapping[str, Method] = {
         "w = 1 / (1 + exp(-steepness (H_q - middle))), H_q the entropy of the answers to q in bits; L as in ttrl",
         "The vote stands for the paper's labels. Advantages are mixed where the authors' code mixes two clipped "
         "losses; both are the same while no ratio is clipped. Responses without an answer are no answer in H.",
+        reported="With labels, gains on mathematical benchmarks; arXiv 2508.04138, abstract.",
         credit=_only("locally_and_globally"),
         section=CopoConfig,
         **_UNREAD,
@@ -190,6 +205,7 @@ ROWS: Mapping[str, Method] = {
         f"{_NORMAL}",
         "No public text that we found states bonus, prune and uncertainty_eps: they are ours. After pruning, p is "
         "scaled to 1 over answers. n and M count the trained responses with an answer; those without one earn 0.",
+        reported="Above TTRL: relative gains of 25.3 % on AIME 2024 and 5.3 % on AMC; arXiv 2601.21804, abstract.",
         reward=rule("answer_rewards", "distribution"),
         section=DareConfig,
         options=_ANCHORED,
@@ -201,6 +217,8 @@ ROWS: Mapping[str, Method] = {
         "A_i = (r_i - mean r of the question) / (std of these over the step + eps); L as in ttrl",
         "The vote stands for the paper's labels. The std is over responses, in the authors' code over tokens. Its "
         "dynamic sampling is left to sampling.votes.keep. KL weight as in its script.",
+        reported="With labels, responses more than 70 % shorter at an accuracy above other methods for length; arXiv "
+        "2510.15110, abstract.",
         reward=rule("answer_rewards", "within_limit"),
         credit=_only("step_scaled"),
         options={"clip_high": 0.28, "kl": "k3", "kl_weight": 0.0005},
@@ -216,6 +234,8 @@ ROWS: Mapping[str, Method] = {
         "The vote stands for the paper's labels. E is over all responses to the bundle's other questions, where the "
         "paper draws one set: copies of a response get the same. Quantiles are each bundle's own, not tracked over "
         "steps. Levels and weight as in the authors' script.",
+        reported="With labels, above GRPO in pass@1 and pass@k on mathematics, images and code; arXiv 2510.00911, "
+        "abstract.",
         credit=_only("mixed_risk"),
         section=RiskConfig,
         **_UNREAD,
@@ -228,6 +248,8 @@ ROWS: Mapping[str, Method] = {
         "0.2 / 0.28",
         "The mean of c over the question's responses stands for the paper's confidence in the prompt, which would need "
         "log-probs of the prompt. No public text that we found states level_weight: it is ours.",
+        reported="With labels, Qwen2.5-7B gains 5.7 points of pass@1 and 13.9 of pass@32 over GRPO; arXiv 2602.05281, "
+        "abstract.",
         credit=_levelled,
         section=ArmConfig,
         options={"clip_high": 0.28},
@@ -240,6 +262,8 @@ ROWS: Mapping[str, Method] = {
         "h_think, h_answer: mean token entropy up to and including the tag that closes the thinking, and after it, "
         f"nats\n{_NORMAL}",
         "The vote stands for the paper's labels. A response without the tag is thinking throughout, as in the paper.",
+        reported="With labels, responses 38 to 59 % shorter, accuracy down by less than a point; arXiv 2510.08026, "
+        "reviews.",
         reward=rule("answer_rewards", "phased"),
         section=PearConfig,
     ),
@@ -251,6 +275,8 @@ ROWS: Mapping[str, Method] = {
         "1 where all are equal",
         "The vote stands for the paper's labels. One update a step (optim.epochs=1). Class weights as in the authors' "
         "script.",
+        reported="With labels, mean gains of 8.26 % (4B) and 9.57 % (8B) over the starting models; arXiv 2509.02522, "
+        "abstract.",
         step_loss=rule("step_losses", "supervised"),
         section=PacsConfig,
         **_UNREAD,
@@ -263,6 +289,7 @@ ROWS: Mapping[str, Method] = {
         "  log(1 + sum over r_i=1 of exp(-s_i/tau)) + log(1 + sum over r_i=0 of exp(s_i/tau))",
         "The vote stands for the paper's labels; a question without a winner is left out. A unanimous question trains: "
         "its responses are made likelier. One update a step (optim.epochs=1).",
+        reported="With labels, pass@1 6.7 points (1.5B) and 6.2 (7B) above DAPO; arXiv 2602.05630, abstract.",
         step_loss=rule("step_losses", "as_classes"),
         section=RealConfig,
         **_UNREAD,
@@ -276,6 +303,7 @@ ROWS: Mapping[str, Method] = {
         "L = -the mean over the tokens of the other responses of min(rho_t A_i, clip(rho_t) A_i)",
         "The paper has ranges in nats for one model, (0.6, 0.7) to (0.1, 0.2): ours are in units of the first step's "
         "entropy and stay unless anneal_steps is set.",
+        reported="With labels, Qwen3-4B-Base: mean of three benchmarks 53.5, GRPO 47.2; arXiv 2604.26326, table 2.",
         choice=rule("rejection", "towards_range"),
         remember=rule("rejection", "remember_start"),
         section=EntrocraftConfig,

@@ -10,6 +10,7 @@ import torch
 from adapting import run, stopping_after
 from credited_groups import polled
 
+from mm_spine.config import ConfigError
 from mm_spine.methods.apply import assign_credit, choose_tokens
 from mm_spine.methods.method import Batch
 from mm_spine.methods.rejection import START, bounds, level, remember_start
@@ -48,6 +49,11 @@ def test_the_range_moves_in_a_straight_line() -> None:
     for step, expected in ((0, (0.8, 1.2)), (1, (0.65, 1.0)), (4, (0.2, 0.4)), (9, (0.2, 0.4))):
         assert bounds(options, step) == pytest.approx(expected)
     assert bounds(EntrocraftConfig(), 100) == (0.9, 1.1)
+
+
+def test_a_range_is_in_order() -> None:
+    with pytest.raises(ConfigError, match=r"entropy_range=\[1.2, 0.8\]: the first must not be above the second"):
+        configure({"method": {"name": "entrocraft", "entropy_range": [1.2, 0.8]}})
 
 
 def test_the_first_step_is_remembered() -> None:
