@@ -112,7 +112,7 @@ def tail_credit(options: RiskConfig, score: float, low: float, high: float) -> f
 
 def sums_of(rates: Sequence[float]) -> list[float]:
     """Return the probabilities of the sums 0, 1, ... of independent rewards that are 1 with these probabilities."""
-    found = np.ones(1)
+    found: np.ndarray = np.ones(1)
     for rate in rates:
         found = np.convolve(found, [1 - rate, rate])
     return [float(p) for p in found]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mm_spine.methods.credit import mean_entropies
 from mm_spine.methods.method import Batch
+from mm_spine.methods.rewards import mean_entropies
 from mm_spine.methods.rows_credit import EntrocraftConfig
 from mm_spine.methods.tokens import Tokens
 from mm_spine.types import Group
