@@ -66,6 +66,8 @@ DECISIVE = ("sampling", "replay", "reward", "credit", "loss", "memory", "band", 
 """What a row is grouped by: the first of these that it changes. One that changes none is in the first group."""
 
 NOT_BUILT = {
+    "AEPO (arXiv 2510.08141)": "it trains on further responses drawn at another temperature, which are none of the "
+    "policy that is trained; `entrocraft` leaves out responses by their advantage while the entropy is out of range",
     "RLFR (arXiv 2510.10201)": "its reward is measured in a flow field of hidden states that is fitted to expert data "
     "and to responses that were checked against right answers",
     "TRAPO (arXiv 2512.17636)": "it trains on prefixes of expert solutions",

@@ -10,7 +10,7 @@ from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config.layers import build, expand_layer, merge
-from mm_spine.methods import rows_loss, rows_sampling, rows_scored, rows_tokens
+from mm_spine.methods import rows_credit, rows_loss, rows_sampling, rows_scored, rows_tokens
 from mm_spine.methods.choices import (
     exact_share,
     from_labels,
@@ -197,6 +197,7 @@ METHODS: dict[str, Method] = {
         options=_TTRL_OPTIONS,
         label_free=False,
     ),
+    **rows_credit.ROWS,
     **rows_loss.ROWS,
     **rows_tokens.ROWS,
     **rows_scored.ROWS,
