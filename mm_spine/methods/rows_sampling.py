@@ -25,8 +25,8 @@ ROWS: Mapping[str, Method] = {
         "arXiv 2508.11016",
         formula="each root o and 3 continuations of o_<t, t uniform among its 20 tokens of highest entropy, are one "
         "group: A_i = (r_i - mean r)/(std r + eps) over roots and continuations. A continuation trains from token t "
-        "on. The first token, special tokens and those of a single character are no candidates. Numbers and candidates are "
-        "those of the authors' code (bytedance/CURE)",
+        "on. The first token, special tokens and those of a single character are no candidates. Numbers and candidates "
+        "are those of the authors' code (bytedance/CURE)",
         ours="the reward is agreement with the vote of all; the first of the paper's two stages (the second is ttrl's "
         "sampling); no filter of groups and no penalty for length, which stand in the authors' recipe; rollouts are "
         "ordered root by root; entropies are exact and ranked to 4 decimals, ties by position",
