@@ -77,10 +77,6 @@ ROWS: Mapping[str, Method] = {
         entropies=False,
         section=EntropyConfig,
         options=_BASE,
-        reported=(
-            "With labels: plain entropy terms over all tokens are reported to let the entropy of large models explode "
-            "(arXiv 2509.25133)."
-        ),
     ),
     "epo": Method(
         "ttrl with an entropy bonus, and entropy kept near its running mean",
@@ -99,10 +95,6 @@ ROWS: Mapping[str, Method] = {
         remember=rule("entropy_terms", "running_mean"),
         section=EpoConfig,
         options={**_BASE, "band_low_weight": 0.001, "band_high_weight": 0.001},
-        reported=(
-            "With a task's own reward, agents over many turns: up to 152 % better on ScienceWorld, 19.8 % on ALFWorld "
-            "(arXiv 2509.22576). Single answers are not reported."
-        ),
     ),
     "t1": Method(
         "ttrl with an entropy bonus, and a KL to an anchor that follows the policy",
@@ -122,10 +114,6 @@ ROWS: Mapping[str, Method] = {
         entropies=False,
         section=T1Config,
         options={"kl": "none"},
-        reported=(
-            "With labels, after training on worked solutions: with Qwen2.5-32B better than QwQ-32B-Preview on MATH500 "
-            "and AIME2024 (arXiv 2501.11651). The share of the bonus in this is not known to us."
-        ),
     ),
     "tea": Method(
         "ttrl with entropy raised where confidence goes with reward",
@@ -142,10 +130,6 @@ ROWS: Mapping[str, Method] = {
         entropies=False,
         section=TeaConfig,
         options=_BASE,
-        reported=(
-            "With rule-based rewards for instructions, after supervised training: Light-IF-32B is reported above "
-            "DeepSeek-R1 on instruction following (arXiv 2508.03178). Questions with one answer are not reported."
-        ),
     ),
     "siren": Method(
         "ttrl with the entropy of peak tokens held at its first value",
@@ -167,10 +151,6 @@ ROWS: Mapping[str, Method] = {
         entropies=False,
         section=SirenConfig,
         options=_BASE,
-        reported=(
-            "With labels: 6.6 points of maj@k over other entropy methods on AIME24/25, Qwen2.5-Math-7B (arXiv "
-            "2509.25133)."
-        ),
     ),
     "r3": Method(
         "ttrl, unanimous groups set against earlier responses that answered otherwise",
