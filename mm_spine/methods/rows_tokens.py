@@ -80,10 +80,6 @@ ROWS: Mapping[str, Method] = {
         "Qwen3-8B (arXiv 2506.01939).",
         policy_mask=top_share,
         options={**_CLIP_HIGHER, "mask_scope": "batch"},
-        reported=(
-            "With labels: against all tokens +11.0 points on AIME25 and +7.7 on AIME24 with Qwen3-32B, about equal "
-            "with Qwen3-8B: less for smaller models (arXiv 2506.01939)."
-        ),
     ),
     "clip-higher": Method(
         "a wider upper clipping limit (DAPO)",
@@ -136,10 +132,6 @@ ROWS: Mapping[str, Method] = {
         "interventions on entropy (arXiv 2510.10150).",
         choice=rule("token_weights", "by_entropy_change"),
         section=SteerConfig,
-        reported=(
-            "With labels: less loss of entropy and better than other entropy methods in mathematics and code (arXiv "
-            "2510.10150)."
-        ),
     ),
     "empg": Method(
         "advantages scaled by certainty, with a bonus for a certain next token (EMPG)",
@@ -152,10 +144,6 @@ ROWS: Mapping[str, Method] = {
         "65.3, 62.0 with DAPO (arXiv 2509.09265).",
         choice=rule("token_weights", "by_clarity"),
         section=EmpgConfig,
-        reported=(
-            "With a task's own reward, agents over many steps: better on WebShop, ALFWorld and Deep Search (arXiv "
-            "2509.09265). Single answers are not reported."
-        ),
     ),
     "hapo": Method(
         "advantages and clipping limits by the log-entropy of each token (HAPO)",
@@ -174,10 +162,6 @@ ROWS: Mapping[str, Method] = {
         objective=rule("token_weights", "redistributed"),
         section=HapoConfig,
         options=_CLIP_HIGHER,
-        reported=(
-            "With labels: better than DAPO with Qwen2.5-Math-1.5B and 7B and Qwen3-8B, all parts together (arXiv "
-            "2509.16591)."
-        ),
     ),
     "window-entropy": Method(
         "the 20 % of tokens where the next four have the highest mean entropy (ARES)",
@@ -190,10 +174,6 @@ ROWS: Mapping[str, Method] = {
         signal=window_entropy,
         policy_mask=top_share,
         options=_CLIP_HIGHER,
-        reported=(
-            "With labels, as one part of ARES: better and shorter answers on mathematical and multimodal benchmarks "
-            "(arXiv 2510.08457). The mask alone is not reported."
-        ),
     ),
     "lp-reg": Method(
         "a KL to the policy without its noise, at the least likely tokens that are blamed (Lp-Reg)",
@@ -211,10 +191,6 @@ ROWS: Mapping[str, Method] = {
         terms=_made("proxy_terms"),
         section=LpRegConfig,
         options=_CLIP_HIGHER,
-        reported=(
-            "With labels: 60.2 % mean of five mathematical benchmarks, 2.7 points over other methods, and stable over "
-            "about 1,000 steps on policy (arXiv 2510.03222)."
-        ),
     ),
     "earl": Method(
         "the 20 % of tokens with the highest entropy of each response, with a KL on all tokens (EARL)",
@@ -240,10 +216,6 @@ ROWS: Mapping[str, Method] = {
         credit=_usual_credit_and("by_perplexity"),
         choice=rule("token_weights", "by_position"),
         section=ShapingConfig,
-        reported=(
-            "With labels: better than the baselines on several models; late tokens and responses of low perplexity "
-            "matter once entropy has stopped falling (arXiv 2508.02260)."
-        ),
     ),
     "ucas": Method(
         "advantages by the certainty of the response and of each token (UCAS)",
@@ -261,10 +233,6 @@ ROWS: Mapping[str, Method] = {
         choice=rule("token_weights", "without_sureness"),
         section=UcasConfig,
         options=_CLIP_HIGHER,
-        reported=(
-            "With labels: better than the baselines on five mathematical benchmarks at 1.5B and 7B, with more diverse "
-            "responses (arXiv 2510.10649)."
-        ),
     ),
 }
 """Name -> row."""
