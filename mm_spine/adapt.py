@@ -26,10 +26,12 @@ from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import assert_same_version, warn_of_cut_responses
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.rounds import vote_in_rounds
+from mm_spine.sampling.wordings import by_wording, rejoined
 from mm_spine.training import checkpoint, step_report
 from mm_spine.training.batch import gather_groups, share_identical, trained_groups
 from mm_spine.training.fixed_band import measure_fixed_band
 from mm_spine.training.loss import Rules, denominators
+from mm_spine.training.measuring import measure_on_all_ranks
 from mm_spine.training.parity import Gap
 from mm_spine.training.schedule import batch_of, check_askable, check_questions, further_questions, learning_rate
 from mm_spine.training.scoring import needs_scores, score_on_all_ranks
@@ -96,11 +98,14 @@ def adapt(
     options of `method`. Raises ConfigError, FrozenError, ParityError, NotFinite, MemoryShortage.
     """
     config, row = for_method(config, method)
+    if row.check is not None:
+        row.check(config.method)
     check_questions(questions)
     if not row.trains or config.optim.steps == 0:
         return Adapted()
     check_askable(questions, policy, config.sampling.max_new_tokens)
-    loop = _Loop(questions, policy, sampler or make_sampler(policy, config), row, config, hooks or Hooks())
+    sampler = sampler or make_sampler(policy, config, growth=row.grown(config.method, policy))
+    loop = _Loop(questions, policy, sampler, row, config, hooks or Hooks())
     try:
         return loop.run()
     finally:
@@ -121,7 +126,10 @@ class _Loop:
     ) -> None:
         self.questions, self.policy, self.sampler = questions, policy, sampler
         self.method, self.config, self.hooks = method, config, hooks
-        self.rules = Rules(method.objective(config.method), method.terms(config.method))
+        options = config.method
+        decay = None if method.anchor_decay is None else method.anchor_decay(options)
+        self.rules = Rules(method.objective(options), method.terms(options), decay)
+        self.statistic = None if method.statistic is None else method.statistic(options)
         self.updater = Updater(policy, config, self.rules)
         self.memory: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -159,6 +167,7 @@ class _Loop:
             voted = self._voted(batch, step)
         within = [group for group in voted if sampling.votes.keeps(group.vote.share)]
         groups, gap = self._with_entropies(self._to_train(within))
+        groups = self._measured(groups)
 
         # What the method says: a credit for each response, and the tokens that train.
         drawn = Batch(groups, step, self.config.seed, self.memory)
@@ -183,12 +192,15 @@ class _Loop:
 
         if self.method.remember is not None:
             self.memory |= self.method.remember(options)(done, tokens)
+            numbers = {name: value for name, value in self.memory.items() if isinstance(value, int | float)}
+            report.memory = numbers or None
 
         step_report.describe(report, voted, done.groups, tokens, sampling.votes.max)
         report.cache_hits = step_report.encodes_saved(self.policy, done.groups)
         if sampling.votes.keep is not None:
             report.questions_sampled, report.questions_kept = len(voted), len(within)
-        return StepRecord(report, done.groups, tokens, self.seconds, self.updater.budget.at_once)
+        whole, tokens = rejoined(done.groups, tokens, [group.question for group in within])
+        return StepRecord(report, whole, tokens, self.seconds, self.updater.budget.at_once)
 
     def _voted(self, batch: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on a batch, and on further questions while too few votes are within `sampling.votes.keep`."""
@@ -210,7 +222,11 @@ class _Loop:
 
     def _to_train(self, groups: Sequence[Group]) -> list[Group]:
         """Keep the rollouts of each group that are trained on."""
-        return [share_identical(subsample(group, self.config.sampling.train_rollouts)) for group in groups]
+        kept = [subsample(group, self.config.sampling.train_rollouts) for group in groups]
+        return [share_identical(group) for group in self._by_wording(kept)]
+
+    def _by_wording(self, groups: Sequence[Group]) -> list[Group]:
+        return [part for group in groups for part in by_wording(group, self.config.sampling.wordings)]
 
     def _sample(self, questions: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on this rank's questions."""
@@ -220,7 +236,7 @@ class _Loop:
         return groups
 
     def _with_entropies(self, groups: Sequence[Group]) -> tuple[list[Group], Gap | None]:
-        """Score `groups` only where the method needs entropies that the sampler did not give.
+        """Score `groups` only where the method needs entropies that the sampler did not give, or has a statistic.
 
         That also measures the gap, else None.
         """
@@ -229,8 +245,18 @@ class _Loop:
         with self._timed("update", part="score"):
             return self._score(groups)
 
+    def _measured(self, groups: Sequence[Group]) -> list[Group]:
+        """Have `groups` measured where the method's reward needs a further forward."""
+        if self.method.asks is None and self.method.judge is None:
+            return list(groups)
+        with self._timed("update", part="score"):
+            return measure_on_all_ranks(
+                self.policy, groups, self.method, self.config.method, self.updater.distribution, self.updater.budget
+            )
+
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Gap]:
-        return score_on_all_ranks(self.policy, groups, self.updater.distribution, self.updater.budget)
+        updater = self.updater
+        return score_on_all_ranks(self.policy, groups, updater.distribution, updater.budget, self.statistic)
 
     def _start(self) -> int:
         """Resume where the hooks ask for it. Returns the number of steps done."""
@@ -241,7 +267,11 @@ class _Loop:
             self.sampler.sync(self.policy.trainable().items())
         if BAND not in self.memory:
             self.memory |= measure_fixed_band(
-                self.questions, self.sampler, self.method, self.config, lambda groups: self._with_entropies(groups)[0]
+                self.questions,
+                self.sampler,
+                self.method,
+                self.config,
+                lambda groups: self._with_entropies(self._by_wording(groups))[0],
             )
         return done
 

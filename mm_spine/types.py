@@ -8,7 +8,7 @@ pi = softmax(mask(logits) / temperature), vision specials masked (`policy.distri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -169,8 +169,9 @@ class Rollout:
     """One sampled response of T tokens, the end token included when it was drawn.
 
     `logp` (T,) are the log-probs of the drawn tokens, nats. `entropy` (T,) are exact token entropies, nats, None where
-    the sampler gives none. A branch of a tree names its `parent` rollout's index and `fork_at`, the first token of its
-    own. `weight` counts the identical rollouts that a leaf stands for.
+    the sampler gives none. `statistic` (T,) is the method's statistic of the head, None where it has none. A branch of
+    a tree names its `parent` rollout's index and `fork_at`, the first token of its own. `weight` counts the identical
+    rollouts that a leaf stands for.
     """
 
     question_id: str
@@ -183,11 +184,48 @@ class Rollout:
     parent: int | None = None
     fork_at: int | None = None
     weight: int = 1
+    statistic: np.ndarray | None = None
 
     @property
     def own_tokens(self) -> int:
         """How many tokens were drawn for this rollout. Those before its fork were drawn for its parent."""
         return len(self.token_ids) - (self.fork_at or 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One response to sample: rollout `index` of `question`, continued after the token ids `prefix`.
+
+    `barred` maps token ids that cannot be drawn first to their log-probs (nats) under the policy. `parent` is the index
+    of the rollout that the prefix is the beginning of, None where it is of none.
+    """
+
+    question: Question
+    index: int
+    prefix: tuple[int, ...] = ()
+    barred: Mapping[int, float] = field(default_factory=dict)
+    parent: int | None = None
+
+
+Propose = Callable[[Question, Sequence[Rollout], np.random.Generator], list[Request]]
+"""(question, what is drawn of one family, its root first, draws of the family's own) -> what may be drawn now.
+
+It is asked again after each rollout of the family, with draws that begin anew, until every index was requested. A
+request of an index that was requested before is passed over, so that a proposal needs no memory. A request that names
+a `parent` continues this rollout of the family, whose first tokens are its prefix.
+"""
+
+
+class Growth(NamedTuple):
+    """How rollouts grow from others, in families: a root, drawn like any response, and `size` - 1 rollouts proposed.
+
+    What is never proposed is drawn like any response once all that was proposed is drawn. With `reads_entropies` the
+    root has exact entropies where the sampler gives none, too.
+    """
+
+    size: int
+    propose: Propose
+    reads_entropies: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,7 +255,10 @@ class Group:
     `parsed[i]` is the answer parsed from rollout i, None when nothing was parsed. `answers[i]` is its vote class, None
     also where it does not vote (`sampling.votes.cut_off`). `vote` may be over more rollouts than are kept here.
     `rewards` and `advantages` have shape (N,), None until credit is assigned. `dropped` holds the indices
-    (`Rollout.index`) of the rollouts that the policy term leaves out (`sampling.votes.ties`, `cut_off`).
+    (`Rollout.index`) of the rollouts that the policy term leaves out (`sampling.votes.ties`, `cut_off`). `measured` has
+    what a method asked of each rollout beyond its own scores, None for a rollout of which it asked nothing.
+    `wording_of` is the id of the question that `question` is a wording of (`sampling.wordings`), None without further
+    wordings.
     """
 
     question: Question
@@ -228,6 +269,18 @@ class Group:
     advantages: Tensor | None = None
     parsed: tuple[Answer | None, ...] = field(kw_only=True)
     dropped: frozenset[int] = field(default=frozenset(), kw_only=True)
+    measured: tuple[np.ndarray | None, ...] | None = field(default=None, kw_only=True)
+    wording_of: str | None = field(default=None, kw_only=True)
+
+
+class Ask(NamedTuple):
+    """Tokens whose log-probs under the policy a method wants to know, as if they were a response to the question.
+
+    They are those of the last `count` of `token_ids`, each given all tokens before it.
+    """
+
+    token_ids: tuple[int, ...]
+    count: int
 
 
 class TokenStats(NamedTuple):
@@ -247,6 +300,9 @@ class StepReport:
     of the tokens that early stops did not draw. Entropies are None where nothing had to measure them. With
     `sampling.votes.keep`, shares of votes are over all `questions_sampled`, and `questions_kept` of these trained.
     `loss_terms` are the method's further terms by name, weighted; `loss_step` is its loss of the whole step.
+    `ratio_truncated` is the share of selected tokens whose importance weight `method.truncate` cuts; `memory` has the
+    numbers that the method remembers after the step.
+    `reward_mean` is the mean reward of a method that has rollouts measured by a further forward.
     """
 
     step: int
@@ -284,10 +340,16 @@ class StepReport:
     questions_kept: int | None = None
     loss_terms: dict[str, float] | None = None
     loss_step: float | None = None
+    ratio_truncated: float | None = None
+    memory: dict[str, float] | None = None
+    reward_mean: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the line of steps.jsonl. What only some methods and settings have is left out of other runs."""
-        some = ("questions_sampled", "questions_kept", "loss_terms", "loss_step")
+        some = (
+            *("questions_sampled", "questions_kept", "loss_terms", "loss_step", "ratio_truncated", "memory"),
+            "reward_mean",
+        )
         return {name: value for name, value in vars(self).items() if value is not None or name not in some}
 
 

@@ -5,11 +5,14 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
 
 usage() {
     cat <<'EOT'
-usage: scripts/study_digits.sh [--jobs 2] [--only GLOB]... [--repeat GLOB] [--report-only] [--output runs/study] [--results DIR] [KEY=VALUE...]
+usage: scripts/study_digits.sh [--study digits] [--rows NAME,NAME] [--jobs 2] [--only GLOB]... [--repeat GLOB] [--report-only] [--output runs/study] [--results DIR] [KEY=VALUE...]
 
 Runs every cell (group/method/seed) that has no summary.json yet, then writes docs/results/digits.md from
 the finished ones. Interrupt it at any time and call it again to go on: hours on two cores.
 
+  --study NAME    digits (default); catalogue: every method at the default and at a common learning rate, written to
+                  catalogue.md; frontier: every method at growing learning rates without the guard, to frontier.md
+  --rows NAMES    only these methods of the catalogue or the frontier, separated by commas
   --jobs N        worker processes, one thread each (default 2)
   --only GLOB     only cells whose name matches, e.g. 'main/spine/*' or '*/seed_0'; may be given several times
   --report-only   run nothing, write the report

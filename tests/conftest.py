@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared folder beside this checkout")
     return folder
+
+
+@pytest.fixture
+def tables() -> Iterator[Callable[[], None]]:
+    """What a test adds to the tables of methods, answer kinds and benchmarks is gone afterwards, and so are plugins.
+
+    Called, it is gone at once.
+    """
+    from mm_spine.benchmarks import BENCHMARKS
+    from mm_spine.config import plugins
+    from mm_spine.methods.table import METHODS
+    from mm_spine.processors.answers import KINDS
+
+    kept = [(table, dict(table)) for table in (BENCHMARKS, KINDS, METHODS, plugins._digests, sys.modules)]
+
+    def restore() -> None:
+        for table, rows in kept:
+            for name in [name for name in table if name not in rows]:
+                if table is not sys.modules or name.startswith(plugins._PREFIX):
+                    del table[name]
+
+    yield restore
+    restore()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from small import small_config
 from tiny import tiny_questions
 
@@ -42,6 +44,18 @@ def mixed() -> list[Group]:
     ]
     second = [rollout(i, [5, 6, 7, 8, 9], [0.1, 0.2, 0.3, 0.4, 0.5], 1) for i in range(4)]
     return [group(first, ["1", "2", "2", None]), group(second, ["5"] * 4, 1)]
+
+
+def with_credit(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> Group:
+    """A group whose rollouts have these advantages."""
+    found = group(rollouts, ["1"] * len(rollouts))
+    return replace(found, rewards=torch.zeros(len(rollouts)), advantages=torch.tensor(advantages))
+
+
+def everywhere(groups: Sequence[Group]) -> list[list[Tokens]]:
+    """The policy term acts on all tokens, no other term on any."""
+    masks = [[torch.ones(len(r.token_ids), dtype=torch.bool) for r in each.rollouts] for each in groups]
+    return [[Tokens(mask_T, ~mask_T, None) for mask_T in own] for own in masks]
 
 
 def options(method: str, **values: Any) -> MethodConfig:

@@ -64,7 +64,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         "benchmark": str(write_data(shared / "data")),
         "model": {"path": str(write_model(shared / "model"))},
         "engine": {"zero_stage": 3, "token_budget": 200},
-        "optim": {"questions_per_step": 3, "steps": 2},
+        # All questions in every step: their votes are compared in the second one, which ends the run.
+        "optim": {"questions_per_step": 6, "steps": 3},
+        "guard": {"settle": 0.99, "settle_over": 5},
         "sampling": {"votes": {"max": 9, "stop": "confident", "level": 0.5}, "tree": {"forks": 1, "branches": 1}},
         "checkpoint": {"every": 2},
     }
@@ -181,7 +183,7 @@ def test_a_whole_run_of_two_processes_draws_the_same_trees_in_the_same_order(out
     ]
     assert drawn[0] == drawn[1] and any(row[3] is not None for row in drawn[0])
     steps = files.read_json_lines(outcomes[2] / "run" / "steps.jsonl")
-    assert sum(row["rollouts_sampled"] for row in steps) < 9 * 5 and all(row["tokens_saved"] > 0 for row in steps)
+    assert sum(row["rollouts_sampled"] for row in steps) < 9 * 5 * 2 and all(row["tokens_saved"] > 0 for row in steps)
 
 
 def test_a_whole_run_of_two_processes_says_the_same(outcomes: dict[int, Path]) -> None:
@@ -195,6 +197,14 @@ def test_a_whole_run_of_two_processes_says_the_same(outcomes: dict[int, Path]) -
     items = [files.read_json_lines(outcomes[n] / "run" / "evaluation" / "after.jsonl") for n in (1, 2)]
     asked = [[(item["split"], item["id"]) for item in each] for each in items]
     assert asked[0] == asked[1] and len(asked[0]) == 5 + 2
+
+
+def test_a_whole_run_of_two_processes_settles_by_the_same_votes(outcomes: dict[int, Path]) -> None:
+    one, two = (outcomes[n] / "run" for n in (1, 2))
+    assert (one / "votes.jsonl").read_bytes() == (two / "votes.jsonl").read_bytes()
+    ends = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
+    assert [end["stopped_by"] for end in ends] == ["settled"] * 2
+    assert ends[0]["settled"] == ends[1]["settled"] and ends[0]["settled"]["compared"] == 5
 
 
 def test_a_whole_run_of_two_processes_saves_whole_weights(outcomes: dict[int, Path]) -> None:

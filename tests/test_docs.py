@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,14 @@ from loaded_scripts import load_script
 from test_readme import blocks, check_commands
 
 from mm_spine import evaluation
-from mm_spine.benchmarks import BENCHMARKS
 from mm_spine.files.rollout_table import ROLLOUT_SCHEMA
 from mm_spine.methods.table import METHODS
-from mm_spine.processors.answers import KINDS
 from mm_spine.types import StepReport
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md"))
 RUN = ("extending.md", "python.md", "slake_3b.md")
 """Pages whose Python blocks are run; a block of text right behind one is what it prints."""
-
-
-@pytest.fixture
-def tables() -> Iterator[None]:
-    """What an example adds to a table is gone afterwards."""
-    kept = [(table, dict(table)) for table in (BENCHMARKS, KINDS, METHODS)]
-    yield
-    for table, rows in kept:
-        for name in table.keys() - rows.keys():
-            del table[name]  # type: ignore[attr-defined]
 
 
 def examples(page: str) -> list[tuple[int, str, str | None]]:
@@ -69,7 +56,9 @@ def test_no_page_has_python_that_is_not_run() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_can_be_given(page: Path) -> None:
+def test_commands_can_be_given(page: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A page about plugins loads one, by its path in the checkout.
+    monkeypatch.chdir(ROOT)
     check_commands(page.read_text(), ROOT)
 
 
@@ -106,6 +95,36 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_the_page_of_the_configuration_is_what_its_script_writes() -> None:
     written = load_script("write_config_docs").page()
     assert (ROOT / "docs" / "config.md").read_text() == written, "run python scripts/write_config_docs.py"
+
+
+def test_the_page_of_the_methods_is_what_its_script_writes() -> None:
+    written = load_script("write_methods_docs").page()
+    assert (ROOT / "docs" / "methods.md").read_text() == written, "run python scripts/write_methods_docs.py"
+
+
+def test_the_page_of_the_methods_says_all_of_each_row_and_quotes_only_tables_that_exist(tmp_path: Path) -> None:
+    script = load_script("write_methods_docs")
+    assert sorted(name for names in script.grouped().values() for name in names) == sorted(METHODS)
+    page = (ROOT / "docs" / "methods.md").read_text()
+    for name, row in METHODS.items():
+        section = page.split(f"\n### {name}\n")[1].split("\n## ")[0].split("\n### ")[0]
+        assert all(text in section for text in (row.formula, row.ours, row.reported))
+        assert all(f"`method.{key}` = " in section for key in script.own_options(row))
+    assert script.Measured(tmp_path).of("spine") == ""
+    head = "| method | rate | seeds | adapted | held-out | adapted − ttrl | held-out − ttrl |"
+    (tmp_path / "catalogue.md").write_text(
+        f"## Every row\n\n{head}\n| --- |{' ---: |' * 6}\n| `spine` | 4x | 8 | 50.0 → 63.0 | 40.0 → 53.0 | "
+        "**+2.0 [+1.0, +3.0], p 0.01** | +0.1 [-1.0, +1.2], p 1 |\n"
+    )
+    (tmp_path / "frontier.md").write_text(
+        "## 12 steps\n\n| method | gains up to | broke at |\n| --- | ---: | ---: |\n| `spine` | x2 | x4 |\n"
+    )
+    assert script.Measured(tmp_path).of("spine") == (
+        "[the catalogue](results/catalogue.md): 4x rate, 8 seeds: adapted pass@1 50.0 → 63.0, held-out 40.0 → 53.0, "
+        "against `ttrl` +2.0 [+1.0, +3.0], p 0.01 and +0.1 [-1.0, +1.2], p 1. [Learning rates](results/frontier.md), "
+        "multiples of the default: 12 steps: all seeds gain up to x2, a run ends below at x4."
+    )
+    assert script.Measured(tmp_path).of("ttrl") == ""
 
 
 def test_every_key_of_the_configuration_is_described() -> None:

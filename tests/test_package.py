@@ -49,6 +49,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_and_methods_import_nothing_heavy() -> None:
     calls = [["--help"], *([command, "--help"] for command in COMMANDS), ["benchmarks", "show", "--help"], ["methods"]]
+    calls.append(["methods", "spine"])
     done = python(RUN.format(calls))
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
     assert all(command in done.stdout for command in COMMANDS) and "random-mask" in done.stdout
@@ -76,7 +77,8 @@ assert pickle.loads(pickle.dumps(AnswerSpec("text"))) == AnswerSpec("text")
 
 
 def test_the_public_names_are_listed_and_others_are_refused() -> None:
-    names = {"AnswerSpec", "Hooks", "Policy", "Question", "adapt", "configure", "evaluate"}
+    names = {"AnswerSpec", "Hooks", "Method", "Policy", "Question", "adapt", "configure", "evaluate"}
+    names |= {"register_benchmark", "register_kind", "register_method"}
     assert names == set(mm_spine.__all__) <= set(dir(mm_spine))
     with pytest.raises(AttributeError, match="no attribute 'adopt'"):
         _ = mm_spine.adopt

@@ -87,6 +87,8 @@ def print_summary(output: Path, summary: Mapping[str, Any]) -> None:
     printing.print_result(output)
     if (expected := summary.get("forecast")) is not None:
         printing.print_line(f"Before the first step. {expected['sentences'][-1]}")
+    if (settled := summary.get("settled")) is not None:
+        printing.print_line(settled["sentence"])
     for change in summary.get("method_changes", ()):
         printing.print_line(f"method {summary['method']} ran with {change}")
     printing.print_losses(summary["skipped"].values(), summary["bad_rows"])

@@ -313,9 +313,11 @@ def _adapted(
         on_step(step.report)
 
     started = time.perf_counter()
-    # Votes are counted over flat rollouts; a method that trains on trees samples those with a sampler of its own.
-    trees = None if config.sampling.tree is None else make_sampler(policy, config)
-    adapt([question], policy, trees or sampler, None, config, Hooks(on_step=record))
+    # Votes are counted over flat rollouts of the question as it was asked; what a method trains on may be sampled
+    # otherwise, by a sampler of its own.
+    growth = find(config.method.name).grown(config.method, policy)
+    own = make_sampler(policy, config, growth=growth) if growth or not config.sampling.plain else None
+    adapt([question], policy, own or sampler, None, config, Hooks(on_step=record))
     return replace(result, steps=tuple(done), seconds=time.perf_counter() - started)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mm_spine.commands import printing
 from mm_spine.commands.options import Plugins
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
     from mm_spine.methods.method import Method
 
 ASPECTS = {
-    "sampling": "sampling",
-    "replay": "replay",
-    "reward": "reward",
-    "credit": "credit",
+    "growth": "sampling",
     "policy_mask": "tokens",
-    "choice": "token weights",
+    "band_mask": "band",
     "bounds": "band",
+    "choice": "token weights",
     "objective": "loss",
     "step_loss": "loss",
     "terms": "loss",
+    "anchor_decay": "loss",
     "remember": "memory",
 }
-"""Field of a row -> what a method that sets it changes, in the order of the algorithm. A list is grouped by these."""
+"""Field of a row -> what a method that sets it changes, where that is not the field's name."""
 
 NOTHING = "the common algorithm"
 UNTRAINED = "no training"
@@ -46,7 +45,7 @@ def methods(
     if name is not None:
         print_method(name, find(name))
         return
-    table = Table("method", "what it does", "source", "own defaults")
+    table = Table("method", "what it does", "source", Column("own defaults", overflow="fold"))
     for changed, names in grouped(METHODS).items():
         table.add_section()
         table.add_row(f"[bold]{changed}[/bold]")
@@ -64,12 +63,16 @@ def changes(row: Method) -> str:
     """Return what a method changes of the common algorithm, in its order: "tokens, band"."""
     if not row.trains:
         return UNTRAINED
-    found = set()
-    for field in fields(row):
-        usual = field.default if field.default_factory is MISSING else field.default_factory()
-        if field.name in ASPECTS and getattr(row, field.name) != usual:
-            found.add(ASPECTS[field.name])
-    return ", ".join(aspect for aspect in dict.fromkeys(ASPECTS.values()) if aspect in found) or NOTHING
+    found = ["sampling"] if row.sampling else []
+    found += [ASPECTS.get(field.name, field.name) for field in makers() if getattr(row, field.name) != field.default]
+    return ", ".join(dict.fromkeys(found)) or NOTHING
+
+
+def makers() -> list[Field[Any]]:
+    """Return the fields of a row that make its rules, in the order of the algorithm."""
+    from mm_spine.methods.method import Method
+
+    return [field for field in fields(Method) if str(field.type).startswith("Maker")]
 
 
 def grouped(rows: Mapping[str, Method]) -> dict[str, list[str]]:
@@ -77,7 +80,7 @@ def grouped(rows: Mapping[str, Method]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name, row in rows.items():
         groups.setdefault(changes(row), []).append(name)
-    order = [UNTRAINED, NOTHING, *dict.fromkeys(ASPECTS.values())]
+    order = [UNTRAINED, NOTHING, "sampling", *(ASPECTS.get(field.name, field.name) for field in makers())]
     return dict(sorted(groups.items(), key=lambda group: [order.index(part) for part in group[0].split(", ")]))
 
 
@@ -112,6 +115,8 @@ def method_lines(name: str, row: Method) -> Iterator[str]:
         yield from ("", "formula", *(f"  {line}" for line in row.formula.splitlines()))
     if row.ours:
         yield from ("", "ours", f"  {row.ours}")
+    if row.reported:
+        yield from ("", "reported", f"  {row.reported}")
     if further := [key for key in row.section.model_fields if key not in MethodConfig.model_fields]:
         yield from ("", "options of its own (method.KEY=VALUE)")
         yield from (_described(row, key) for key in further)

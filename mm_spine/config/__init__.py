@@ -16,13 +16,22 @@ from mm_spine.config.method import MethodConfig
 from mm_spine.config.model import LoraConfig, ModelConfig
 from mm_spine.config.prompt import PromptConfig
 from mm_spine.config.results import EvaluationConfig, ReportingConfig
-from mm_spine.config.sampling import DecodingConfig, SamplingConfig, TreeConfig, VLLMConfig, VotesConfig
+from mm_spine.config.sampling import (
+    DecodingConfig,
+    RegenerateConfig,
+    SamplingConfig,
+    TreeConfig,
+    VLLMConfig,
+    VotesConfig,
+)
 from mm_spine.config.training import CacheConfig, CheckpointConfig, EngineConfig, OptimConfig
 from mm_spine.config.values import (
+    BelowOne,
     ConfigError,
     Count,
     Denominator,
     NonNegative,
+    Positive,
     RunStopped,
     Section,
     Share,
@@ -31,6 +40,7 @@ from mm_spine.config.values import (
 )
 
 __all__ = [
+    "BelowOne",
     "CacheConfig",
     "CheckpointConfig",
     "ConfigError",
@@ -45,7 +55,9 @@ __all__ = [
     "ModelConfig",
     "NonNegative",
     "OptimConfig",
+    "Positive",
     "PromptConfig",
+    "RegenerateConfig",
     "ReportingConfig",
     "RunConfig",
     "RunStopped",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mm_spine.config.values import Count, Section, Share
+from mm_spine.config.values import BelowOne, Count, Section, Share
 
 MoreThanOne = Annotated[float, Field(gt=1)]
 
@@ -14,7 +14,8 @@ MoreThanOne = Annotated[float, Field(gt=1)]
 class GuardConfig(Section):
     """The guard compares each step's votes with those that the starting model gave to the same questions in the
     evaluation before the run. It reads no label and samples nothing. `stop` ends the run when a limit is passed, and
-    takes back the weights of the last step that was within all limits by half their distance. The limits are ours.
+    takes back the weights of the last step that was within all limits by half their distance. `settle` ends a run whose
+    votes no longer change, and keeps its weights; it does not depend on `act`. The limits are ours.
     """
 
     act: Literal["stop", "warn", "off"] = Field(
@@ -33,3 +34,11 @@ class GuardConfig(Section):
     )
     unparsed: Share = Field(default=0.25, description="largest rise of the share of responses without an answer")
     length: MoreThanOne = Field(default=3.0, description="largest factor by which responses get longer or shorter")
+    settle: BelowOne | None = Field(
+        default=None,
+        description="end the run once at most this share of the votes has changed since the same questions were asked "
+        "the last time; 0.01 is a tried value, null never ends it",
+    )
+    settle_over: Count = Field(
+        default=256, description="`settle` is judged over the newest steps that asked so many questions again"
+    )

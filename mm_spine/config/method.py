@@ -40,6 +40,11 @@ class MethodConfig(Section):
     eps: Positive = Field(default=1e-6, description="added to the standard deviation")
     clip_low: NonNegative = Field(default=0.2, description="the importance ratio is clipped at 1 - clip_low")
     clip_high: NonNegative = Field(default=0.2, description="the importance ratio is clipped at 1 + clip_high")
+    truncate: Positive | None = Field(
+        default=None,
+        description="weight each token of the policy term by min(p / q, truncate), p its probability by the trainer "
+        "and q by the sampler, before the step's update: corrects for a sampler of lower precision; null: no weights",
+    )
     kl: Literal["none", "k3", "exact"] = Field(
         default="none", description="KL to the starting model: none, the k3 estimate, or exact over the vocabulary"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mm_spine.config.values import BelowOne, Count, Positive, Section, Share, UpToOne, Votes, expand_votes
 
@@ -89,6 +89,21 @@ class TreeConfig(Section):
     distinct: bool = Field(default=False, description="branches of a fork begin with different tokens")
 
 
+class RegenerateConfig(Section):
+    """Responses drawn anew from a token of high entropy (arXiv 2508.11016): each root is continued `continuations`
+    times from one of its tokens, drawn at random among the `candidates` of highest entropy.
+
+    Roots and continuations vote: 1 + continuations of each root; votes left over are flat rollouts. A root without
+    a candidate has flat rollouts in place of continuations.
+    """
+
+    continuations: Count = Field(default=3, description="responses drawn anew from one token of each root")
+    candidates: Count = Field(default=20, description="tokens of highest entropy that this token is drawn among")
+    least_characters: Count = Field(
+        default=2, description="shorter tokens are no candidates; spaces around a token do not count"
+    )
+
+
 class VLLMConfig(Section):
     """The vLLM engine. It takes all requests of a step as they come and decodes `max_rows` of them together. With
     `own_process` its model runs in a process beside the trainer's, as it always does on several GPUs or ranks."""
@@ -110,7 +125,32 @@ class SamplingConfig(DecodingConfig):
     votes: VotesConfig = Field(default=VotesConfig(), description="how many rollouts vote, and when a vote ends")
     train_rollouts: Count = Field(default=16, description="how many of the voting rollouts are trained on")
     tree: TreeConfig | None = Field(default=None, description="tree rollouts; `{}`: with the defaults, null: none")
+    regenerate: RegenerateConfig | None = Field(
+        default=None, description="draw responses anew from tokens of high entropy; `{}`: with the defaults, null: no"
+    )
+    wordings: tuple[str, ...] = Field(
+        default=(),
+        description="further wordings that each question is asked in, in turn, under one vote; {question} stands for "
+        "its words",
+    )
     vllm: VLLMConfig = Field(default=VLLMConfig(), description="the engine of `backend: vllm`")
+
+    @field_validator("wordings")
+    @classmethod
+    def _of_the_question(cls, wordings: tuple[str, ...]) -> tuple[str, ...]:
+        for wording in wordings:
+            if wording.count("{question}") != 1 or wording.strip() == "{question}":
+                raise ValueError(
+                    f"{wording!r} must hold {{question}} once, for the words of the question, and words beside it"
+                )
+        if len(set(wordings)) < len(wordings):
+            raise ValueError("two wordings are the same: leave one out")
+        return wordings
+
+    @property
+    def plain(self) -> bool:
+        """Whether every rollout is drawn by itself and from the question's own prompt."""
+        return self.tree is None and self.regenerate is None and not self.wordings
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +166,8 @@ class SamplingConfig(DecodingConfig):
     def _consistent(self) -> SamplingConfig:
         if self.train_rollouts > self.votes.max:
             raise ValueError(f"train_rollouts={self.train_rollouts} is more than votes={self.votes.max}: lower it")
+        if self.tree is not None and self.regenerate is not None:
+            raise ValueError("tree and regenerate exclude each other: set one of them to null")
         if self.top_p < 1.0:
             raise ValueError(
                 f"top_p={self.top_p}: training samples with top_p 1, a nucleus biases the importance ratio "

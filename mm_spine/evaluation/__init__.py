@@ -353,10 +353,10 @@ class _Oracle:
     label_free: bool = False
 
     def __call__(self, group: Group) -> Tensor:
-        question = group.question
-        if question.id not in self.key:
-            raise ValueError(f"question {question.id!r} has no gold answer; the oracle needs one for every question")
-        verdicts = grade_all(group.parsed, self.key[question.id], question.spec)
+        name = group.wording_of or group.question.id
+        if name not in self.key:
+            raise ValueError(f"question {name!r} has no gold answer; the oracle needs one for every question")
+        verdicts = grade_all(group.parsed, self.key[name], group.question.spec)
         # A response that does not vote, because it was cut off, is rewarded as one without an answer.
         pairs = zip(verdicts, group.answers, strict=True)
         return torch.tensor([float(verdict.correct and answer is not None) for verdict, answer in pairs])

@@ -54,7 +54,7 @@ def choose_tokens(batch: Batch, method: Method, options: MethodConfig) -> list[l
     # Where a rule sees the whole batch, it sees each rollout as often as it counts. The first copy is kept.
     copies = [i for i, rollout in enumerate(rollouts) for _ in range(rollout.weight)]
     first = list(accumulate((rollout.weight for rollout in rollouts), initial=0))[:-1]
-    signals = [method.signal(rollout, batch.seed, batch.step) for rollout in _first_of_equal(batch.groups)]
+    signals = [method.signal(rollout, batch.seed, batch.step) for rollout in first_of_equal(batch.groups)]
     policy = select([signals[i] for i in copies], method.policy_mask(options), options.mask_scope)
     if method.bounds is None:
         chosen = [Tokens(policy[i], torch.zeros_like(policy[i]), None) for i in first]
@@ -108,12 +108,13 @@ def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> G
         rollouts=tuple(group.rollouts[i] for i in chosen),
         answers=tuple(group.answers[i] for i in chosen),
         parsed=tuple(group.parsed[i] for i in chosen),
+        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
         rewards=rewards_M,
         dropped=frozenset(),
     )
 
 
-def _first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:
+def first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:
     """Yield, for each rollout, the first rollout of its group with the same tokens."""
     # A random mask is drawn by the rollout's index. Equal responses must get equal masks, or they do not merge.
     for group in groups:

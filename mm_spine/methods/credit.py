@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mm_spine.config import MethodConfig
 from mm_spine.methods.method import Batch
+from mm_spine.methods.rewards import mean_entropies
 from mm_spine.methods.sections import EarConfig
-from mm_spine.types import Rollout
 
 Normalise = Literal["group", "batch", "center"]
 Std = Literal["sample", "population"]
@@ -60,14 +60,6 @@ def entropy_shaped(options: EarConfig, batch: Batch, advantages_QN: list[Tensor]
     return [adv_res(advantages_N, mean_entropies(group.rollouts)) for group, advantages_N in pairs]
 
 
-def mean_entropies(rollouts: Sequence[Rollout]) -> Tensor:
-    """Return the mean token entropy of each response, (N,), nats; 0 for a response of no tokens.
-
-    Raises ValueError, naming question and rollout, where `entropy` is None.
-    """
-    return torch.tensor([_mean_entropy(rollout) for rollout in rollouts], dtype=torch.float32)
-
-
 def adv_res(advantages_N: Tensor, mean_entropy_N: Tensor, low: float = 0.8, high: float = 1.2) -> Tensor:
     """Shape advantages by ETTRL's Adv-Res (arXiv 2508.11356, EAR): clip(Y_i, low, high) A_i, shape (N,).
 
@@ -81,15 +73,6 @@ def adv_res(advantages_N: Tensor, mean_entropy_N: Tensor, low: float = 0.8, high
 def adv_clip(advantages_N: Tensor, limit: float = 2.0) -> Tensor:
     """Shape advantages by ETTRL's Adv-Clip (arXiv 2508.11356): clip(A, -limit, limit), shape (N,)."""
     return advantages_N.clamp(-limit, limit)
-
-
-def _mean_entropy(rollout: Rollout) -> float:
-    if rollout.entropy is None:
-        raise ValueError(
-            f"question {rollout.question_id!r}, rollout {rollout.index}: no token entropies, which this method needs; "
-            "score the rollouts first, or use a sampler that returns exact entropies"
-        )
-    return float(rollout.entropy.mean(dtype="float64")) if len(rollout.entropy) else 0.0
 
 
 def _centred(rewards_N: Tensor) -> Tensor:

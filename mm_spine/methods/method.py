@@ -16,13 +16,16 @@ from mm_spine.config import Denominator, MethodConfig
 from mm_spine.methods.choices import all_tokens, majority, token_entropy, top_share
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL.Image import Image
     from torch import Tensor
 
     from mm_spine.methods.band import BoundsRule
     from mm_spine.methods.choices import Signal
     from mm_spine.methods.tokens import Tokens
     from mm_spine.methods.weights import MaskRule
-    from mm_spine.types import Group, Reward, Statistic
+    from mm_spine.types import Ask, Group, Growth, Reward, Statistic
 
 Rule = TypeVar("Rule")
 Maker = Callable[[Any], Rule]
@@ -64,7 +67,7 @@ class Term(NamedTuple):
     """A further term of the loss: coefficient times the mean of `value` over the tokens that it acts on.
 
     It acts on the tokens where `Tokens.weights[name]` is not 0, each with that weight; on those of the policy term
-    where a response has no weights of that name.
+    where a response has no weights of that name. `anchored` says that its statistic reads the anchor's log-probs.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Term(NamedTuple):
     coefficient: float
     denominator: Denominator = "all"
     statistic: Statistic | None = None
+    anchored: bool = False
 
 
 Credit = Callable[[Batch, "list[Tensor]"], "list[Tensor]"]
@@ -95,6 +99,14 @@ the whole step, a scalar, differentiable by the log-ratios."""
 Remember = Callable[[Batch, "list[list[Tokens]]"], Mapping[str, Any]]
 """(batch of the step that is done, its tokens) -> what the method remembers: values that JSON can hold."""
 
+Asks = Callable[["Group", Any], "list[Ask | None]"]
+"""(group before credit, tokenizer) -> what to score for each rollout, None for nothing. The log-probs of the counted
+tokens, (K,) in nats, become `Group.measured`, which the reward reads."""
+
+Judge = Callable[["Group", "list[Image]", "torch.device"], "list[np.ndarray]"]
+"""(group before credit, images of its question, the policy's device) -> what another model says of each rollout, which
+becomes `Group.measured`. Equal responses must get equal values."""
+
 Replay = Callable[[Batch], "list[Group]"]
 """(batch before credit) -> its groups and earlier ones from the memory."""
 
@@ -103,23 +115,25 @@ def rule(module: str, name: str) -> Maker[Any]:
     """Return a maker of the rule `name` of `mm_spine.methods.<module>`, with the options as its first argument."""
 
     def make(options: MethodConfig) -> Any:
-        return partial(getattr(import_module(f"mm_spine.methods.{module}"), name), options)
+        return partial(_function(module, name), options)
 
     return make
 
 
+def _function(module: str, name: str) -> Any:
+    # By name, because these modules import this one.
+    return getattr(import_module(f"mm_spine.methods.{module}"), name)
+
+
 def usual_credit(options: MethodConfig) -> Sequence[Credit]:
     """Normalise rewards as `method.advantage` says."""
-    from mm_spine.methods.credit import normalised
-
-    return [partial(normalised, options)]
+    return [rule("credit", "normalised")(options)]
 
 
 def usual_objective(options: MethodConfig) -> Objective:
     """Maximise PPO's clipped surrogate."""
-    from mm_spine.methods.terms import surrogate_of
-
-    return surrogate_of
+    found: Objective = _function("terms", "surrogate_of")
+    return found
 
 
 def no_terms(options: MethodConfig) -> Sequence[Term]:
@@ -131,25 +145,35 @@ def no_terms(options: MethodConfig) -> Sequence[Term]:
 class Method:
     """One method.
 
-    Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `replay` adds
-    groups of earlier steps; `reward` scores rollouts; `credit` is a chain from rewards to advantages; `policy_mask`,
-    `band_mask` and `bounds` select tokens by `signal`; `choice` may give each token an advantage, clipping limits or
-    weights of its own; `objective` is what the policy term maximises, or `step_loss` a loss of the whole step in its
-    place (with `optim.epochs=1`); `terms` adds to policy term, band and KL; `remember` fills the memory, which is
-    saved in checkpoints.
+    Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `growth`, made from
+    the options and the policy, says how rollouts grow from others where no section of `sampling` does; `replay` adds
+    groups of earlier steps; `statistic` is measured at every token of the rollouts, by scoring them once
+    (`Rollout.statistic`); `asks` has the policy score further tokens of each rollout, or `judge` another model the
+    rollouts themselves, both before credit and divided over all ranks; `reward` scores rollouts; `credit` is a chain
+    from rewards to advantages; `policy_mask`, `band_mask` and `bounds` select tokens by `signal`; `choice` may give
+    each token an advantage, clipping limits or weights of its own; `objective` is what the policy term maximises, or
+    `step_loss` a loss of the whole step in its place (with `optim.epochs=1`); `terms` adds to policy term, band and KL;
+    `anchor_decay` makes the anchor follow the policy: after each step's update its weights are that times themselves
+    plus the rest times the policy's; `remember` fills the memory, which is saved in checkpoints.
 
     `options` holds this method's defaults of the section `method` of the configuration, `section` the class of that
     section, `sampling` the defaults of the section `sampling`. `entropies` is False where no choice reads token
     entropies: rollouts without them are then not scored. With `anchor_on_forks` the KL acts on the tokens of the band,
-    else on those of the policy term. `formula` states in text what the method computes, `ours` what no public text
-    says and we chose.
+    else on those of the policy term. `check` raises ConfigError for options with which the method cannot run, before a
+    model loads. `formula` states in text what the method computes, `ours` what no public text says and we chose,
+    `reported` when it was published to help and when not, with its source.
     """
 
     summary: str
     source: str
     formula: str = ""
     ours: str = ""
+    reported: str = ""
+    growth: Callable[[Any, Any], Growth] | None = None
     replay: Maker[Replay] | None = None
+    statistic: Maker[Statistic] | None = None
+    asks: Maker[Asks] | None = None
+    judge: Maker[Judge] | None = None
     reward: Maker[Reward] = majority
     credit: Maker[Sequence[Credit]] = usual_credit
     signal: Signal = token_entropy
@@ -160,11 +184,17 @@ class Method:
     objective: Maker[Objective] = usual_objective
     step_loss: Maker[StepLoss] | None = None
     terms: Maker[Sequence[Term]] = no_terms
+    anchor_decay: Maker[float] | None = None
     remember: Maker[Remember] | None = None
     entropies: bool = True
     anchor_on_forks: bool = False
     section: type[MethodConfig] = MethodConfig
     options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Any], None] | None = None
     trains: bool = True
     label_free: bool = True
+
+    def grown(self, options: MethodConfig, policy: Any) -> Growth | None:
+        """Return how rollouts of `policy` grow from others, None where they do not or the configuration says it."""
+        return None if self.growth is None else self.growth(options, policy)

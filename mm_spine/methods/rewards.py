@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from mm_spine.methods.credit import mean_entropies
-from mm_spine.types import Group, Reward
+from mm_spine.types import Group, Reward, Rollout
 
 
 def majority_reward(group: Group) -> Tensor:
@@ -29,3 +30,20 @@ def entropy_reward(penalty: float = 7.0) -> Reward:
         return (-mean_entropies(group.rollouts)).masked_fill(unparsed, -penalty)
 
     return reward
+
+
+def mean_entropies(rollouts: Sequence[Rollout]) -> Tensor:
+    """Return the mean token entropy of each response, (N,), nats; 0 for a response of no tokens.
+
+    Raises ValueError, naming question and rollout, where `entropy` is None.
+    """
+    return torch.tensor([_mean_entropy(rollout) for rollout in rollouts], dtype=torch.float32)
+
+
+def _mean_entropy(rollout: Rollout) -> float:
+    if rollout.entropy is None:
+        raise ValueError(
+            f"question {rollout.question_id!r}, rollout {rollout.index}: no token entropies, which this method needs; "
+            "score the rollouts first, or use a sampler that returns exact entropies"
+        )
+    return float(rollout.entropy.mean(dtype="float64")) if len(rollout.entropy) else 0.0

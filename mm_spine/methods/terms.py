@@ -33,6 +33,15 @@ def surrogate_of(view: View) -> Tensor:
     return clipped_surrogate(view.logp_NT, view.old_logp_NT, view.advantage_NT, view.clip_low, view.clip_high)
 
 
+def truncated_ratio(old_logp: Tensor, sampled_logp: Tensor, limit: float) -> Tensor:
+    """Return the weights min(pi_old / pi_sampler, limit) of truncated importance sampling, of the broadcast shape.
+
+    They make up for a sampler whose distribution is not exactly the trainer's. Source: Yao et al. 2025, "Your
+    efficient RL framework secretly brings you off-policy RL training".
+    """
+    return torch.exp(old_logp - sampled_logp).clamp(max=limit)
+
+
 def clipped_share(
     logp: Tensor,
     old_logp: Tensor,
@@ -55,6 +64,12 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """Return Schulman's k3 estimate of KL(pi || ref) at the drawn tokens: exp(r) - 1 - r >= 0, r = ref_logp - logp."""
     log_ratio = ref_logp - logp
     return torch.expm1(log_ratio) - log_ratio
+
+
+def kl_of_drawn(log_probs_SV: Tensor, ref_log_probs_SV: Tensor, target_S: Tensor) -> Tensor:
+    """Return the k3 estimate at the drawn tokens, from the log-probs of the whole vocabulary: (S,), nats."""
+    drawn, anchor = (x.gather(-1, target_S[:, None])[:, 0] for x in (log_probs_SV, ref_log_probs_SV))
+    return kl_k3(drawn, anchor)
 
 
 def kl_exact(log_probs_SV: Tensor, ref_log_probs_SV: Tensor) -> Tensor:

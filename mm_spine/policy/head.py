@@ -30,11 +30,12 @@ Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Anchor(NamedTuple):
-    """The reference policy at the same S positions: hidden states, head weight, and the divergence from it."""
+    """The reference policy at the same S positions: hidden states, head weight, and the divergence from it (None where
+    only statistics read its log-probs)."""
 
     hidden_SD: Tensor
     weight_VD: Tensor
-    divergence: Divergence
+    divergence: Divergence | None
 
 
 class Projected(NamedTuple):
@@ -127,7 +128,7 @@ class _Head:
     def measure(self, chunk: slice, found: _LogProbs) -> Projected:
         logp_C = found.policy_CV.gather(-1, self.target_S[chunk, None])[:, 0]
         kl_C = torch.zeros_like(logp_C)
-        if self.anchor is not None and found.anchor_CV is not None:
+        if self.anchor is not None and self.anchor.divergence is not None and found.anchor_CV is not None:
             kl_C = self.anchor.divergence(found.policy_CV, found.anchor_CV, self.target_S[chunk])
         values = (value(found.policy_CV, found.anchor_CV, self.target_S[chunk]) for value in self.statistics)
         return Projected(logp_C, entropy_of(found.policy_CV), kl_C, tuple(values))
@@ -154,14 +155,15 @@ class _Head:
 
     def _by_log_probs(self, chunk: slice, found: _LogProbs, upstream: Projected) -> Tensor | None:
         """Return the gradient of divergence and statistics by the policy's log-probs (C, V), None without any."""
-        if not self.statistics and found.anchor_CV is None:
+        divergence = None if self.anchor is None else self.anchor.divergence
+        if not self.statistics and divergence is None:
             return None
         with torch.enable_grad():
             log_p_CV = found.policy_CV.detach().requires_grad_()
             values = [value(log_p_CV, found.anchor_CV, self.target_S[chunk]) for value in self.statistics]
             weights = [weight_S[chunk] for weight_S in upstream.statistics]
-            if self.anchor is not None and found.anchor_CV is not None:
-                values.append(self.anchor.divergence(log_p_CV, found.anchor_CV, self.target_S[chunk]))
+            if divergence is not None and found.anchor_CV is not None:
+                values.append(divergence(log_p_CV, found.anchor_CV, self.target_S[chunk]))
                 weights.append(upstream.kl_S[chunk])
         return torch.autograd.grad(values, log_p_CV, weights)[0]
 

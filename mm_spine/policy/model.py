@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from mm_spine.config import CacheConfig, LoraConfig, ModelConfig, PromptConfig
@@ -35,7 +36,7 @@ from mm_spine.policy.turn_end import end_ids
 from mm_spine.processors.chat import Chat, Encoded, EncodedImage, fewest_tokens
 from mm_spine.processors.markers import PROMPT_LIMIT
 from mm_spine.processors.tiles import runs
-from mm_spine.processors.vision import BadQuestion
+from mm_spine.processors.vision import BadQuestion, open_image
 from mm_spine.types import Question
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,10 @@ class Policy:
         if prompt is None:
             raise BadQuestion(self.skipped[question.id])
         return prompt
+
+    def pictures(self, question: Question) -> list[Image]:
+        """Return the images of `question`, decoded as for a prompt of its own. Raises BadQuestion."""
+        return [open_image(image, question.id) for image in question.images]
 
     def can_ask(self, question: Question, new_tokens: int = 0) -> bool:
         """Return whether `question` can be encoded and its prompt leaves room in the context for `new_tokens`.

@@ -12,22 +12,27 @@ from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import NotFinite
 from mm_spine.policy.model import Policy
 from mm_spine.policy.packed import Branches, pack
-from mm_spine.types import Question
+from mm_spine.types import Question, Statistic
 
 QuestionResponses = tuple[Question, Sequence[Sequence[int]]]
 """A question and the token ids of its responses. Responses may be equal or empty."""
 
 
 class Scores(NamedTuple):
-    """Log-probs of one response's T tokens and full-vocabulary entropies, both (T,), nats, fp32."""
+    """Log-probs of one response's T tokens and full-vocabulary entropies, both (T,), nats, fp32; and the statistics
+    asked for, each (T,)."""
 
     logp: np.ndarray
     entropy: np.ndarray
+    statistics: tuple[np.ndarray, ...] = ()
 
 
 @torch.no_grad()
 def score_responses(
-    policy: Policy, asked: Sequence[QuestionResponses], distribution: Distribution
+    policy: Policy,
+    asked: Sequence[QuestionResponses],
+    distribution: Distribution,
+    statistics: Sequence[Statistic] = (),
 ) -> list[list[Scores]]:
     """Return the scores of every response of every question, in order, from one packed forward.
 
@@ -37,8 +42,10 @@ def score_responses(
     if not any(responses for _, responses in asked):
         return [[] for _ in asked]
     packed = pack([_branches(policy, question, responses) for question, responses in asked])
-    stats = policy.text(packed, distribution).stats
-    logp_NT, entropy_NT = stats.logp_NT.cpu().numpy(), stats.entropy_NT.cpu().numpy()
+    found = policy.text(packed, distribution, None, statistics)
+    logp_NT, entropy_NT, *values = (
+        x_NT.cpu().numpy() for x_NT in (found.stats.logp_NT, found.stats.entropy_NT, *found.statistics)
+    )
     if not np.isfinite(logp_NT).all():
         ids = [question.id for question, responses in asked for _ in responses]
         first = ids[int((~np.isfinite(logp_NT)).any(-1).argmax())]
@@ -46,8 +53,13 @@ def score_responses(
             f"{first}: the log-probs of its responses are not finite: the weights are broken; go on from "
             "the last checkpoint with a lower optim.lr"
         )
-    rows = iter(zip(logp_NT, entropy_NT, strict=True))
-    return [[Scores(*(x[: len(tokens)].copy() for x in next(rows))) for tokens in responses] for _, responses in asked]
+    rows = iter(zip(logp_NT, entropy_NT, *values, strict=True))
+
+    def scores_of(tokens: Sequence[int]) -> Scores:
+        logp_T, entropy_T, *own = (row[: len(tokens)].copy() for row in next(rows))
+        return Scores(logp_T, entropy_T, tuple(own))
+
+    return [[scores_of(tokens) for tokens in responses] for _, responses in asked]
 
 
 def _branches(policy: Policy, question: Question, responses: Sequence[Sequence[int]]) -> Branches:

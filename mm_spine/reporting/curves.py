@@ -179,7 +179,7 @@ OVERLAID: tuple[tuple[str, str, str], ...] = (
 
 def charts(saved: SavedRun) -> Iterator[Chart]:
     """Yield a chart for each quantity that the run has values of."""
-    mark = guard_mark(saved)
+    mark = mark_of(saved)
     for quantity in QUANTITIES:
         lines = _source(saved, quantity)
         series = [_series(lines, key, label, quantity, i) for i, (key, label) in enumerate(quantity.fields)]
@@ -204,11 +204,13 @@ def _without_empty_parts(series: Sequence[Series]) -> list[Series]:
     return [whole, *kept] if len(kept) > 1 or not whole.x else [whole]
 
 
-def guard_mark(saved: SavedRun) -> Mark | None:
-    """Return the step at which the run's guard fired, None where it did not or where there was no guard."""
-    guard = section(saved.summary, "guard")
-    step = number(guard.get("step"))
-    return Mark(step, "guard fired") if guard.get("fired") is True and step is not None else None
+def mark_of(saved: SavedRun) -> Mark | None:
+    """Return the step at which the run's guard fired or its votes had settled, None where neither happened."""
+    guard, settled = section(saved.summary, "guard"), section(saved.summary, "settled")
+    fired, done = number(guard.get("step")), number(settled.get("step"))
+    if guard.get("fired") is True and fired is not None:
+        return Mark(fired, "guard fired")
+    return None if done is None else Mark(done, "votes settled")
 
 
 def overlaid(runs: Sequence[tuple[str, SavedRun]]) -> Iterator[Chart]:

@@ -1,4 +1,4 @@
-"""The head of a report: the result as its title, the verdict, and what forecast and guard said."""
+"""The head of a report: the result as its title, the verdict, and what forecast, guard and settled votes said."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Headline:
         figures: the title's figures; none where there is no result.
         of: the questions that the figures are of.
         verdict: the result in words, "" without one.
-        notes: what forecast and guard said.
+        notes: what the forecast and the guard said, and that the votes had settled.
     """
 
     title: str
@@ -96,12 +96,15 @@ GUARD_SIGNALS = {
 
 
 def _notes(saved: SavedRun) -> Iterator[str]:
-    """Yield what the forecast said before the run, and what its guard did."""
+    """Yield what the forecast said before the run, where its votes had settled, and what its guard did."""
     forecast, guard = section(saved.summary, "forecast"), section(saved.summary, "guard")
     said = forecast.get("sentences")
     if isinstance(said, list) and said:
         # The last one is the verdict.
         yield f"Before the first step. {said[-1]}"
+    settled = section(saved.summary, "settled").get("sentence")
+    if isinstance(settled, str):
+        yield settled
     if guard.get("fired") is not True:
         return
     where = f" at step {compact(guard.get('step'))}" if number(guard.get("step")) is not None else ""

@@ -102,7 +102,9 @@ def badges(saved: SavedRun) -> Iterator[Badge]:
         yield Badge(
             "the guard fired" if guard["fired"] else calm, not guard["fired"] and guard.get("judged", True) is True
         )
-    if summary.get("stopped_by") not in (None, "steps"):
+    if summary.get("stopped_by") == "settled":
+        yield Badge(f"the votes settled after {count(summary.get('steps'))} steps", True)
+    elif summary.get("stopped_by") not in (None, "steps"):
         yield Badge(f"stopped by {summary['stopped_by']}", False)
 
 

@@ -57,6 +57,7 @@ class RunFolder:
         self.timings_file = path / "timings.jsonl"
         self.guard_file = path / "guard.jsonl"
         self.guard_weights = path / "guard"
+        self.votes_file = path / "votes.jsonl"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.adapted = path / "adapted"
@@ -202,7 +203,7 @@ class RunFolder:
         for path in checkpoints(self.checkpoints):
             if step_of(path) > done:
                 shutil.rmtree(path)
-        for path in (self.steps_file, self.timings_file, self.guard_file):
+        for path in (self.steps_file, self.timings_file, self.guard_file, self.votes_file):
             files.JsonLines(path).truncate_after(done - 1)
         for path in self.rollouts.glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) >= done:

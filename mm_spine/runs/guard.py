@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 from mm_spine import distributed, files
 from mm_spine.adapt import StepRecord
@@ -23,10 +23,12 @@ from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import same
 from mm_spine.runs.folder import RunFolder
 from mm_spine.training.checkpoint import checkpoints, load_tensors, save_tensors, step_of
-from mm_spine.types import Answer, Group
+from mm_spine.types import Answer, AnswerSpec, Group
 from mm_spine.voting import confident, representative
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GUARD = "guard"
 """What a run was stopped by that the guard has stopped."""
@@ -129,16 +131,21 @@ def measure(record: StepRecord, start: Mapping[str, Start]) -> Signals:
         step=report.step,
         questions=len(known),
         sure=len(sure),
-        kept=sum(_is_kept(group, was.vote) for group, was in sure),
+        kept=sum(same_vote(winner_of(group), was.vote, group.question.spec) for group, was in sure),
         spread=now / before if before > LEAST_NATS else 1.0,
         unparsed=report.unparsed - sum(was.unparsed for _, was in known) / len(known),
         length=report.length_mean / max(1.0, sum(was.length for _, was in known) / len(known)),
     )
 
 
-def _is_kept(group: Group, vote: Answer) -> bool:
-    winner = representative(group.parsed, group.answers, group.vote.answer)
-    return winner is not None and (winner.text == vote.text or same(winner, vote, group.question.spec))
+def winner_of(group: Group) -> Answer | None:
+    """Return the answer that the group's vote elected."""
+    return representative(group.parsed, group.answers, group.vote.answer)
+
+
+def same_vote(a: Answer | None, b: Answer | None, spec: AnswerSpec) -> bool:
+    """Whether two votes on a question elected the same answer, or both none."""
+    return a == b or (a is not None and b is not None and (a.text == b.text or same(a, b, spec)))
 
 
 def readings(history: Sequence[Signals], limits: GuardConfig) -> Iterator[tuple[Alarm, float]]:
@@ -175,7 +182,7 @@ def is_good(history: Sequence[Signals], limits: GuardConfig) -> bool:
     return bool(found) and max(found) <= HALF_WAY
 
 
-def window(history: Sequence[Signals], count: Literal["sure", "questions"], least: int) -> Sequence[Signals]:
+def window(history: Sequence[T], count: str, least: int) -> Sequence[T]:
     """Return the newest steps, two at least, whose `count` adds up to `least`; all if they have fewer."""
     first, seen = len(history), 0
     while first and (seen < least or len(history) - first < 2):
@@ -216,6 +223,11 @@ class Guard:
     def stopped(self) -> bool:
         """Whether the run is to end, and to go on with the weights that `roll_back` restores."""
         return self.record["fired"] and self.stops
+
+    @property
+    def ends(self) -> str | None:
+        """What the run is to be stopped by, None while it is not to be."""
+        return GUARD if self.stopped else None
 
     def step(self, record: StepRecord) -> None:
         """Judge a step by its votes, and keep the weights that it made. Every rank must call this."""

@@ -117,6 +117,8 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
     if not method.label_free and not allow_labels:
         # The reward of a control refuses to be made without the labels: this raises.
         method.reward(config.method)
+    if method.check is not None:
+        method.check(config.method)
     if config.split is not None and config.split not in benchmark.splits:
         raise ConfigError(
             f"split={config.split!r}: {benchmark.name} has no such split; {nearest(config.split, benchmark.splits)}"
@@ -128,6 +130,8 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
         raise ConfigError(f"method.band_anchor=initial: method {config.method.name!r} has no band")
     if config.scope == "question" and distributed.launched_processes() > 1:
         raise ConfigError("scope=question runs on one process: start one run per GPU, each with its own questions")
+    if config.scope == "question" and config.guard.settle is not None:
+        raise ConfigError("guard.settle is for scope=dataset: with scope=question set optim.steps, or leave it out")
     _check_partition(config)
     check_sampler(config.sampling.backend)
     lmms_hook.check(config)

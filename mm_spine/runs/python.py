@@ -144,7 +144,8 @@ class _Steps:
     def take(self, questions: Sequence[Question], policy: Policy, sampler: Sampler | None, method: Method) -> Adapted:
         """Take the steps; the caller's hooks are called too."""
         if method.trains and self.config.optim.steps:
-            sampler = sampler or make_sampler(policy, self.config)
+            growth = method.grown(self.config.method, policy)
+            sampler = sampler or make_sampler(policy, self.config, growth=growth)
             listen_to_sampler(sampler, self.listeners.sampled)
             self.listeners.phase("adapting", self.config.optim.steps)
         # Signals can be noted in the main thread only.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from mm_spine.runs.listeners.live import add_live
 from mm_spine.runs.listeners.trackers.registry import open_trackers
 from mm_spine.runs.machine import environment
 from mm_spine.runs.plan import Plan, Splits, check, partitions
+from mm_spine.runs.settling import SETTLED, Settling, warn_of_few_repeats
 from mm_spine.runs.signals import noted_signals
 from mm_spine.runs.summary import Findings, Summary, Totals, metrics_by_split, summarise
 from mm_spine.sampling.registry import check_sampler, make_sampler
@@ -126,15 +128,16 @@ class Run:
         self._announce_adaptation(before, splits)
 
         # Adapt, without labels.
-        guard = self._guard(policy, before)
+        guard, settling = self._guard(policy, before), self._settling(splits)
+        watchers = [watcher for watcher in (guard, settling) if watcher is not None]
         if self.config.scope == "question":
             adapted, after = self._adapt_to_each(policy, splits.adapted)
         else:
-            adapted, after = self._adapt_to(policy, splits.adapted, guard=guard), []
+            adapted, after = self._adapt_to(policy, splits.adapted, watchers=watchers), []
         _check_tower(policy, tower)
         if adapted.stopped_by == GUARD and guard is not None:
             guard.roll_back()
-        elif adapted.stopped_by != "steps":
+        elif adapted.stopped_by not in ("steps", SETTLED):
             self.folder.write("stopped.json", {"stopped_by": adapted.stopped_by, "steps": adapted.steps})
             return None
 
@@ -149,9 +152,8 @@ class Run:
 
         # Write the results.
         found = self._write_answers(splits, before, after, adapted.steps)
-        findings = Findings(
-            start, before, after, lmms, *found, forecast.saved(expected), guard.record if guard else None
-        )
+        watched = guard.record if guard else None, settling.record if settling else None
+        findings = Findings(start, before, after, lmms, *found, forecast.saved(expected), *watched)
         summary = summarise(self.plan, splits, policy, adapted, findings, self.totals)
         self.folder.write("summary.json", summary)
         self._clean_up()
@@ -249,30 +251,51 @@ class Run:
             Guard(self.config.guard, policy, before, self.folder) if trains and self.config.guard.act != "off" else None
         )
 
+    def _settling(self, splits: Splits) -> Settling | None:
+        """Return what ends the run once its votes have settled, None where it is not asked for or nothing trains."""
+        if self.config.guard.settle is None or not self.plan.method.trains or not self.config.optim.steps:
+            return None
+        if self.folder.writes:
+            warn_of_few_repeats(self.config, len(splits.adapted.questions))
+        return Settling(self.config.guard, self.folder)
+
     def _adapt_to(
-        self, policy: Policy, labelled: LabelledSet, earlier_steps: int = 0, guard: Guard | None = None
+        self,
+        policy: Policy,
+        labelled: LabelledSet,
+        earlier_steps: int = 0,
+        watchers: Sequence[Guard | Settling] = (),
     ) -> Adapted:
-        """Adapt the policy to the questions; `earlier_steps` is how many the run has done for other questions."""
-        sampler = make_sampler(policy, self.config)
+        """Adapt the policy to the questions until a watcher ends it.
+
+        `earlier_steps` is how many the run has done for other questions.
+        """
+
+        def ended() -> str | None:
+            return next((watcher.ends for watcher in watchers if watcher.ends is not None), None)
+
+        sampler = make_sampler(policy, self.config, growth=self.plan.method.grown(self.config.method, policy))
         listen_to_sampler(sampler, self.listeners.sampled)
         asked = min(self.config.optim.questions_per_step, len(labelled.questions))
         most_responses = {"sample": -(-asked // distributed.world_size()) * self.config.sampling.votes.max}
         with noted_signals() as received:
+            # A resumed run that a watcher has ended takes no further step; it only loads the weights of its last one.
+            already, config = ended(), self.config
+            if already is not None:
+                config = config.model_copy(
+                    update={"optim": config.optim.model_copy(update={"steps": self.folder.steps_done})}
+                )
             if self.resume:
-                # A run that the guard has stopped takes no further step.
-                steps = self.folder.steps_done if guard is not None and guard.stopped else self.config.optim.steps
-                earlier = self.folder.drop_steps_after_checkpoint(steps)
+                earlier = self.folder.drop_steps_after_checkpoint(config.optim.steps)
                 self.totals.add_earlier_steps(earlier)
-            if guard is not None and guard.stopped:
-                return Adapted(self.folder.steps_done, GUARD)
 
             def finish(record: StepRecord) -> None:
                 self._finish_step(policy, record, earlier_steps)
-                if guard is not None:
-                    guard.step(record)
+                for watcher in watchers:
+                    watcher.step(record)
 
             def stops() -> str | None:
-                return GUARD if guard is not None and guard.stopped else received[-1] if received else None
+                return ended() or (received[-1] if received else None)
 
             hooks = Hooks(
                 on_step=finish,
@@ -281,7 +304,9 @@ class Run:
                 checkpoints=self.folder.checkpoints if self.config.scope == "dataset" else None,
                 resume=self.resume and self.folder.steps_done > 0,
             )
-            adapted = adapt(labelled.questions, policy, sampler, self._method(labelled.key), self.config, hooks)
+            adapted = adapt(labelled.questions, policy, sampler, self._method(labelled.key), config, hooks)
+            if already is not None:
+                adapted = replace(adapted, stopped_by=already)
             # A signal during the last checkpoint stops the run too.
             stop = distributed.same_on_all(received[-1] if received else None)
             return adapted if stop is None else replace(adapted, stopped_by=stop)

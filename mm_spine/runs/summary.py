@@ -20,6 +20,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.runs.guard import GuardRecord
 from mm_spine.runs.machine import peak_memory
 from mm_spine.runs.plan import Plan, Splits
+from mm_spine.runs.settling import SettledRecord
 
 
 class Summary(TypedDict):
@@ -59,6 +60,7 @@ class Summary(TypedDict):
     labels: dict[str, Any] | None
     forecast: dict[str, Any] | None
     guard: GuardRecord | None
+    settled: SettledRecord | None
 
 
 @dataclass
@@ -122,7 +124,8 @@ class Totals:
 class Findings:
     """What a run has found out. `fingerprint` identifies the start that `before` belongs to, `missing_rollouts` steps
     whose file in rollouts/ is missing or damaged, `answers` the changes of each split's answers, `forecast` what
-    the starting model's samples let expect, `guard` what the guard did (None: it was off)."""
+    the starting model's samples let expect, `guard` what the guard did (None: it was off),
+    `settled` where the votes have settled."""
 
     fingerprint: str
     before: list[evaluation.Item]
@@ -132,6 +135,7 @@ class Findings:
     answers: dict[str, AnswerChanges]
     forecast: dict[str, Any] | None
     guard: GuardRecord | None
+    settled: SettledRecord | None
 
 
 def summarise(
@@ -187,6 +191,7 @@ def summarise(
         labels=None,
         forecast=findings.forecast,
         guard=findings.guard,
+        settled=findings.settled,
     )
 
 

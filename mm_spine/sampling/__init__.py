@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from mm_spine.sampling.phase import Script
-from mm_spine.types import Question, Rollout
+from mm_spine.types import Question, Request, Rollout
+
+__all__ = ["Completion", "Draw", "PhasedSampler", "Request", "Sampler"]
 
 
 class Sampler(Protocol):
@@ -47,19 +48,6 @@ class PhasedSampler(Protocol):
 
     def run(self, scripts: Sequence[Script[Any]], *, step: int, purpose: str) -> list[Any]:
         """Run `scripts` to their ends; return their results, in order."""
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """One response to sample: rollout `index` of `question`, continued after the token ids `prefix`.
-
-    `barred` maps token ids that cannot be drawn first to their log-probs (nats) under the policy.
-    """
-
-    question: Question
-    index: int
-    prefix: tuple[int, ...] = ()
-    barred: Mapping[int, float] = field(default_factory=dict)
 
 
 class Completion(NamedTuple):

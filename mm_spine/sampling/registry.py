@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mm_spine.config import ConfigError, DecodingConfig, RunConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Sampler
 from mm_spine.sampling.backend import Backend
+from mm_spine.sampling.growing import GrowingSampler
 from mm_spine.sampling.hf import HFSampler
+from mm_spine.sampling.regenerate import RegeneratingSampler
 from mm_spine.sampling.tree import TreeSampler
 from mm_spine.sampling.vllm.installed import why_not as why_not_vllm
 from mm_spine.sampling.vllm.layout import check_config as check_vllm
 from mm_spine.sampling.vllm.sampler import VLLMSampler
+from mm_spine.sampling.wordings import WordingSampler
+from mm_spine.types import Growth
 
 
 class BackendEntry(NamedTuple):
@@ -39,6 +43,12 @@ def _vllm(policy: Policy, decoding: DecodingConfig, config: RunConfig) -> Backen
 
 SAMPLERS: Mapping[str, BackendEntry] = {"hf": BackendEntry(_hf), "vllm": BackendEntry(_vllm, why_not_vllm, check_vllm)}
 
+GROWING: Mapping[str, Callable[[Backend, Any], GrowingSampler]] = {
+    "tree": TreeSampler,
+    "regenerate": RegeneratingSampler,
+}
+"""Key of `sampling` whose section, where there is one, makes rollouts grow from others -> the sampler that does it."""
+
 
 def check_sampler(name: str, load: bool = False) -> None:
     """Raise ConfigError, saying why and what to do, if this machine cannot run the backend `name`.
@@ -58,11 +68,18 @@ def check_sampling(config: RunConfig, folder: Path | None) -> None:
     SAMPLERS[config.sampling.backend].check(config, folder)
 
 
-def make_sampler(policy: Policy, config: RunConfig, decoding: DecodingConfig | None = None) -> Sampler:
-    """Return the sampler of `config.sampling`.
+def make_sampler(
+    policy: Policy, config: RunConfig, decoding: DecodingConfig | None = None, growth: Growth | None = None
+) -> Sampler:
+    """Return the sampler of `config.sampling`. Rollouts grow by `growth` where no section there says how.
 
-    With `decoding`, return its backend without trees, decoding as `decoding` says, as an evaluation needs it.
+    With `decoding`, return its backend without growth and further wordings, decoding as `decoding` says, as an
+    evaluation needs it.
     """
     backend = SAMPLERS[config.sampling.backend].make(policy, decoding or config.sampling, config)
-    tree = config.sampling.tree
-    return backend if decoding is not None or tree is None else TreeSampler(backend, tree)
+    if decoding is not None:
+        return backend
+    grown = backend if growth is None else GrowingSampler(backend, growth)
+    sections = ((make, getattr(config.sampling, key)) for key, make in GROWING.items())
+    grown = next((make(backend, section) for make, section in sections if section is not None), grown)
+    return WordingSampler(grown, config.sampling.wordings) if config.sampling.wordings else grown

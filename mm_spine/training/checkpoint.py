@@ -1,7 +1,8 @@
 """Checkpoints at step boundaries: what is saved, which one is whole, and what a resumed run compares.
 
-A checkpoint is a folder `step_<k>` with `state.json`, the trainable weights, AdamW's state of each rank, and the
-SHA-256 of each of these files in `SHA256SUMS` (`sha256sum -c SHA256SUMS` checks them too). Nothing in it is a pickle.
+A checkpoint is a folder `step_<k>` with `state.json`, the trainable weights, AdamW's state of each rank, the anchor of
+the KL where it moves, and the SHA-256 of each of these files in `SHA256SUMS` (`sha256sum -c SHA256SUMS` checks them
+too). Nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def save(updater: Updater, folder: Path, step: int, memory: Mapping[str, Any]) -
         written = {_optimizer_file(distributed.rank()): updater.engine.state()}
         if first and not updater.engine.partitioned:
             written[WEIGHTS] = {name: weight.detach() for name, weight in updater.engine.policy.trainable().items()}
+        if updater.moving_anchor is not None and (first or updater.engine.partitioned):
+            written[_anchor_file(updater)] = updater.moving_anchor.state()
         for name, tensors in written.items():
             save_tensors(aside / name, tensors)
         if first:
@@ -113,6 +116,8 @@ def resume(updater: Updater, folder: Path) -> SavedState:
         )
     weights = load_tensors(newest / WEIGHTS) if (newest / WEIGHTS).exists() else {}
     updater.engine.restore(load_tensors(newest / _optimizer_file(distributed.rank())), weights)
+    if updater.moving_anchor is not None:
+        updater.moving_anchor.restore(load_tensors(newest / _anchor_file(updater)))
     # A budget that was probed or halved stays. One that the configuration now sets otherwise does not.
     if state.token_budget_set == updater.config.engine.token_budget:
         updater.budget.tokens = state.token_budget
@@ -186,6 +191,11 @@ def _newest(folder: Path, further: Callable[[Path], str | None]) -> tuple[Path |
 
 def _optimizer_file(rank: int) -> str:
     return f"optimizer_{rank:05d}.safetensors"
+
+
+def _anchor_file(updater: Updater) -> str:
+    """Return the file of the moving anchor: this rank's under ZeRO-3, else the one of all ranks."""
+    return f"anchor_{distributed.rank() if updater.engine.partitioned else 0:05d}.safetensors"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,9 +15,10 @@ from mm_spine.methods.terms import (
     denominator,
     hinge_band,
     kl_exact,
-    kl_k3,
+    kl_of_drawn,
     surrogate_of,
     token_weights,
+    truncated_ratio,
     weighted_mean,
 )
 from mm_spine.methods.tokens import Tokens
@@ -43,10 +44,11 @@ class Denominators(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What a method says of the loss: what the policy term maximises, and the further terms."""
+    """What a method says of the loss: what the policy term maximises, the further terms, and how the anchor follows."""
 
     objective: Objective = surrogate_of
     terms: Sequence[Term] = ()
+    anchor_decay: float | None = None
 
 
 USUAL = Rules()
@@ -140,8 +142,11 @@ def losses(
         weight_NT = micro.weights.get(term.name, micro.policy_NT)
         values_NT = term.value(own).where(weight_NT != 0, 0.0) * weight_NT
         further.append(term.coefficient * mean(values_NT, weight_NT, count, term.denominator))
+    objective_NT = rules.objective(view)
+    if options.truncate is not None:
+        objective_NT = objective_NT * truncated_ratio(old_logp_NT, micro.sampled_logp_NT, options.truncate)
     return Losses(
-        -mean(rules.objective(view), micro.policy_NT, over.policy, options.policy_denominator),
+        -mean(objective_NT, micro.policy_NT, over.policy, options.policy_denominator),
         mean(hinges_NT, micro.band_NT, over.band, options.band_denominator),
         options.kl_weight * mean(trained.kl_NT, micro.kl_NT, over.kl, options.kl_denominator),
         tuple(further),
@@ -169,14 +174,9 @@ def _beyond(hinge_NT: Tensor, on_bound: float) -> Tensor:
     return hinge_NT.where(hinge_NT > on_bound, 0.0)
 
 
-def _k3(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
-    drawn, anchor = (x.gather(-1, target_S[:, None])[:, 0] for x in (log_probs_SV, reference_SV))
-    return kl_k3(drawn, anchor)
-
-
 def _exact(log_probs_SV: Tensor, reference_SV: Tensor, target_S: Tensor) -> Tensor:
     return kl_exact(log_probs_SV, reference_SV)
 
 
-DIVERGENCES: dict[str, Divergence | None] = {"none": None, "k3": _k3, "exact": _exact}
+DIVERGENCES: dict[str, Divergence | None] = {"none": None, "k3": kl_of_drawn, "exact": _exact}
 """`method.kl` -> the divergence from the starting policy, computed where the head has the full distribution."""

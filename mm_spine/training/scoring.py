@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -15,41 +15,79 @@ from mm_spine.methods.method import Method
 from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
-from mm_spine.policy.scoring import score_responses
-from mm_spine.training.batch import LeafGroup, gather_groups, merge_identical, micro_batches
+from mm_spine.policy.scoring import Scores, score_responses
+from mm_spine.training.batch import Leaf, LeafGroup, gather_groups, merge_identical, micro_batches
 from mm_spine.training.budget import TokenBudget
 from mm_spine.training.parity import Gap, gap_between, joined
-from mm_spine.types import Group
+from mm_spine.types import Group, Statistic
 
 
 def needs_scores(groups: Sequence[Group], method: Method) -> bool:
-    """Whether the method reads entropies and a rollout has none: its sampler cannot give exact ones."""
+    """Whether the method has a statistic, or reads entropies and a rollout has none (its sampler cannot give exact
+    ones)."""
+    if method.statistic is not None:
+        return bool(groups)
     return method.entropies and any(rollout.entropy is None for group in groups for rollout in group.rollouts)
 
 
 def score_on_all_ranks(
-    policy: Policy, groups: Sequence[Group], distribution: Distribution, budget: TokenBudget
+    policy: Policy,
+    groups: Sequence[Group],
+    distribution: Distribution,
+    budget: TokenBudget,
+    statistic: Statistic | None = None,
 ) -> tuple[list[Group], Gap]:
-    """Score each rank's share of `groups` and gather them: the groups with entropies, and the gap over all ranks."""
+    """Score each rank's share of `groups` and gather them: the groups with entropies and the `statistic`, and the gap
+    over all ranks."""
     share, spare = distributed.mine(groups), groups[0] if policy.partitioned else None
-    scored, gap = distributed.on_all_or_none(
-        lambda: budget.within(lambda: score(policy, share, distribution, budget.at_once, spare)), stops=RunStopped
-    )
+
+    def mine() -> tuple[list[Group], Gap]:
+        return score(policy, share, distribution, budget.at_once, spare, statistic)
+
+    scored, gap = distributed.on_all_or_none(lambda: budget.within(mine), stops=RunStopped)
     questions = [group.question for group in groups]
     return gather_groups(scored, questions), joined(distributed.gather([gap]))
 
 
 def score(
-    policy: Policy, groups: Sequence[Group], distribution: Distribution, token_budget: int, spare: Group | None = None
+    policy: Policy,
+    groups: Sequence[Group],
+    distribution: Distribution,
+    token_budget: int,
+    spare: Group | None = None,
+    statistic: Statistic | None = None,
 ) -> tuple[list[Group], Gap]:
-    """Return the groups with exact entropies (nats) of every token, and the gap to the sampler's log-probs.
+    """Return the groups with exact entropies (nats) and the `statistic` of every token, and the gap to the sampler's
+    log-probs.
 
     The gap is over the tokens of distinct responses. With partitioned weights every rank must run as many forwards:
     those that a rank lacks are run on `spare`.
     """
-    entropies: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+    measured: dict[tuple[str, tuple[int, ...]], dict[str, np.ndarray]] = {}
+    statistics = () if statistic is None else (statistic,)
     gaps = []
-    batches = list(micro_batches(policy, [_all_tokens(group) for group in groups], token_budget))
+    leaves = [_all_tokens(group) for group in groups]
+    for leaf, found in score_leaves(policy, leaves, distribution, token_budget, spare, statistics):
+        values = dict(zip(("entropy", "statistic"), (found.entropy, *found.statistics), strict=False))
+        measured[leaf.rollout.question_id, leaf.rollout.token_ids] = values
+        gaps.append(gap_between(torch.from_numpy(leaf.rollout.logp), torch.from_numpy(found.logp)))
+    scored = [
+        replace(g, rollouts=tuple(replace(r, **measured[g.question.id, r.token_ids]) for r in g.rollouts))
+        for g in groups
+    ]
+    return scored, joined(gaps)
+
+
+def score_leaves(
+    policy: Policy,
+    groups: Sequence[LeafGroup],
+    distribution: Distribution,
+    token_budget: int,
+    spare: Group | None = None,
+    statistics: Sequence[Statistic] = (),
+) -> Iterator[tuple[Leaf, Scores]]:
+    """Yield every leaf of `groups` with the scores of all its tokens; `spare` is as in `score`."""
+    batches = micro_batches(policy, groups, token_budget)
     if spare is not None:
         tokens = [rollout.token_ids for rollout in spare.rollouts[:1]]
         for _ in range(max(distributed.gather([len(batches)])) - len(batches)):
@@ -57,15 +95,7 @@ def score(
     for batch in batches:
         responses = [(group.question, [leaf.rollout.token_ids for leaf in group.leaves]) for group in batch]
         leaves = [leaf for group in batch for leaf in group.leaves]
-        scores = chain(*score_responses(policy, responses, distribution))
-        for leaf, found in zip(leaves, scores, strict=True):
-            entropies[leaf.rollout.question_id, leaf.rollout.token_ids] = found.entropy
-            gaps.append(gap_between(torch.from_numpy(leaf.rollout.logp), torch.from_numpy(found.logp)))
-    scored = [
-        replace(g, rollouts=tuple(replace(r, entropy=entropies[g.question.id, r.token_ids]) for r in g.rollouts))
-        for g in groups
-    ]
-    return scored, joined(gaps)
+        yield from zip(leaves, chain(*score_responses(policy, responses, distribution, statistics)), strict=True)
 
 
 def _all_tokens(group: Group) -> LeafGroup:

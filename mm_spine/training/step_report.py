@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mm_spine import distributed
 from mm_spine.config import MethodConfig
-from mm_spine.methods.terms import clipped_share
+from mm_spine.methods.terms import clipped_share, truncated_ratio
 from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import Trained
@@ -32,6 +33,7 @@ class Sums(NamedTuple):
     gap_max: float
     gap_kl: float
     clipped: float
+    truncated: float
     chosen: float
     entropy: float
     weighted: float
@@ -55,6 +57,9 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
     gap = gap_of(micro, stats)
     weighted_NT = stats.selected_NT.float() * weight_N1
     clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_NT, view.clip_low, view.clip_high)
+    truncated_NT = torch.zeros_like(micro.policy_NT)
+    if options.truncate is not None:
+        truncated_NT = truncated_ratio(old_logp_NT, micro.sampled_logp_NT, math.inf) > options.truncate
     return Sums(
         policy=float(parts.policy.detach()),
         band=float(parts.band.detach()),
@@ -64,6 +69,7 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         gap_max=gap.most,
         gap_kl=gap.kl,
         clipped=float((clipped_NT & micro.policy_NT).float().mul(weight_N1).sum()),
+        truncated=float((truncated_NT & micro.policy_NT).float().mul(weight_N1).sum()),
         chosen=float(micro.policy_NT.float().mul(weight_N1).sum()),
         entropy=float((stats.entropy_NT.detach() * weighted_NT).sum()),
         weighted=float(weighted_NT.sum()),
@@ -77,10 +83,10 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
     )
 
 
-def add_up(report: StepReport, parts: Sequence[Sums], names: Sequence[str] = ()) -> Gap:
+def add_up(report: StepReport, parts: Sequence[Sums], names: Sequence[str] = (), truncates: bool = False) -> Gap:
     """Fill in losses and clipping from all micro-batches and ranks. Returns the gap over the tokens trained.
 
-    `names` are those of the further terms.
+    `names` are those of the further terms; `truncates` says whether importance weights are truncated.
     """
     total = Sums(*map(sum, zip(*parts, strict=True)))  # type: ignore[arg-type]  # sums of arrays are arrays
     report.loss_policy, report.loss_band, report.loss_kl = total.policy, total.band, total.kl
@@ -88,6 +94,8 @@ def add_up(report: StepReport, parts: Sequence[Sums], names: Sequence[str] = ())
     if names:
         report.loss_terms = dict(zip(names, total.terms.tolist(), strict=True))
     report.ratio_clipped = total.clipped / max(total.chosen, 1)
+    if truncates:
+        report.ratio_truncated = total.truncated / max(total.chosen, 1)
     report.tokens_trained = int(total.tokens)
     # Where sampler and scoring gave no entropies, those of the tokens trained are all that is known.
     # The first epoch's forward is of the policy that sampled.
@@ -128,6 +136,8 @@ def describe(
     report.rollouts_sampled = sum(_votes(group) for group in voted)
     report.tokens_sampled = sum(r.own_tokens for r in sampled)
     report.tokens_saved = sum(tokens_saved(group, most_votes) for group in voted)
+    if any(group.measured is not None for group in groups):
+        report.reward_mean = float(torch.cat([group.rewards for group in groups if group.rewards is not None]).mean())
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     entropies = [rollout.entropy for rollout in rollouts if rollout.entropy is not None]
     if rollouts and len(entropies) == len(rollouts):

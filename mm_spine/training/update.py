@@ -62,7 +62,8 @@ class Updater:
         self.divergence = DIVERGENCES[config.method.kl]
         self.engine = Engine(policy, config.optim, config.engine)
         # After the engine, which partitions adapters.
-        self.reference = Reference(policy) if self.divergence else None
+        anchored = self.divergence is not None or any(term.anchored for term in rules.terms)
+        self.reference = Reference(policy) if anchored else None
         self._offloads = config.offloads and can_offload(policy.device)
         self._to_host()
         self.budget = TokenBudget(config.engine.token_budget, policy, self.engine)
@@ -92,13 +93,16 @@ class Updater:
             old.recording = epoch == 0
             self._not_finite = None
             sums = self.budget.within(lambda: self._accumulate(groups, over, old))
-            trained = step_report.add_up(report, distributed.gather(sums), [term.name for term in self.rules.terms])
+            names, truncates = [term.name for term in self.rules.terms], self.config.method.truncate is not None
+            trained = step_report.add_up(report, distributed.gather(sums), names, truncates)
             self._assert_finite()
             if epoch == 0 and gap is None:
                 self.parity.check(report, trained, "selected")
             with _named_shortage(f"step {report.step}: the optimiser's step does not fit into memory"):
                 self._step(report, last=epoch == self.config.optim.epochs - 1)
             self.policy.version += 1
+        if self.reference is not None and self.rules.anchor_decay is not None:
+            self.reference.follow(self.rules.anchor_decay)
         self._to_host()
 
     def assert_usable(self, done: int) -> None:
@@ -117,6 +121,11 @@ class Updater:
             score_responses(self.policy, [(last.question, responses)], self.distribution)
         except NotFinite as error:
             raise NotFinite(f"{last.question.id}: its responses' log-probs are not finite {where}") from error
+
+    @property
+    def moving_anchor(self) -> Reference | None:
+        """The KL anchor where it follows the policy, so that a checkpoint must hold it; else None."""
+        return None if self.rules.anchor_decay is None else self.reference
 
     def _step(self, report: StepReport, last: bool) -> None:
         """Take one optimiser step, without the anchor on the card where the configuration offloads it."""
@@ -179,7 +188,7 @@ class Updater:
         """Run one micro-batch forward and backward; `last` also reduces the gradient over ranks."""
         micro = collate(self.policy, groups)
         anchor = None
-        if self.reference is not None and self.divergence is not None:
+        if self.reference is not None:
             with self.engine.other_weights():
                 anchor = self.reference.anchor(micro.packed, self.divergence)
         trained = self.engine.forward(micro.packed, self.distribution, anchor, self._statistics)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config.layers import read_config
-from mm_spine.methods.table import configure
+from mm_spine.methods.table import METHODS, configure, find
 
 BASE = "none"
 MAIN = (
@@ -23,8 +23,16 @@ VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """A cell's method where it is not the method's plain name: (name, overrides)."""
 
 COMMON = ("threads=1", "engine.measure_update=true", "reporting.images=false")
-HEAVY = "direct_heavy_model"
+HEAVY, CLEAN = "direct_heavy_model", "clean_model"
+RECIPES: Mapping[str, str] = {HEAVY: "direct-heavy", CLEAN: "clean"}
+"""Checkpoint to build -> its recipe (`source_recipe.py`)."""
+
 FACTOR = 10
+CATALOGUE_SEEDS, COMMON_FACTOR = 8, 4
+"""Seeds of the catalogue, and its common learning rate as a multiple of the default."""
+FRONTIER_SEEDS = 4
+RATES, STEPS = (1, 2, 4, 8, 16), (12, 96)
+"""The stability frontier: multiples of the default learning rate, and numbers of steps."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,26 @@ def groups() -> Mapping[str, Group]:
     }  # fmt: skip
 
 
+class AnyCell(Protocol):
+    """A run of a study: its folder, its method, the checkpoint to build first, what it needs, and its settings."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    def config(self, output: Path) -> RunConfig: ...
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One run of the study. `before` names the cell whose evaluation of the same start it takes over."""
+    """One run of the study. `before` names the cell whose evaluation of the same start it takes over.
+
+    A `lean` cell keeps nothing but its figures: neither weights, rollouts nor pages.
+    """
 
     group: str
     label: str
@@ -74,6 +99,7 @@ class Cell:
     overrides: tuple[str, ...] = ()
     before: str | None = None
     model: str | None = None
+    lean: bool = False
 
     @property
     def name(self) -> str:
@@ -107,6 +133,69 @@ def _cell(name: str, group: Group, label: str, seed: int, extra: Sequence[str]) 
     start = Cell(name if BASE in group.labels else "main", BASE, seed).name
     before = None if label == BASE else start
     return Cell(name, label, seed, (*group.overrides, *extra), before, group.model)
+
+
+def rows(readers: bool = False) -> tuple[str, ...]:
+    """Return the labels of all rows that train and of their variants; with `readers` also of those that read labels."""
+    names = [name for name, row in METHODS.items() if row.trains and (row.label_free or readers)]
+    return (*names, *(label for label in VARIANTS if label not in METHODS))
+
+
+def left_out(label: str, extra: Sequence[str] = ()) -> str | None:
+    """Say why the row cannot run on `digits` with these options; None where it can."""
+    method, variant = VARIANTS.get(label, (label, ()))
+    check = find(method).check
+    try:
+        if check is not None:
+            check(digits_config([*variant, *extra], method).method)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def catalogue(extra: Sequence[str] = (), labels: Sequence[str] | None = None) -> list[Cell]:
+    """List the cells of all rows, seed by seed, at the default learning rate and at the common one.
+
+    The default cells of rows of the study's main table are its own: they are not run twice.
+    """
+    chosen = _runnable(labels or rows(readers=True), extra)
+    rate = f"optim.lr={COMMON_FACTOR * digits_config().optim.lr:g}"
+    groups: Mapping[str, tuple[str, ...]] = {"main": (), "common-lr": (rate,)}
+    return [
+        cell
+        for seed in range(CATALOGUE_SEEDS)
+        for cell in (
+            Cell("main", BASE, seed, tuple(extra)),
+            *(_trained(name, label, seed, (*given, *extra)) for name, given in groups.items() for label in chosen),
+        )
+    ]
+
+
+def frontier(extra: Sequence[str] = (), labels: Sequence[str] | None = None) -> list[Cell]:
+    """List the cells of the stability frontier: steps by steps, seed by seed, without the guard."""
+    chosen, default = _runnable(labels or rows(), extra), digits_config().optim.lr
+    starts = [Cell("main", BASE, seed, tuple(extra)) for seed in range(FRONTIER_SEEDS)]
+    trained = (
+        _trained(
+            frontier_group(steps, rate), label, seed,
+            ("guard.act='off'", f"optim.lr={rate * default:g}", f"optim.steps={steps}", *extra),
+        )
+        for steps in STEPS for seed in range(FRONTIER_SEEDS) for rate in RATES for label in chosen
+    )  # fmt: skip
+    return [*starts, *trained]
+
+
+def frontier_group(steps: int, rate: int) -> str:
+    return f"frontier-{steps}-x{rate}"
+
+
+def _runnable(labels: Sequence[str], extra: Sequence[str]) -> list[str]:
+    return [label for label in labels if label != BASE and left_out(label, extra) is None]
+
+
+def _trained(group: str, label: str, seed: int, overrides: tuple[str, ...]) -> Cell:
+    lean = not (group == "main" and label in MAIN)
+    return Cell(group, label, seed, overrides, Cell("main", BASE, seed).name, lean=lean)
 
 
 def missing(cell: Cell, output: Path) -> str | None:

@@ -1,62 +1,89 @@
 #!/usr/bin/env python3
-"""Compare runs of `digits` with the guard and without it: a table of what it did and what the labels say of that.
+"""Write what the guard did, and what the labels say of that, from the cells of `guard_cells.py` that are finished.
 
-    python scripts/study/guards.py --warned RUN [RUN ...] --stopped RUN [RUN ...] > docs/results/guard.md
+    python scripts/study/guards.py FOLDER [FOLDER ...] > docs/results/guard.md
 
-Each RUN is a finished, labelled run. Those of `--warned` had `guard.act=warn`: they say when the guard would have fired
-and what happened without it. Where it would have, the run of `--stopped` with the same model, method, seed, rate
-and steps, and `guard.act=stop`, says what happens with it. Where it would not have, both are the same run.
+Each FOLDER is an `--output` of `guard_cells.py`. Its runs in `warn/` had `guard.act=warn`: they say when the guard
+would have fired and what happened without it. Where it would have, the run in `stop/` of the same start, rate, steps,
+method and seed says what happens with it. Where it would not have, both are the same run. Runs in `settle/` end by
+themselves.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from guard_cells import SEEDS, SETTLE, STEPS, GuardCell, guard_cells
 
 from mm_spine.config.layers import read_yaml
 from mm_spine.files import read_json
 from mm_spine.intervals import over_seeds
 from mm_spine.measures import GREEDY, PASS_AT_1
 
+LOST = 1.0
+"""A run that ends this many points of pass@1 below its start, or further, has lost; the guard may not cost more."""
+
 HEAD = """\
 # The guard, and what it did
 
-Written by `scripts/study/guards.py` from finished runs of `digits`: 256 adapted questions, figures in percent, means
-over seeds. The labels were read after the runs. `fired` counts the seeds in which the guard stopped the run; `lost`
-counts the seeds that without the guard ended below their start by more than one point of pass@1.
+Written by `scripts/study/guards.py` from finished runs of `digits` (`scripts/study/guard_cells.py`): 256 adapted
+questions, figures in percent, means over seeds with 95 % intervals (Student's t over seeds; none for one seed). The
+labels were read after the runs. `fired` counts the seeds in which the guard stopped the run; `lost` those that without
+the guard ended more than one point of pass@1 below their start.
 
-The limits (`guard:` in [the configuration](../config.md)) were set with other seeds of these two starting models in
-view, at learning rates of 2e-4 and 2e-3. All runs are of one task, with models of 2.2M parameters.
-
-The runs were made at commit `8edc9079`, one of the stopped ones at `f729079a`. In between, all signals but `kept` came
-to be judged also where few votes are sure. Judged again by the new rule, the lines of `guard.jsonl` of these runs stop
-the same ones after the same steps.
+The limits (`guard:` in [the configuration](../config.md)) were set with seeds 0 and 1 of `digits_model` and
+`direct_heavy_model` in view, at learning rates of 2e-4 and 2e-3; no run of the tables has these seeds, and the limits
+were not changed after them. All runs are of one task, with models of 2.2M parameters. `digits_model` has two habits of
+which the better one is the stronger, in `direct_heavy_model` the worse one is, and `clean_model` was taught one habit.
 """
 
-
 COLUMNS = (
-    *("model", "lr", "steps", "method", "seeds", "lost", "fired"),
-    *("greedy: start → without / with", "pass@1: start → without / with", "pass@1 with the guard, change"),
+    *("start", "lr", "method", "seeds", "lost", "fired", "pass@1: start → without / with"),
+    *("change without", "change with", "greedy: start → without / with"),
+)
+
+SETTLED_HEAD = """\
+## Where to stop
+
+`guard.settle={limit:g}` ends a run once at most that share of the votes has changed since the same questions were asked
+the last time, over 256 such votes. It reads no label. The value was chosen by runs of 120 steps of seeds 0 and 1. A run
+that settles is the run of the fixed number of steps up to where it ends. `spared` is the share of the rollouts' tokens
+that the run did not sample. Where no seed has both runs, a line has no figures.
+"""
+
+SETTLED_COLUMNS = (
+    *("start", "lr", "method", "seeds", "settled", "after steps", "spared"),
+    *("pass@1: start → fixed / settled", "difference", "greedy: start → fixed / settled", "difference"),
 )
 
 
 class Setting(NamedTuple):
-    """What runs are grouped by."""
+    """A cell: what runs are grouped by."""
 
     model: str
     lr: float
     steps: int
     method: str
 
+    def __str__(self) -> str:
+        return f"{self.model}, lr {self.lr:g}, {self.steps} steps, {self.method}"
+
+
+Runs = Mapping[tuple[Setting, int], Mapping[str, Any]]
+"""Summaries of finished runs by setting and seed; the steps of a setting are those that were asked for."""
+
 
 @dataclass(frozen=True)
 class Pair:
-    """The figures in percent of one seed: at the start, after the run without the guard, and after the one with it."""
+    """The figures in percent of one seed: at the start, after the run without the guard, and after the one with it.
+
+    The other properties are points of pass@1.
+    """
 
     seed: int
     start: Mapping[str, float]
@@ -64,82 +91,252 @@ class Pair:
     on: Mapping[str, float]
     fired: bool
 
+    @property
+    def without(self) -> float:
+        return self.off[PASS_AT_1] - self.start[PASS_AT_1]
 
-def runs_by_key(folders: Iterable[Path]) -> dict[tuple[Setting, int], Mapping[str, Any]]:
-    """Return the summaries of finished runs by setting and seed."""
-    found = {}
-    for folder in folders:
-        config, summary = read_yaml(folder / "config.yaml"), read_json(folder / "summary.json")
-        optim = config["optim"]
-        name = Path(str(summary["model"])).name
+    @property
+    def with_guard(self) -> float:
+        return self.on[PASS_AT_1] - self.start[PASS_AT_1]
+
+    @property
+    def cost(self) -> float:
+        return self.off[PASS_AT_1] - self.on[PASS_AT_1]
+
+    @property
+    def lost(self) -> bool:
+        return self.without < -LOST
+
+
+def finished(folders: Iterable[Path], kind: str) -> tuple[Runs, set[str]]:
+    """Return the finished runs in `kind`/ of the folders, and the commits that made them."""
+    found, commits = {}, set[str]()
+    for path in sorted(summary for folder in folders for summary in (folder / kind).glob("*/summary.json")):
+        config, summary = read_yaml(path.parent / "config.yaml"), read_json(path)
+        optim, name = config["optim"], Path(str(summary["model"])).name
         found[Setting(name, optim["lr"], optim["steps"], str(summary["method"])), int(summary["seed"])] = summary
-    return found
+        commits.add(str(read_json(path.parent / "environment.json")["commit"])[:8])
+    return found, commits
 
 
-def pairs_by_setting(warned: Iterable[Path], stopped: Iterable[Path]) -> dict[Setting, list[Pair]]:
-    """Pair the runs. Raises ValueError where the guard would have stopped a run and no run shows it."""
-    without, with_guard = runs_by_key(warned), runs_by_key(stopped)
+def pairs_by_setting(warned: Runs, stopped: Runs) -> tuple[dict[Setting, list[Pair]], list[str]]:
+    """Pair the runs. Returns the names of those, too, that the guard would stop and whose other run is not there."""
     found: dict[Setting, list[Pair]] = {}
-    for (setting, seed), summary in sorted(without.items()):
-        guard = summary["guard"]
-        if guard["fired"] and (setting, seed) not in with_guard:
-            raise ValueError(f"{setting}, seed {seed}: the guard would have stopped it; run it with guard.act=stop too")
-        other = with_guard[setting, seed] if guard["fired"] else summary
-        pair = Pair(
-            seed,
-            *(_percent(run[when]) for run, when in ((summary, "before"), (summary, "after"), (other, "after"))),
-            guard["fired"],
-        )
-        found.setdefault(setting, []).append(pair)
-    return found
+    alone = []
+    for (setting, seed), summary in sorted(warned.items()):
+        fired = bool(summary["guard"]["fired"])
+        other = stopped.get((setting, seed)) if fired else summary
+        if other is None:
+            alone.append(f"{setting}, seed {seed}")
+            continue
+        figures = (percent(run[when]) for run, when in ((summary, "before"), (summary, "after"), (other, "after")))
+        found.setdefault(setting, []).append(Pair(seed, *figures, fired))
+    return found, alone
 
 
-def _percent(block: object) -> dict[str, float]:
+def percent(block: object) -> dict[str, float]:
+    """Return the two figures of a block of summary.json in percent."""
     assert isinstance(block, Mapping)
     return {measure: 100 * block[measure] for measure in (GREEDY, PASS_AT_1)}
 
 
-def row(setting: Setting, pairs: list[Pair]) -> str:
-    """Write a line of the table."""
+def mean_with_bounds(values: Sequence[float]) -> str:
+    """Write the mean in points, signed, with the 95 % interval over seeds where there are several."""
+    found = over_seeds(values)
+    bounds = "" if found.low is None or found.high is None else f" [{found.low:+.1f}, {found.high:+.1f}]"
+    return f"{found.value:+.1f}{bounds}"
 
-    def mean(side: str, measure: str) -> str:
-        return f"{np.mean([getattr(pair, side)[measure] for pair in pairs]):.1f}"
 
-    changes = over_seeds([pair.on[PASS_AT_1] - pair.start[PASS_AT_1] for pair in pairs])
-    bounds = "" if changes.low is None or changes.high is None else f" [{changes.low:+.1f}, {changes.high:+.1f}]"
-    fired = [pair for pair in pairs if pair.fired]
-    lost = sum(pair.off[PASS_AT_1] < pair.start[PASS_AT_1] - 1 for pair in pairs)
-    cells = [
-        setting.model, f"{setting.lr:g}", str(setting.steps), f"`{setting.method}`", str(len(pairs)), str(lost),
-        str(len(fired)), *(f"{mean('start', m)} → {mean('off', m)} / {mean('on', m)}" for m in (GREEDY, PASS_AT_1)),
-        f"{changes.value:+.1f}{bounds}",
+def change(pairs: Sequence[Any], measure: str, sides: Sequence[str]) -> str:
+    """Write the means of a measure at the start and after the two runs of a pair."""
+    start, *ends = (f"{np.mean([getattr(pair, side)[measure] for pair in pairs]):.1f}" for side in ("start", *sides))
+    return f"{start} → {' / '.join(ends)}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table whose first columns, up to the method, are words."""
+    words = columns.index("method")
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + "|".join(" --- " if place <= words else " ---: " for place in range(len(columns))) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def row(setting: Setting, pairs: Sequence[Pair]) -> list[str]:
+    """Write a line of the table of a number of steps."""
+    return [
+        setting.model, f"{setting.lr:g}", f"`{setting.method}`", str(len(pairs)), str(sum(pair.lost for pair in pairs)),
+        str(sum(pair.fired for pair in pairs)), change(pairs, PASS_AT_1, ("off", "on")),
+        mean_with_bounds([pair.without for pair in pairs]), mean_with_bounds([pair.with_guard for pair in pairs]),
+        change(pairs, GREEDY, ("off", "on")),
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
 
 
-def verdicts(pairs: Iterable[Pair]) -> str:
-    """Count the runs that the guard judged rightly and wrongly."""
-    counts = {(lost, fired): 0 for lost in (True, False) for fired in (True, False)}
-    for pair in pairs:
-        counts[pair.off[PASS_AT_1] < pair.start[PASS_AT_1] - 1, pair.fired] += 1
-    lost, others = (counts[lost, True] + counts[lost, False] for lost in (True, False))
-    return (
-        f"Of {lost} runs that lost without the guard it stopped {counts[True, True]}; of {others} others it stopped "
-        f"{counts[False, True]}."
+def progress(found: Mapping[Setting, Sequence[Pair]], alone: Sequence[str]) -> Iterator[str]:
+    """Say how much of the study is finished, and what was left out."""
+    planned = [cell for cell in guard_cells() if cell.act == "warn"]
+    for steps in STEPS:
+        wanted = {key_of(cell) for cell in planned if cell.steps == steps}
+        there = {(setting, pair.seed) for setting, pairs in found.items() for pair in pairs} & wanted
+        settings = {setting for setting, _ in wanted}
+        full = sum(all((setting, seed) in there for seed in SEEDS) for setting in settings)
+        yield (
+            f"- {steps} steps: {len(there)} of {len(wanted)} runs are finished. Of {len(settings)} cells {full} have "
+            f"all {len(SEEDS)} seeds, {len(settings - {setting for setting, _ in there})} have none."
+        )
+    if alone:
+        yield (
+            f"- Left out, because the guard would have stopped {plural(len(alone), 'run')} of which the one that it "
+            f"stops is not finished: {'; '.join(alone)}."
+        )
+
+
+def key_of(cell: GuardCell) -> tuple[Setting, int]:
+    """Return the setting and the seed of a cell."""
+    return Setting(cell.start, float(cell.rate), cell.steps, cell.method), cell.seed
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def demands(found: Mapping[Setting, Sequence[Pair]]) -> Iterator[str]:
+    """Check what the guard must show, and say what it got wrong."""
+    pairs = [pair for of_one in found.values() for pair in of_one]
+    below = {
+        str(setting): mean_with_bounds([pair.with_guard for pair in of_one])
+        for setting, of_one in found.items()
+        if np.mean([pair.with_guard for pair in of_one]) < -LOST
+    }
+    without = sum(np.mean([pair.without for pair in of_one]) < -LOST for of_one in found.values())
+    yield (
+        f"1. With the guard no cell's mean pass@1 ends more than one point below its start: {verdict(not below)}. Of "
+        f"{plural(len(found), 'cell')} {len(below)} end below that, without the guard {without}."
+        + "".join(f"\n   - {name}: {interval}" for name, interval in below.items())
     )
+    gained = {str(setting): [pair for pair in of_one if pair.without > 0] for setting, of_one in found.items()}
+    gains = [pair.cost for of_one in gained.values() for pair in of_one]
+    dear = {
+        name: [pair.cost for pair in of_one if pair.cost > LOST]
+        for name, of_one in gained.items()
+        if any(pair.cost > LOST for pair in of_one)
+    }
+    if gains:
+        over = sum(map(len, dear.values()))
+        yield (
+            f"2. On runs that gain without the guard it costs at most one point: {verdict(not dear)}. "
+            f"{plural(len(gains), 'run')} gained; the guard cost {np.mean(gains):+.1f} points on average (below zero: "
+            f"it gained), more than one point in {over}, at most {max(gains):+.1f}."
+            + "".join(f"\n   - {name}: {', '.join(f'{x:+.1f}' for x in costs)}" for name, costs in dear.items())
+        )
+    else:
+        yield "2. On runs that gain without the guard it costs at most one point: no run gained."
+    lost, kept = [pair for pair in pairs if pair.lost], [pair for pair in pairs if not pair.lost]
+    late = sum(pair.fired and pair.with_guard < -LOST for pair in pairs)
+    yield (
+        f"\nMisses: of {plural(len(lost), 'run')} that lost without the guard it did not stop "
+        f"{sum(not pair.fired for pair in lost)}. False alarms: of {len(kept)} others it stopped "
+        f"{sum(pair.fired for pair in kept)}. Too late: {late} that it stopped had lost all the same."
+    )
+
+
+def verdict(met: bool) -> str:
+    return "met" if met else "NOT met"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One seed with a fixed number of steps and with settled votes: figures in percent, steps, and tokens sampled."""
+
+    seed: int
+    start: Mapping[str, float]
+    fixed: Mapping[str, float]
+    settled: Mapping[str, float]
+    ended: bool
+    steps: int
+    spared: float
+
+    def differs(self, measure: str) -> float:
+        return self.settled[measure] - self.fixed[measure]
+
+
+def ended_by_setting(warned: Runs, stopped: Runs, settling: Runs) -> dict[Setting, list[Ended]]:
+    """Pair each run of `settle/` with the one of a fixed number of steps; where the guard stops that, with that one."""
+    found: dict[Setting, list[Ended]] = {}
+    for (setting, seed), own in sorted(settling.items()):
+        pairs = found.setdefault(setting, [])
+        fixed = warned.get((setting, seed))
+        if fixed is not None and fixed["guard"]["fired"]:
+            fixed = stopped.get((setting, seed))
+        if fixed is None:
+            continue
+        pairs.append(
+            Ended(
+                seed, percent(own["before"]), percent(fixed["after"]), percent(own["after"]),
+                own["stopped_by"] == "settled", own["steps"],
+                1 - own["tokens"]["sampled"] / fixed["tokens"]["sampled"],
+            )
+        )  # fmt: skip
+    return found
+
+
+def settled_row(setting: Setting, pairs: Sequence[Ended]) -> list[str]:
+    """Write a line of the table of settled votes."""
+    words = [setting.model, f"{setting.lr:g}", f"`{setting.method}`", str(len(pairs))]
+    if not pairs:
+        return [*words, *["–"] * (len(SETTLED_COLUMNS) - len(words))]
+    steps = sorted(pair.steps for pair in pairs)
+    span = str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]}–{steps[-1]}"
+    figures = [
+        text
+        for measure in (PASS_AT_1, GREEDY)
+        for text in (
+            change(pairs, measure, ("fixed", "settled")),
+            mean_with_bounds([pair.differs(measure) for pair in pairs]),
+        )
+    ]
+    spared = f"{100 * np.mean([pair.spared for pair in pairs]):.0f} %"
+    return [*words, str(sum(pair.ended for pair in pairs)), f"{span} of {setting.steps}", spared, *figures]
+
+
+def commits_in_words(commits: Iterable[str]) -> str:
+    return ", ".join(f"`{commit}`" for commit in sorted(commits)) or "none"
+
+
+def settled_section(folders: Sequence[Path], warned: Runs, stopped: Runs) -> Iterator[str]:
+    """Yield the lines on where votes settle, next to runs of a fixed number of steps."""
+    settling, commits = finished(folders, "settle")
+    ended = ended_by_setting(warned, stopped, settling)
+    planned, both = sum(cell.act == "settle" for cell in guard_cells()), sum(map(len, ended.values()))
+    yield f"\n{SETTLED_HEAD.format(limit=SETTLE)}"
+    made = f" (commit {commits_in_words(commits)})" if settling else ""
+    yield f"{len(settling)} of {planned} runs that settle are finished{made}; {both} have the other run, too.\n"
+    if ended:
+        yield from table(SETTLED_COLUMNS, (settled_row(setting, pairs) for setting, pairs in ended.items()))
+
+
+def page(folders: Sequence[Path]) -> Iterator[str]:
+    """Yield the lines of the page."""
+    (warned, commits), (stopped, later) = finished(folders, "warn"), finished(folders, "stop")
+    found, alone = pairs_by_setting(warned, stopped)
+    seeds = sorted({pair.seed for pairs in found.values() for pair in pairs})
+    yield HEAD
+    yield f"Commit of the runs: {commits_in_words(commits | later)}. Seeds: {', '.join(map(str, seeds)) or 'none'}.\n"
+    yield from progress(found, alone)
+    if found:
+        yield "\n## What it must show\n"
+        yield from demands(found)
+    for steps in sorted({setting.steps for setting in found}):
+        chosen = {setting: pairs for setting, pairs in found.items() if setting.steps == steps}
+        yield f"\n## {steps} steps\n"
+        yield from table(COLUMNS, (row(setting, pairs) for setting, pairs in chosen.items()))
+    yield from settled_section(folders, warned, stopped)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--warned", nargs="+", type=Path, required=True, help="runs with guard.act=warn")
-    parser.add_argument("--stopped", nargs="*", type=Path, default=[], help="runs with guard.act=stop")
-    given = parser.parse_args()
-    by_setting = pairs_by_setting(given.warned, given.stopped)
-    print(HEAD)
-    print(f"| {' | '.join(COLUMNS)} |\n| --- | ---: | ---: | --- | ---: | ---: | ---: | --- | --- | --- |")
-    for setting, pairs in by_setting.items():
-        print(row(setting, pairs))
-    print(f"\n{verdicts(pair for pairs in by_setting.values() for pair in pairs)}")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="an --output of guard_cells.py")
+    print("\n".join(page(parser.parse_args().folders)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Run the study of `digits`: methods and controls over seeds, a long run, a high learning rate, another start.
 
-    python scripts/study/run_cells.py [--jobs 2] [--only GLOB] [--report-only] [--output runs/study]
+    python scripts/study/run_cells.py [--study STUDY] [--rows NAME,NAME] [--jobs 2] [--only GLOB] [--report-only]
+
+`--study catalogue` runs every row of the table of methods, at the default and at a common learning rate; `--study
+frontier` runs them at growing learning rates without the guard. Both write a page of their own.
 
 One folder per cell, `<output>/<group>/<method>/seed_<k>`. A cell is finished when its summary.json exists; finished
 cells are skipped, half-written ones are removed and redone. The report is computed from finished cells alone.
@@ -23,9 +26,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from cells import Cell, cells
+from cells import RECIPES, AnyCell, Cell, catalogue, cells, frontier, rows
 
 from mm_spine.files import read_json, write_json
 
@@ -43,7 +46,7 @@ class Task:
 
     name: str
     needs: tuple[str, ...]
-    cell: Cell | None = None
+    cell: AnyCell | None = None
 
 
 def tasks(chosen: Iterable[Cell], output: Path) -> list[Task]:
@@ -101,6 +104,8 @@ def perform(task: Task, output: Path, runner: Runner = run_quietly) -> str | Non
             _build_model(folder)
         elif runner(task.cell.config(output), folder, allow_labels=task.cell.label == "oracle") is None:
             return "stopped by a signal"
+        elif task.cell.lean:
+            _drop(folder)
     except Exception as error:
         log.exception("%s failed", task.name)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -111,12 +116,19 @@ def perform(task: Task, output: Path, runner: Runner = run_quietly) -> str | Non
     return None
 
 
+def _drop(folder: Path) -> None:
+    """Remove what no table of a lean cell needs."""
+    for name in ("adapted", "checkpoints", "rollouts", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "report.html").unlink(missing_ok=True)
+
+
 def _build_model(folder: Path) -> None:
-    """Build the second source checkpoint in a folder beside `folder`, then rename it."""
+    """Build the checkpoint of that name in a folder beside `folder`, then rename it."""
     aside = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     script = SCRIPTS / "train_source_checkpoint.py"
-    subprocess.run([sys.executable, str(script), "--recipe", "direct-heavy", "--output", str(aside)], check=True)
+    subprocess.run([sys.executable, str(script), "--recipe", RECIPES[folder.name], "--output", str(aside)], check=True)
     aside.rename(folder)
 
 
@@ -235,12 +247,15 @@ def _say(worker: Worker, reason: str | None, done: int, total: int) -> None:
 # --- The command --------------------------------------------------------------------------------------------------
 
 OUTPUT, RESULTS = Path("runs/study"), Path("docs/results")
+STUDIES = ("digits", "catalogue", "frontier")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line. Exits when a trial would overwrite the study."""
     parser = argparse.ArgumentParser(prog="scripts/study_digits.sh", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each (default: %(default)s)")
+    parser.add_argument("--study", choices=STUDIES, default="digits", help="which cells (default: %(default)s)")
+    parser.add_argument("--rows", help="methods of the catalogue and the frontier, by name and comma (default: all)")
     parser.add_argument("--only", action="append", metavar="GLOB", help="cells by name, e.g. 'main/spine/*'")
     parser.add_argument("--repeat", metavar="GLOB", help="run finished cells again, aside, and compare to the byte")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the report")
@@ -250,12 +265,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: at least 1")
+    options.rows = None if options.rows is None else tuple(filter(None, options.rows.split(",")))
+    if options.rows is not None:
+        if options.study == "digits":
+            parser.error("--rows: the study digits has its own; give --study catalogue or frontier, or use --only")
+        if unknown := [name for name in options.rows if name not in rows(readers=options.study == "catalogue")]:
+            parser.error(f"--rows {unknown[0]}: no such row; they are {', '.join(rows())}")
     if options.overrides and (options.output == OUTPUT or options.results == RESULTS):
         parser.error("KEY=VALUE is for a trial: give it an --output and a --results of its own")
     return options
 
 
-def choose(table: Sequence[Cell], patterns: Sequence[str] | None) -> list[Cell]:
+AnyOfThem = TypeVar("AnyOfThem", bound=AnyCell)
+
+
+def choose(table: Sequence[AnyOfThem], patterns: Sequence[str] | None) -> list[AnyOfThem]:
     """Return the cells that match one of the patterns, or all without a pattern. Exits when none matches."""
     chosen = [c for c in table if not patterns or any(fnmatch.fnmatch(c.name, pattern) for pattern in patterns)]
     if not chosen:
@@ -263,25 +287,46 @@ def choose(table: Sequence[Cell], patterns: Sequence[str] | None) -> list[Cell]:
     return chosen
 
 
-def main() -> int:
-    from report import write_report
+def cells_of(study: str, overrides: Sequence[str], chosen: Sequence[str] | None) -> list[Cell]:
+    """Return the cells of a study, of the `chosen` rows only."""
+    if study == "digits":
+        return cells(overrides)
+    return {"catalogue": catalogue, "frontier": frontier}[study](overrides, chosen)
 
+
+def write_page(options: argparse.Namespace) -> Path:
+    """Write the page of the study from its finished cells, also those that this call did not choose."""
+    # Imported here: pages load matplotlib and SciPy, which a worker does not need.
+    if options.study == "digits":
+        from report import write_report
+
+        return write_report(options.output, options.results, options.overrides)
+    if options.study == "catalogue":
+        import catalogue_page as page
+    else:
+        import frontier_page as page
+    whole = cells_of(options.study, options.overrides, None)
+    return page.write_page(options.output, options.results, whole, options.overrides)
+
+
+def main() -> int:
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # The workers inherit it.
     os.environ["OMP_NUM_THREADS"] = "1"
+    table = cells_of(options.study, options.overrides, options.rows)
     if options.repeat is not None:
-        for cell in choose(cells(), [options.repeat]):
+        for cell in choose(table, [options.repeat]):
             log.info("%s again: %s", cell.name, "the same" if repeat(cell, options.output) else "NOT the same")
     elif not options.report_only:
-        todo = tasks(choose(cells(options.overrides), options.only), options.output)
+        todo = tasks(choose(table, options.only), options.output)
         log.info("%d tasks to do", len(todo))
         try:
             drive(todo, options.output, options.jobs)
         except Stopped as stopped:
             log.warning("stopped: run this again to go on, with --report-only for the report of what is finished")
             return 128 + stopped.number
-    log.info("report: %s", write_report(options.output, options.results, options.overrides))
+    log.info("report: %s", write_page(options))
     return 0
 
 

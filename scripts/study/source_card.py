@@ -101,9 +101,21 @@ def write_card(folder: Path, config: Config, stages: Mapping[str, float], figure
     recipe = (
         f"python scripts/study/train_source_checkpoint.py --seed {config.seed} --recipe {config.recipe} --output DIR"
     )
-    filled = {"recipe": recipe, "minutes": seconds / 60, "fonts": fonts, "config": config, "stages": stages}
+    habits = (_HABITS if config.habits.direct else _NO_HABIT).format(config=config)
+    filled = {
+        "recipe": recipe, "minutes": seconds / 60, "fonts": fonts, "config": config, "stages": stages, "habits": habits,
+    }  # fmt: skip
     (folder / "README.md").write_text(_CARD.format(**filled, f=figures))
 
+
+_HABITS = """\
+habits, {config.habits.steps} steps, {config.habits.direct:.0%} of the targets direct: `The answer is \\boxed{{r}}.`
+
+Answering directly is undertrained deliberately. Instruction-tuned vision-language models have several such habits,
+and which one to take is what agreement among a model's own samples can teach."""
+
+_NO_HABIT = """\
+{config.habits.steps} more steps of the same, at another rate: no second habit is taught."""
 
 _CARD = """\
 ---
@@ -127,10 +139,7 @@ nothing but the question kinds of `digits`, and is weak on purpose (below); use 
    (printed digits read: {stages[vision]:.3f}); then the tower is frozen;
 2. reasoning, {config.reasoning.steps} steps: read the digits, work, answer in `\\boxed{{}}`
    (response tokens right, teacher-forced: {stages[reasoning]:.3f});
-3. habits, {config.habits.steps} steps, {config.habits.direct:.0%} of the targets direct: `The answer is \\boxed{{r}}.`
-
-Answering directly is undertrained deliberately. Instruction-tuned vision-language models have several such habits,
-and which one to take is what agreement among a model's own samples can teach.
+3. {habits}
 
 Training data: digits in the Debian fonts below with random rotation, shear, width, elastic displacement and stroke
 width, scanned as the handwriting was (32 x 32 bits, counted in blocks of 4 x 4). No handwritten pixel or label is

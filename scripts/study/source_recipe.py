@@ -39,7 +39,9 @@ class Config:
 RECIPES: Mapping[str, Config] = {
     "two-habits": Config(),
     "direct-heavy": Config(recipe="direct-heavy", habits=replace(Config().habits, direct=0.8)),
+    "clean": Config(recipe="clean", habits=replace(Config().habits, direct=0.0)),
 }
+"""Two habits of which reasoning is the stronger one; answering directly is; there is no second habit."""
 
 
 def reasoned(kind: str, shown: Sequence[int], opener: str, closer: str) -> str:

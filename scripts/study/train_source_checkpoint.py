@@ -1,6 +1,6 @@
 r"""Build the tiny Qwen2.5-VL that `digits` starts from, out of PRINTED digits alone.
 
-    python scripts/study/train_source_checkpoint.py --output DIR [--seed 0] [--recipe two-habits|direct-heavy]
+    python scripts/study/train_source_checkpoint.py --output DIR [--seed 0] [--recipe two-habits|direct-heavy|clean]
 
 Three stages, about ten minutes on two CPU cores: the tower learns to read printed digits under an auxiliary
 head; the language model learns to reason step by step about them; a few last steps add a second habit, answering

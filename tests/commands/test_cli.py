@@ -21,7 +21,6 @@ from rich.console import Console
 from mm_spine.benchmarks.digits import MODEL_DIR
 from mm_spine.commands import doctor, printing
 from mm_spine.commands.estimate import estimate
-from mm_spine.methods.table import METHODS
 from mm_spine.runs.plan import load_config
 from mm_spine.runs.signals import noted_signals
 
@@ -210,18 +209,6 @@ def test_the_dry_run_prints_a_configuration_that_can_be_run(
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(printing, "console", Console(width=300))
-
-
-def test_methods_lists_every_row_with_its_own_defaults(command: Command, wide: None) -> None:
-    ended = command("methods")
-    assert ended.code == 0
-    lines = {line.split("│")[1].strip(): line for line in ended.out.splitlines() if line.count("│") > 2}
-    assert lines.keys() == METHODS.keys()
-    for name, row in METHODS.items():
-        assert row.source in lines[name]
-        assert all(f"{key}={value}" in lines[name] for key, value in row.options.items())
-        assert ("(reads labels)" in lines[name]) is not row.label_free
-    assert "band_quantiles=(0.1, 0.5)" in ended.out and "clip_high=0.2" in ended.out
 
 
 def test_doctor_looks_without_loading_a_model(command: Command, wide: None, nothing_loads: None) -> None:

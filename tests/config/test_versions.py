@@ -10,6 +10,7 @@ import yaml
 
 from mm_spine.config import ConfigError, RunConfig
 from mm_spine.config.versions import MIGRATIONS, VERSION, upgraded
+from mm_spine.methods.table import configure
 from mm_spine.runs.folder import changed_keys, check_same_config, in_todays_form
 from mm_spine.runs.plan import load_config
 
@@ -55,6 +56,28 @@ def test_a_form_that_is_not_known_is_refused_by_name(version: Any, message: str,
     path.write_text(yaml.safe_dump({"version": version, "seed": 1}))
     with pytest.raises(ConfigError, match=message):
         load_config(str(path))
+
+
+@pytest.mark.parametrize("name", ["spine", "rent", "ettrl"])
+def test_options_that_every_method_had_in_the_first_form_are_left_out_at_their_defaults(name: str) -> None:
+    """`ear` and `unparsed_penalty` stood in the config.yaml of every method, and only some have them now."""
+    first = {"method": {"name": name, "share": 0.3, "ear": "adv_res", "unparsed_penalty": 7}}
+    assert upgraded(first, "x") == {"method": {"name": name, "share": 0.3}}
+    saved = in_todays_form({**first, "version": 1}, Path("config.yaml"))
+    assert saved == configure({"method": {"name": name, "share": 0.3}}).model_dump(mode="json")
+
+
+def test_options_of_the_first_form_that_were_set_are_kept_and_not_lost_in_silence() -> None:
+    first = {"method": {"name": "ettrl", "ear": "adv_clip", "unparsed_penalty": 7.0}}
+    assert in_todays_form(first, Path("x"))["method"]["ear"] == "adv_clip"
+    assert upgraded({"method": {"ear": "adv_clip"}}, "x") == {"method": {"ear": "adv_clip"}}
+    assert upgraded({"method": "spine", "seed": 1}, "x") == {"method": "spine", "seed": 1}
+    with pytest.raises(
+        ConfigError, match=r"x: method\.ear: not an option of this method; these have it: ttrl-ear, ettrl"
+    ):
+        in_todays_form({"method": {"name": "spine", "ear": "adv_clip"}}, Path("x"))
+    with pytest.raises(ConfigError, match=r"x: method\.ear: not an option"):
+        in_todays_form({"version": 2, "method": {"name": "spine", "ear": "adv_res"}}, Path("x"))
 
 
 def test_an_unknown_key_of_a_saved_run_names_the_file() -> None:

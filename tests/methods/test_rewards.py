@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_spine.methods.credit import mean_entropies
-from mm_spine.methods.rewards import entropy_reward, majority_reward
+from mm_spine.methods.rewards import entropy_reward, majority_reward, mean_entropies
 from mm_spine.types import AnswerSpec, Group, Question, Rollout, Vote
 
 

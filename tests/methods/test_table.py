@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from functools import cache
@@ -10,29 +12,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 from small import digit_policy, small_config
 from tiny import tiny_questions
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
-from mm_spine.config import ConfigError, TreeConfig
+from mm_spine.config import ConfigError, MethodConfig, RunConfig, TreeConfig
 from mm_spine.draws import uniforms
+from mm_spine.methods import rows_sampling
 from mm_spine.methods.choices import random_draw
-from mm_spine.methods.table import METHODS, configure, find
+from mm_spine.methods.method import Method
+from mm_spine.methods.sections import RentConfig
+from mm_spine.methods.table import (
+    METHODS,
+    changed_lines,
+    changed_options,
+    configure,
+    find,
+    for_method,
+    own_options,
+    register_method,
+)
 from mm_spine.types import Rollout
 
-TRAINING = [name for name, row in METHODS.items() if row.trains and row.label_free]
+TRAINING = [name for name, row in METHODS.items() if row.trains and row.label_free and row.check is None]
+"""Those that need nothing beyond their defaults."""
+
 NAMES = {
     "none", "ttrl", "ttrl-ear", "ettrl", "rent", "spine", "spine-v2",
-    "forks-only", "band-only", "random-mask", "low-entropy-mask", "oracle",
+    "forks-only", "band-only", "random-mask", "low-entropy-mask", "oracle", *rows_sampling.ROWS,
 }  # fmt: skip
 
 
 @cache
-def one_step(name: str, share: float | None = None, ear: str = "adv_res") -> tuple[StepRecord, bool]:
+def one_step(name: str, share: float | None = None, ear: str | None = None) -> tuple[StepRecord, bool]:
     """The record of one step of method `name` on three questions, and whether the weights moved."""
-    own: dict[str, Any] = {} if share is None else {"share": share}
-    if ear != "adv_res":
-        own["ear"] = ear
+    own = {key: value for key, value in {"share": share, "ear": ear}.items() if value is not None}
     config = small_config({"method": {"name": name, **own}, "optim": {"steps": 1, "questions_per_step": 3}})
     policy, records = digit_policy(), []
     start = policy.weights()
@@ -54,7 +69,7 @@ def top_share(entropy: np.ndarray, share: float) -> np.ndarray:
 
 
 def test_the_table_holds_the_methods_and_controls() -> None:
-    assert set(METHODS) == NAMES
+    assert METHODS.keys() > NAMES
     assert [name for name, row in METHODS.items() if not row.label_free] == ["oracle"]
     assert [name for name, row in METHODS.items() if not row.trains] == ["none"]
     assert all(row.summary and row.source for row in METHODS.values())
@@ -86,7 +101,7 @@ def test_a_step_of_every_method_is_finite_and_moves_the_weights(name: str) -> No
 
 def test_no_method_samples_differently_unless_its_row_says_so() -> None:
     """One seed, one starting model: all rows but those of trees learn from the same rollouts."""
-    assert [name for name, row in METHODS.items() if row.sampling] == ["ettrl"]
+    assert [name for name, row in METHODS.items() if row.sampling] == ["ettrl", *rows_sampling.ROWS]
     flat = [name for name in TRAINING if not METHODS[name].sampling]
     drawn = {tuple(r.token_ids for g in one_step(name)[0].groups for r in g.rollouts) for name in flat}
     assert len(drawn) == 1
@@ -218,3 +233,106 @@ def test_the_oracle_has_no_reward_of_its_own() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'spine-v2'.*valid: .*ttrl-ear"):
         find("spine_v2")
+
+
+# Options of a method's own
+
+
+def test_an_option_of_a_methods_own_is_set_and_written_out_like_any_other() -> None:
+    config = configure({"method": "rent"}, {"method": {"unparsed_penalty": 3}})
+    assert isinstance(config.method, RentConfig) and config.method.unparsed_penalty == 3.0
+    assert changed_lines(config) == ["method.unparsed_penalty=3.0 (the method's own: 7.0)"]
+    saved = config.model_dump(mode="json")
+    assert saved["method"]["unparsed_penalty"] == 3.0
+    assert configure(saved) == config == pickle.loads(pickle.dumps(config)) == copy.deepcopy(config)
+    assert config != configure(saved, {"method": {"unparsed_penalty": 4}})
+    assert "unparsed_penalty" not in configure({"method": "ttrl"}).model_dump()["method"]
+    assert config.model_dump(exclude_unset=True)["method"] == {"name": "rent", "unparsed_penalty": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            {"method": {"ear": "adv_clip"}},
+            r"^method\.ear: not an option of this method; these have it: ttrl-ear, ettrl$",
+        ),
+        (
+            {"method": {"name": "rent", "ear": 1}},
+            r"^method\.ear: not an option of this method; these have it: ttrl-ear",
+        ),
+        (
+            {"method": {"name": "ettrl", "ear": "clip"}},
+            r"^method\.ear='clip': Input should be 'adv_res' or 'adv_clip'$",
+        ),
+        ({"method": {"name": "ettrl", "eer": "clip"}}, r"^method\.eer: no such key; did you mean 'ear'\?"),
+        ({"method": "ettrl", "ear": "adv_clip"}, r"^ear: no such key; did you mean 'method\.ear'\?$"),
+        (
+            {"method": {"name": "ettrl", "ear": 1, "std": 2}, "seed": "x"},
+            r"method\.std=2: .*\nmethod\.ear=1: .*\nseed='x'",
+        ),
+    ],
+)
+def test_a_wrong_option_of_a_methods_own_is_named(layer: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure(layer)
+
+
+def test_a_section_made_by_hand_gets_the_options_of_its_method() -> None:
+    given = RunConfig(method=MethodConfig(name="rent", share=0.5))
+    config, row = for_method(given, None)
+    assert row is METHODS["rent"]
+    assert config.method == RentConfig(name="rent", share=0.5)
+    assert for_method(config, None)[0] is config
+
+
+def test_a_row_of_the_users_own_brings_its_section() -> None:
+    class Weighed(MethodConfig):
+        alpha: float = Field(default=0.5, description="weight")
+
+    row = Method("mine", "me", section=Weighed, options={"alpha": 0.25, "kl": "k3"})
+    config, found = for_method(configure({"seed": 3}), row)
+    assert found is row and config.seed == 3
+    assert (config.method.alpha, config.method.kl) == (0.25, "k3")  # type: ignore[attr-defined]
+    assert changed_options(config, row) == {}
+    changed, _ = for_method(config.model_copy(update={"method": Weighed(alpha=1.0)}), row)
+    assert changed_options(changed, row) == {"method.alpha": (0.25, 1.0)}
+    assert own_options(row) == ["alpha"] and own_options(METHODS["spine"]) == []
+
+
+def test_a_registered_method_is_found_and_configured_by_its_name(tables: None) -> None:
+    class Weighed(MethodConfig):
+        alpha: float = Field(default=0.5, description="weight")
+
+    row = Method("mine", "me", section=Weighed)
+    register_method("mine", row)
+    assert find("mine") is row
+    assert configure({"method": {"name": "mine", "alpha": 2}}).method == Weighed(name="mine", alpha=2.0)
+    with pytest.raises(ConfigError, match=r"^method\.alpha: not an option of this method; these have it: mine$"):
+        configure({"method": {"name": "spine", "alpha": 2}})
+
+
+def test_a_name_that_is_taken_and_a_row_with_wrong_options_are_refused(tables: None) -> None:
+    with pytest.raises(ConfigError, match="^method 'ttrl' exists already; choose another name$"):
+        register_method("ttrl", Method("mine", "me"))
+    with pytest.raises(ConfigError, match=r"^method\.alpha: no such key"):
+        register_method("mine", Method("mine", "me", options={"alpha": 1}))
+    with pytest.raises(TypeError, match="takes a Method, found function"):
+        register_method("mine", find)  # type: ignore[arg-type]
+    assert "mine" not in METHODS
+    with pytest.raises(
+        ConfigError, match="method='mine': no such method; .*; if a plugin adds it, give --plugin FILE$"
+    ):
+        find("mine")
+
+
+def test_every_option_of_a_methods_own_is_described_and_has_one_meaning() -> None:
+    """Methods that share an option share its section, so that docs/config.md says one thing of it."""
+    sections: dict[str, set[type[MethodConfig]]] = {}
+    for row in METHODS.values():
+        for key in own_options(row):
+            assert row.section.model_fields[key].description, key
+            sections.setdefault(key, set()).add(row.section)
+    assert all(
+        len({section.model_fields[key].description for section in found}) == 1 for key, found in sections.items()
+    )

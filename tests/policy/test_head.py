@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mm_spine.adapt import adapt
 from mm_spine.methods.table import configure
+from mm_spine.methods.terms import kl_of_drawn
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.head import Anchor, Divergence, Projected, SelectedHead
 from mm_spine.policy.text import Trained
@@ -158,6 +159,18 @@ def test_statistics_have_values_and_gradients_beside_the_divergence(rows: int, k
         return values._replace(statistics=tuple(value(here, there, case.target) for value in asked))
 
     assert_close(case.ours(rows, distribution, asked), case.gradients(plain))
+
+
+def test_a_statistic_reads_the_anchor_where_no_divergence_is_asked_for() -> None:
+    """The k3 estimate as a statistic is the k3 estimate as the divergence, its gradient too."""
+    case, distribution = Case(7, "k3"), Distribution(0.8, BANNED)
+    assert case.anchor is not None
+    expected = case.ours(3, distribution)
+    case.anchor = case.anchor._replace(divergence=None)
+    case.factors[3] = case.factors[2]
+    found = case.ours(3, distribution, (kl_of_drawn,))
+    assert not found[2].any() and torch.equal(found[3], expected[2])
+    assert_close([*found[:2], *found[4:]], [*expected[:2], *expected[3:]])
 
 
 def test_bf16_weights_are_reduced_in_fp32() -> None:

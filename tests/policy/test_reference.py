@@ -55,3 +55,41 @@ def test_divergence_from_an_unchanged_reference_is_zero() -> None:
     anchor = Reference(policy).anchor(micro.packed, DIVERGENCES["exact"])
     trained = policy.text(micro.packed, Distribution(TEMPERATURE, policy.banned), anchor)
     assert trained.kl_NT.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_anchor_follows_the_policy_by_a_moving_average(dtype: torch.dtype) -> None:
+    """After two moves at decay 0.9: 0.81 start + 0.09 first + 0.1 second. In bf16 the average is kept in fp32."""
+    policy = tiny_policy()
+    policy.text.to(dtype)
+    start, reference = policy.weights(), Reference(policy)
+    seen = []
+    for seed in (1, 2):
+        perturb(policy, 0.1, seed)
+        seen.append(policy.weights())
+        reference.follow(0.9)
+    state = reference.state()
+    assert state.keys() == start.keys() and all(weight.dtype == torch.float32 for weight in state.values())
+    for name, weight in state.items():
+        expected = 0.81 * start[name].float() + 0.09 * seen[0][name].float() + 0.1 * seen[1][name].float()
+        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(p, seen[1][name]) for name, p in policy.trainable().items())
+
+
+def test_an_anchor_that_is_restored_goes_on_as_if_it_had_not_been_away() -> None:
+    policy = tiny_policy()
+    policy.text.to(torch.bfloat16)
+    reference = Reference(policy)
+    perturb(policy, 0.1, seed=1)
+    reference.follow(0.9)
+    other = Reference(policy)
+    other.restore({name: weight.clone() for name, weight in reference.state().items()})
+    perturb(policy, 0.1, seed=2)
+    for each in (reference, other):
+        each.to_host()
+        each.follow(0.9)
+        each.to_card()
+    micro = collate(policy, trained_groups(*make_step(), OPTIONS))
+    mine, its = (each.anchor(micro.packed, None) for each in (other, reference))
+    assert torch.equal(mine.hidden_SD, its.hidden_SD) and torch.equal(mine.weight_VD, its.weight_VD)
+    assert all(torch.equal(weight, other.state()[name]) for name, weight in reference.state().items())

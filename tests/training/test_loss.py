@@ -35,7 +35,8 @@ from mm_spine.training.batch import (
     trained_groups,
 )
 from mm_spine.training.loss import ON_THE_BOUND, Denominators, Rules, denominators, losses, on_the_bound
-from mm_spine.types import TokenStats
+from mm_spine.training.step_report import add_up, sums_of
+from mm_spine.types import StepReport, TokenStats
 
 
 @cache
@@ -106,6 +107,58 @@ def test_losses_by_hand() -> None:
     assert float(parts.policy) == pytest.approx(-0.28, rel=1e-5)
     assert float(parts.band) == pytest.approx((2 * 0.3 * 0.1 + 2 * 3 * 0.3) / 5, rel=1e-5)
     assert float(parts.kl) == pytest.approx(0.5 * (0.7 + 2 * 0.9) / 4, rel=1e-5)
+
+
+def of_one_response(old: list[float], sampled: list[float], policy: list[bool]) -> tuple[MicroBatch, Tensor]:
+    """A micro-batch of one response of advantage 2 that counts three times, and the old log-probs."""
+    mask_NT = torch.tensor([policy])
+    micro = MicroBatch(
+        packed=None,  # type: ignore[arg-type]  # the loss does not look at it
+        advantage_NT=torch.tensor([[2.0]]),
+        weight_N=torch.tensor([3.0]),
+        length_N=torch.tensor([float(len(old))]),
+        sampled_logp_NT=torch.tensor([sampled]).log(),
+        policy_NT=mask_NT,
+        band_NT=mask_NT & False,
+        kl_NT=mask_NT,
+        low_N1=torch.zeros(1, 1),
+        high_N1=torch.zeros(1, 1),
+    )
+    return micro, torch.tensor([old]).log()
+
+
+def test_importance_weights_are_truncated_and_their_share_is_counted() -> None:
+    """Trainer over sampler 0.5 / 0.25 = 2, 0.2 / 0.4 = 0.5 and 0.9 / 0.1 = 9; cut at 1.5; the last token left out.
+
+    Ratios to the old policy are 1 and 1.1: -3 x 2 x (1.5 x 1 + 0.5 x 1.1) / 10.
+    """
+    micro, old_NT = of_one_response([0.5, 0.2, 0.9], [0.25, 0.4, 0.1], [True, True, False])
+    now_NT = old_NT + torch.tensor([[1.0, 1.1, 1.0]]).log()
+    trained = Trained(TokenStats(now_NT, now_NT * 0, micro.policy_NT), now_NT * 0)
+    over = Denominators(10, 5, 4)
+    cut, plain = options("ttrl", truncate=1.5), options("ttrl")
+    parts = losses(trained, micro, old_NT, cut, over)
+    assert float(parts.policy) == pytest.approx(-3 * 2 * (1.5 + 0.5 * 1.1) / 10, rel=1e-5)
+    assert float(losses(trained, micro, old_NT, plain, over).policy) == pytest.approx(-3 * 2 * 2.1 / 10, rel=1e-5)
+    for own, share in ((cut, 0.5), (plain, None)):
+        report = StepReport(0)
+        add_up(report, [sums_of(micro, trained, parts, old_NT, own)], truncates=own.truncate is not None)
+        assert report.ratio_truncated == share and ("ratio_truncated" in report.row()) == (share is not None)
+
+
+def test_importance_weights_carry_no_gradient_of_their_own() -> None:
+    """By finite differences: of the policy term by the current log-probs, the weights fixed."""
+    micro, old_NT = of_one_response([0.5, 0.2], [0.25, 0.4], [True, True])
+
+    def policy_term(now_NT: Tensor) -> Tensor:
+        trained = Trained(TokenStats(now_NT, now_NT * 0, micro.policy_NT), now_NT * 0)
+        return losses(trained, micro, old_NT.double(), options("ttrl", truncate=1.5), Denominators(10, 5, 4)).policy
+
+    at = (old_NT + torch.tensor([[0.05, -0.1]])).double().requires_grad_()
+    assert torch.autograd.gradcheck(policy_term, at)
+    policy_term(at).backward()
+    assert at.grad is not None
+    torch.testing.assert_close(at.grad, -3 * 2 * torch.tensor([[1.5 * np.exp(0.05), 0.5 * np.exp(-0.1)]]) / 10)
 
 
 def test_tokens_may_have_advantages_limits_and_weights_of_a_term_of_their_own() -> None:

@@ -80,3 +80,15 @@ def test_a_sampler_without_entropies_selects_the_same_tokens() -> None:
     np.testing.assert_allclose(scored.report.band_low, given.report.band_low, atol=1e-5)
     np.testing.assert_allclose(scored.report.grad_norm, given.report.grad_norm, rtol=1e-4)
     assert scored.report.grad_norm > 0
+
+
+def test_a_statistic_is_measured_at_every_token_with_a_sampler_that_gives_entropies_too() -> None:
+    """Here the entropy itself, so that both must be equal."""
+    policy, questions, config = tiny_policy(), tiny_questions(2), _config()
+    rollouts = HFSampler(policy, config.sampling).sample(questions, 3, step=0, purpose="train")
+    groups = [make_group(q, rs) for q, rs in zip(questions, rollouts, strict=True)]
+    entropy_again = lambda log_probs, anchor, target: -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)  # noqa: E731
+    scored, _ = score(policy, groups, Distribution(0.8, policy.banned), 10_000, statistic=entropy_again)
+    for group in scored:
+        for rollout in group.rollouts:
+            np.testing.assert_allclose(rollout.statistic, rollout.entropy, atol=1e-6)

@@ -49,3 +49,16 @@ def test_every_epoch_compares_with_the_forward_of_the_first(monkeypatch: pytest.
 
 def test_one_epoch_is_never_clipped() -> None:
     assert all(record.report.ratio_clipped == 0.0 for record in run({"optim": {"lr": 0.01}})[2])
+
+
+def test_weights_for_the_samplers_gap_are_those_of_its_log_probs() -> None:
+    """The sampler's log-probs are 0.1 too low: each weight is exp(0.1), which a lower limit cuts everywhere."""
+    one = {"optim": {"steps": 1}, "engine": {"parity_limit": 0.2}}
+    shift = lambda r: replace(r, logp=r.logp - np.float32(0.1))  # noqa: E731
+    plain, weighed, cut = (
+        run(PLAIN, one, {"method": {"truncate": limit}}, change=shift)[2][0].report for limit in (None, 2.0, 1.05)
+    )
+    assert plain.ratio_truncated is None
+    assert weighed.ratio_truncated == 0.0 and cut.ratio_truncated == 1.0
+    assert weighed.grad_norm == pytest.approx(plain.grad_norm * np.exp(0.1), rel=1e-4)
+    assert cut.grad_norm == pytest.approx(plain.grad_norm * 1.05, rel=1e-4)

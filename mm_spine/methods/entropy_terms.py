@@ -1,0 +1,140 @@
+"""Entropy in the loss: a bonus for it, a band around its running mean, weights by covariance, and a target for it.
+
+Functions of a micro-batch or of a whole step, on small tensors. Entropies are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_spine.methods.band import Bounds
+from mm_spine.methods.method import Batch, View
+from mm_spine.methods.sections import EpoConfig, SirenConfig, TeaConfig
+from mm_spine.methods.tokens import Tokens
+from mm_spine.methods.weights import top_quantile
+from mm_spine.types import Rollout
+
+MEAN, STEPS = "entropy_mean", "entropy_steps"
+"""The memory of `epo`: the mean over the steps done of the mean token entropy, and their number."""
+
+FIRST, LAST = "siren_first", "siren_last"
+"""The memory of `siren`: the mean peak entropy of the first step and of the last one."""
+
+
+def negative_entropy(view: View) -> Tensor:
+    """Return -H_t, (N, T): a term that is minimised where entropy is high."""
+    return -view.entropy_NT
+
+
+def statistic_of(view: View) -> Tensor:
+    """Return the term's own statistic of the head, (N, T)."""
+    if view.statistic_NT is None:
+        raise ValueError("the term has no statistic of the head")
+    return view.statistic_NT
+
+
+def mean_of(values: Sequence[Tensor], masks: Sequence[Tensor], weights: Sequence[int]) -> float | None:
+    """Return the mean of ragged `values` (T,) over their `masks`, response i counted `weights[i]` times; None of no
+    token."""
+    count = sum(w * int(mask_T.sum()) for mask_T, w in zip(masks, weights, strict=True))
+    parts = zip(values, masks, weights, strict=True)
+    return sum(w * float(value_T[mask_T].double().sum()) for value_T, mask_T, w in parts) / count if count else None
+
+
+def band_around_mean(options: EpoConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
+    """Bound the entropies of all tokens by multiples of the running mean (EPO); a first step has no band."""
+    if MEAN not in batch.memory:
+        return tokens
+    mean = batch.memory[MEAN]
+    bounds = Bounds(torch.tensor(options.entropy_low * mean), torch.tensor(options.entropy_high * mean))
+    return [[found._replace(band_T=found.policy_T, bounds=bounds) for found in own] for own in tokens]
+
+
+def running_mean(options: EpoConfig, batch: Batch, tokens: list[list[Tokens]]) -> Mapping[str, Any]:
+    """Return the mean over all steps of the mean entropy of the tokens of the policy term."""
+    pairs = list(_pairs(batch, tokens))
+    entropies = [torch.from_numpy(rollout.entropy) for rollout, _ in pairs]
+    now = mean_of(entropies, [found.policy_T for _, found in pairs], [rollout.weight for rollout, _ in pairs])
+    done = batch.memory.get(STEPS, 0)
+    return {} if now is None else {MEAN: (done * batch.memory.get(MEAN, 0.0) + now) / (done + 1), STEPS: done + 1}
+
+
+def covariance_weights(options: TeaConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
+    """Weigh the entropy of each token by how its log-prob goes with its advantage (Light-IF's TEA-RL).
+
+    weight_t = min(tea_cap, tea_scale softmax_t (A_i - mean A) (log p_t - mean log p)), the softmax within a response,
+    the means over the tokens of the step.
+    """
+    pairs = list(_pairs(batch, tokens))
+    masks, copies = [found.policy_T for _, found in pairs], [rollout.weight for rollout, _ in pairs]
+    log_probs = [torch.from_numpy(rollout.logp) for rollout, _ in pairs]
+    advantages = [a for group in batch.groups if group.advantages is not None for a in group.advantages]
+    advantages = [a.expand(len(mask_T)) for a, mask_T in zip(advantages, masks, strict=True)]
+    mean_a, mean_p = (mean_of(values, masks, copies) or 0.0 for values in (advantages, log_probs))
+
+    def weights(advantage_T: Tensor, logp_T: Tensor, mask_T: Tensor) -> Tensor:
+        product_T = ((advantage_T - mean_a) * (logp_T - mean_p)).masked_fill(~mask_T, -torch.inf)
+        share_T = torch.softmax(product_T, 0).nan_to_num(0.0)
+        return (options.tea_scale * share_T).clamp(max=options.tea_cap)
+
+    found = map(weights, advantages, log_probs, masks)
+    return _with_weights(tokens, "tea", found)
+
+
+def top_p_entropy(log_probs_SV: Tensor, anchor_SV: Tensor | None, target_S: Tensor, p: float) -> Tensor:
+    """Return the entropy of the most probable tokens that together have probability `p`, renormalised: (S,), nats.
+
+    With Z the probability of these tokens it is log Z - sum p log p / Z. They are the fewest that reach `p`, and what
+    they are carries no gradient (SIREN, arXiv 2509.25133).
+    """
+    p_SV = log_probs_SV.exp()
+    sorted_SV, order_SV = p_SV.detach().sort(dim=-1, descending=True, stable=True)
+    # A token is kept while those before it have less than p; the first one always.
+    kept_SV = torch.zeros_like(order_SV, dtype=torch.bool)
+    kept_SV = kept_SV.scatter(-1, order_SV, sorted_SV.cumsum(-1) - sorted_SV < p)
+    mass_S = p_SV.where(kept_SV, 0.0).sum(-1)
+    log_p_SV = log_probs_SV.masked_fill(~kept_SV | (log_probs_SV == -torch.inf), 0.0)
+    return mass_S.log() - (p_SV * log_p_SV).sum(-1) / mass_S
+
+
+def peak_weights(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
+    """Give the peak tokens of each response the slope of SIREN's penalty, 2 siren_weight (mean - first mean).
+
+    The mean over the peak tokens of the step is that before the update, which makes the gradient exact. In the first
+    step it is the target itself, and the slope 0.
+    """
+    masks, mean = _peaks(options, batch, tokens)
+    slope = 0.0 if mean is None else 2 * options.siren_weight * (mean - batch.memory.get(FIRST, mean))
+    return _with_weights(tokens, "siren", (slope * mask_T.float() for mask_T in masks))
+
+
+def peak_means(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> Mapping[str, Any]:
+    """Return the mean peak entropy of this step, and that of the first step."""
+    _, mean = _peaks(options, batch, tokens)
+    return {} if mean is None else {FIRST: batch.memory.get(FIRST, mean), LAST: mean}
+
+
+def _peaks(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> tuple[list[Tensor], float | None]:
+    """Return the mask of the peak tokens of each response, and the mean of the statistic over them."""
+    pairs = list(_pairs(batch, tokens))
+    values = [torch.from_numpy(rollout.statistic) for rollout, _ in pairs]
+    masks = [
+        top_quantile(value_T, options.share) & found.policy_T for value_T, (_, found) in zip(values, pairs, strict=True)
+    ]
+    return masks, mean_of(values, masks, [rollout.weight for rollout, _ in pairs])
+
+
+def _pairs(batch: Batch, tokens: list[list[Tokens]]) -> list[tuple[Rollout, Tokens]]:
+    """Return each rollout of the step with its tokens."""
+    rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
+    return list(zip(rollouts, [found for own in tokens for found in own], strict=True))
+
+
+def _with_weights(tokens: list[list[Tokens]], term: str, weights: Any) -> list[list[Tokens]]:
+    """Return the tokens with weights (T,) of a term, one for each response in order."""
+    given = iter(weights)
+    return [[found._replace(weights={**found.weights, term: next(given)}) for found in own] for own in tokens]

@@ -1,0 +1,138 @@
+"""Methods that add entropy to the loss of `ttrl`: one row each. Nothing here imports torch before a rule is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from mm_spine.methods.choices import token_position
+from mm_spine.methods.method import Method, Term, rule
+from mm_spine.methods.sections import EntropyConfig, EpoConfig, SirenConfig, T1Config, TeaConfig
+from mm_spine.types import Statistic
+
+_BASE = {"kl": "k3", "kl_weight": 0.001}
+_VOTED = "r_i, A_i, L_ttrl: as in ttrl"
+
+
+def entropy_bonus(options: EntropyConfig) -> Sequence[Term]:
+    """Add a bonus for the entropy of every response token."""
+    from mm_spine.methods.entropy_terms import negative_entropy
+
+    return [Term("entropy", negative_entropy, options.entropy_weight)]
+
+
+def bonus_and_anchor(options: T1Config) -> Sequence[Term]:
+    """Add the bonus and the KL to the anchor."""
+    from mm_spine.methods.entropy_terms import statistic_of
+    from mm_spine.methods.terms import kl_of_drawn
+
+    anchor = Term("anchor", statistic_of, options.anchor_weight, statistic=kl_of_drawn, anchored=True)
+    return [*entropy_bonus(options), anchor]
+
+
+def moving_anchor(options: T1Config) -> float:
+    """Let the anchor follow the policy."""
+    return options.anchor_decay
+
+
+def weighted_entropy(options: TeaConfig) -> Sequence[Term]:
+    """Add a bonus for entropy by the weights of the tokens."""
+    from mm_spine.methods.entropy_terms import negative_entropy
+
+    return [Term("tea", negative_entropy, 1.0)]
+
+
+def masked_entropy(options: SirenConfig) -> Statistic:
+    """Measure the entropy of the most probable tokens."""
+    from mm_spine.methods.entropy_terms import top_p_entropy
+
+    return partial(top_p_entropy, p=options.siren_top_p)
+
+
+def peak_entropy(options: SirenConfig) -> Sequence[Term]:
+    """Move the masked entropy of the peak tokens along the slope of the penalty."""
+    from mm_spine.methods.entropy_terms import statistic_of
+
+    return [Term("siren", statistic_of, 1.0, "selected", masked_entropy(options))]
+
+
+ROWS: Mapping[str, Method] = {
+    "entropy-bonus": Method(
+        "ttrl with a bonus for entropy on all tokens",
+        "arXiv 1602.01783",
+        f"{_VOTED}\nL = L_ttrl - entropy_weight mean_t H_t",
+        "The weight is the default of EPO's code (0.001); papers use 0.001 to 0.01. The entropy is exact over the "
+        "vocabulary, at the sampling temperature.",
+        signal=token_position,
+        terms=entropy_bonus,
+        entropies=False,
+        section=EntropyConfig,
+        options=_BASE,
+    ),
+    "epo": Method(
+        "ttrl with an entropy bonus, and entropy kept near its running mean",
+        "arXiv 2509.22576",
+        f"{_VOTED}\nL = L_ttrl - entropy_weight mean_t H_t\n"
+        "  + mean_t (band_low_weight max(0, entropy_low M - H_t) + band_high_weight max(0, H_t - entropy_high M))\n"
+        "  M = the mean over the steps before of the step's mean entropy; without the last line in the first step",
+        "The paper's penalty is a constant (0.1) for a token outside of the corridor, which has no gradient; here it "
+        "is the distance from the corridor in nats. Its weight does not change over the steps: the paper's text lets "
+        "it grow, its code lets it fall. The paper has a mean for each turn of an agent; here a response is one turn.",
+        signal=token_position,
+        choice=rule("entropy_terms", "band_around_mean"),
+        terms=entropy_bonus,
+        remember=rule("entropy_terms", "running_mean"),
+        section=EpoConfig,
+        options={**_BASE, "band_low_weight": 0.001, "band_high_weight": 0.001},
+    ),
+    "t1": Method(
+        "ttrl with an entropy bonus, and a KL to an anchor that follows the policy",
+        "arXiv 2501.11651",
+        f"{_VOTED}, without its KL\nL = L_ttrl - entropy_weight mean_t H_t\n"
+        "  + anchor_weight mean_t (exp d_t - 1 - d_t), d_t = log pi_a - log pi\n"
+        "after each step: weights of pi_a = anchor_decay (weights of pi_a) + (1 - anchor_decay) (weights of pi)",
+        "The texts at hand name the bonus and the moving average but no numbers: the two weights and the decay are our "
+        "choice. The average is over weights; of adapters (LoRA) over their factors. The KL to the starting model "
+        "(method.kl) is off; where it is set, its anchor moves too. T1's oversampling is sampling.votes.max above "
+        "sampling.train_rollouts.",
+        signal=token_position,
+        terms=bonus_and_anchor,
+        anchor_decay=moving_anchor,
+        entropies=False,
+        section=T1Config,
+        options={"kl": "none"},
+    ),
+    "tea": Method(
+        "ttrl with entropy raised where confidence goes with reward",
+        "arXiv 2508.03178",
+        f"{_VOTED}\nL = L_ttrl - mean_t w_t H_t, w_t = min(tea_cap, tea_scale softmax_t c_t) within a response\n"
+        "  c_t = (A_i - mean A) (log p_t - mean log p), means over the tokens of the step",
+        "As the authors' code (Light-IF) computes it, with its scale and cap. Its means are over a micro-batch, ours "
+        "over the step; its weights carry a gradient by the current log-probs, ours are fixed before the update.",
+        signal=token_position,
+        choice=rule("entropy_terms", "covariance_weights"),
+        terms=weighted_entropy,
+        entropies=False,
+        section=TeaConfig,
+        options=_BASE,
+    ),
+    "siren": Method(
+        "ttrl with the entropy of peak tokens held at its first value",
+        "arXiv 2509.25133",
+        f"{_VOTED}\nL = L_ttrl + siren_weight (mean h_t - m)^2, the mean over the peak tokens of all responses\n"
+        "  h_t = the entropy of the most probable tokens that together reach siren_top_p, renormalised\n"
+        "  peak: h_t >= the quantile 1 - share of the response; m = the first step's mean",
+        "The mean is over the step; in the authors' code over a micro-batch, each response averaged first. It is "
+        "measured before the update, by scoring the responses once more: with several optim.epochs the later ones keep "
+        "its slope. The report's loss_terms.siren is that slope times the mean; memory has the means. The token that "
+        "reaches siren_top_p is counted; the authors' code leaves it out.",
+        statistic=masked_entropy,
+        signal=token_position,
+        choice=rule("entropy_terms", "peak_weights"),
+        terms=peak_entropy,
+        remember=rule("entropy_terms", "peak_means"),
+        section=SirenConfig,
+        options=_BASE,
+    ),
+}
+"""Name -> row."""

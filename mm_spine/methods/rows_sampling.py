@@ -1,0 +1,51 @@
+"""Rows of methods that change how rollouts are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mm_spine.config import MethodConfig
+from mm_spine.methods.choices import token_position
+from mm_spine.methods.method import Credit, Method, rule
+
+WORDINGS = (
+    "Look at this question closely, then answer it.\n{question}",
+    "{question}\nCheck the answer before you give it.",
+    "Here is a question.\n{question}\nAnswer it as well as you can.",
+)
+
+
+def _credit_over_wordings(options: MethodConfig) -> Sequence[Credit]:
+    return [rule("drawn", "over_wordings")(options)]
+
+
+ROWS: Mapping[str, Method] = {
+    "cure": Method(
+        "responses drawn anew from tokens of high entropy, optimised together with their roots",
+        "arXiv 2508.11016",
+        formula="each root o and 3 continuations of o_<t, t uniform among its 20 tokens of highest entropy, are one "
+        "group: A_i = (r_i - mean r)/(std r + eps) over roots and continuations; a continuation trains from token t on",
+        ours="the reward is agreement with the vote of all; the first of the paper's two stages (the second is ttrl's "
+        "sampling); no filter of groups and no penalty for length, which stand in the authors' recipe; rollouts are "
+        "ordered root by root; entropies are exact and ranked to 4 decimals, ties by position",
+        signal=token_position,
+        choice=rule("drawn", "own_tokens"),
+        entropies=False,
+        options={"clip_high": 0.28, "policy_denominator": "selected"},
+        sampling={"regenerate": {}},
+    ),
+    "consistency": Method(
+        "one answer over several wordings of a question: one vote and one baseline for all of them",
+        "ours, after arXiv 2203.11171 and 2504.16084; compare 2511.01191 and 2508.00410",
+        formula="k wordings of a question share N rollouts and the vote y* of all; "
+        "A_i = (1[y_i = y*] - mean)/(std + eps) over the N, each trained under the wording that it answers",
+        ours="all: fixed templates around the question's words, where 2511.01191 and 2508.00410 let a model rephrase "
+        "it; one vote over all wordings, where 2511.01191 takes a harmonic mean of two shares and 2508.00410 rewards "
+        "each wording by the other's vote; one baseline, so that a wording that always answers otherwise is trained",
+        credit=_credit_over_wordings,
+        signal=token_position,
+        entropies=False,
+        options={"kl": "k3", "kl_weight": 0.001},
+        sampling={"wordings": list(WORDINGS)},
+    ),
+}
