@@ -172,6 +172,8 @@ class Rollout:
     the sampler gives none. `statistic` (T,) is the method's statistic of the head, None where it has none. A branch of
     a tree names its `parent` rollout's index and `fork_at`, the first token of its own. `weight` counts the identical
     rollouts that a leaf stands for. One that is `replayed` was drawn at an earlier step, by the policy of then.
+    `thinking` counts the tokens up to the end of the first tag that closes a block of
+    thinking, None where the text has no such tag.
     """
 
     question_id: str
@@ -186,6 +188,7 @@ class Rollout:
     weight: int = 1
     statistic: np.ndarray | None = None
     replayed: bool = False
+    thinking: int | None = None
 
     @property
     def own_tokens(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mm_spine.config import Denominator, MethodConfig
@@ -162,8 +163,9 @@ class Method:
     section, `sampling` the defaults of the section `sampling`. `entropies` is False where no choice reads token
     entropies: rollouts without them are then not scored. With `anchor_on_forks` the KL acts on the tokens of the band,
     else on those of the policy term. `check` raises ConfigError for options with which the method cannot run, before a
-    model loads. `formula` states in text what the method computes, `ours` what no public text says and we chose,
-    `reported` when it was published to help and when not, with its source.
+    model loads; `reads` names folders that the method reads, whose files are part of a run's fingerprint. `formula`
+    states in text what the method computes, `ours` what no public text says and we chose, `reported` when it was
+    published to help and when not, with its source.
     """
 
     summary: str
@@ -194,6 +196,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any], None] | None = None
+    reads: Callable[[Any], Sequence[Path]] | None = None
     trains: bool = True
     label_free: bool = True
 
