@@ -233,7 +233,7 @@ ROWS: Mapping[str, Method] = {
         "in ttrl",
         "The vote stands for the paper's labels. E is over all responses to the bundle's other questions, where the "
         "paper draws one set: copies of a response get the same. Quantiles are each bundle's own, not tracked over "
-        "steps. Levels and weight as in the authors' script.",
+        "steps. Levels and weight as in the authors' script; as in their code no advantage is positive.",
         reported="With labels, above GRPO in pass@1 and pass@k on mathematics, images and code; arXiv 2510.00911, "
         "abstract.",
         credit=_only("mixed_risk"),
