@@ -98,7 +98,9 @@ def top_p_entropy(log_probs_SV: Tensor, anchor_SV: Tensor | None, target_S: Tens
     kept_SV = kept_SV.scatter(-1, order_SV, sorted_SV.cumsum(-1) - sorted_SV < p)
     mass_S = p_SV.where(kept_SV, 0.0).sum(-1)
     log_p_SV = log_probs_SV.masked_fill(~kept_SV | (log_probs_SV == -torch.inf), 0.0)
-    return mass_S.log() - (p_SV * log_p_SV).sum(-1) / mass_S
+    entropy_S = mass_S.log() - (p_SV * log_p_SV).sum(-1) / mass_S
+    # One token alone has none: rounding must not order such tokens.
+    return entropy_S.where(kept_SV.sum(-1) > 1, 0.0)
 
 
 def peak_weights(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
