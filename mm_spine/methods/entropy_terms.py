@@ -121,12 +121,14 @@ def peak_means(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -
 
 
 def _peaks(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> tuple[list[Tensor], float | None]:
-    """Return the mask of the peak tokens of each response, and the mean of the statistic over them."""
+    """Return the mask of the peak tokens of each response, and the mean of the statistic over them.
+
+    A token of which one candidate alone reaches `siren_top_p` has a masked entropy of 0 and is no peak.
+    """
     pairs = list(_pairs(batch, tokens))
     values = [torch.from_numpy(rollout.statistic) for rollout, _ in pairs]
-    masks = [
-        top_quantile(value_T, options.share) & found.policy_T for value_T, (_, found) in zip(values, pairs, strict=True)
-    ]
+    peaks = [top_quantile(value_T, options.share) & (value_T > 0) for value_T in values]
+    masks = [peak_T & found.policy_T for peak_T, (_, found) in zip(peaks, pairs, strict=True)]
     return masks, mean_of(values, masks, [rollout.weight for rollout, _ in pairs])
 
 
