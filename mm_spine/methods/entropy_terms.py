@@ -98,7 +98,9 @@ def top_p_entropy(log_probs_SV: Tensor, anchor_SV: Tensor | None, target_S: Tens
     kept_SV = kept_SV.scatter(-1, order_SV, sorted_SV.cumsum(-1) - sorted_SV < p)
     mass_S = p_SV.where(kept_SV, 0.0).sum(-1)
     log_p_SV = log_probs_SV.masked_fill(~kept_SV | (log_probs_SV == -torch.inf), 0.0)
-    return mass_S.log() - (p_SV * log_p_SV).sum(-1) / mass_S
+    entropy_S = mass_S.log() - (p_SV * log_p_SV).sum(-1) / mass_S
+    # One token alone has none: rounding must not order such tokens.
+    return entropy_S.where(kept_SV.sum(-1) > 1, 0.0)
 
 
 def peak_weights(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
@@ -119,12 +121,14 @@ def peak_means(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -
 
 
 def _peaks(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> tuple[list[Tensor], float | None]:
-    """Return the mask of the peak tokens of each response, and the mean of the statistic over them."""
+    """Return the mask of the peak tokens of each response, and the mean of the statistic over them.
+
+    A token of which one candidate alone reaches `siren_top_p` has a masked entropy of 0 and is no peak.
+    """
     pairs = list(_pairs(batch, tokens))
     values = [torch.from_numpy(rollout.statistic) for rollout, _ in pairs]
-    masks = [
-        top_quantile(value_T, options.share) & found.policy_T for value_T, (_, found) in zip(values, pairs, strict=True)
-    ]
+    peaks = [top_quantile(value_T, options.share) & (value_T > 0) for value_T in values]
+    masks = [peak_T & found.policy_T for peak_T, (_, found) in zip(peaks, pairs, strict=True)]
     return masks, mean_of(values, masks, [rollout.weight for rollout, _ in pairs])
 
 

@@ -139,7 +139,7 @@ ROWS: Mapping[str, Method] = {
         "arXiv 2509.25133",
         f"{_VOTED}\nL = L_ttrl + siren_weight (mean h_t - m)^2, the mean over the peak tokens of all responses\n"
         "  h_t = the entropy of the most probable tokens that together reach siren_top_p, renormalised\n"
-        "  peak: h_t >= the quantile 1 - share of the response; m = the first step's mean",
+        "  peak: h_t > 0 and h_t >= the quantile 1 - share of the response; m = the first step's mean",
         "The mean is over the step; in the authors' code over a micro-batch, each response averaged first. It is "
         "measured before the update, by scoring the responses once more: with several optim.epochs the later ones keep "
         "its slope. The report's loss_terms.siren is that slope times the mean; memory has the means. The token that "

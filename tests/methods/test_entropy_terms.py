@@ -133,6 +133,19 @@ def test_siren_has_the_slope_of_the_squared_distance_from_the_first_mean() -> No
     torch.testing.assert_close(leaves[1].weights["siren"], found[1].weights["siren"])
 
 
+def test_a_token_without_masked_entropy_is_no_peak() -> None:
+    """The second response has one token of entropy only, though its share is two of three."""
+    of, options = batch({FIRST: 0.0}), SirenConfig(share=0.7)
+    (whole,) = of.groups
+    flat = [np.zeros(len(r.token_ids), np.float32) for r in whole.rollouts]
+    flat[1][2] = flat[2][2] = 0.5
+    drawn = tuple(replace(r, statistic=value) for r, value in zip(whole.rollouts, flat, strict=True))
+    of = of._replace(groups=[replace(whole, rollouts=drawn)])
+    assert peak_means(options, of, all_tokens(of)) == {FIRST: 0.0, LAST: 0.5}
+    (found,) = peak_weights(options, of, all_tokens(of))
+    assert [(chosen.weights["siren"] != 0).tolist() for chosen in found[:2]] == [[False] * 2, [False, False, True]]
+
+
 def logits(seed: int, rows: int = 6, vocabulary: int = 7) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64) * 2
@@ -168,7 +181,7 @@ def test_the_masked_entropy_by_hand() -> None:
     target = torch.tensor([0])
     expected = -(0.625 * np.log(0.625) + 0.375 * np.log(0.375))
     assert float(top_p_entropy(log_probs, None, target, 0.7)) == pytest.approx(expected, rel=1e-5)
-    assert float(top_p_entropy(log_probs, None, target, 0.4)) == pytest.approx(0.0, abs=1e-6)
+    assert float(top_p_entropy(log_probs, None, target, 0.4)) == 0.0
     whole = -sum(p * np.log(p) for p in (0.5, 0.3, 0.15, 0.05))
     assert float(top_p_entropy(log_probs, None, target, 1.0)) == pytest.approx(whole, rel=1e-5)
 
