@@ -45,7 +45,7 @@ class ScrlConfig(MethodConfig):
     label_reward: Literal["continuous", "binary"] = Field(
         default="continuous", description="rewards by the share of the votes, or 1 and -1"
     )
-    entropy_weight: NonNegative = Field(
+    answer_entropy_weight: NonNegative = Field(
         default=0.1, description="continuous rewards: weight of an answer's entropy beyond that of the question, nats"
     )
 
@@ -174,7 +174,8 @@ ROWS: Mapping[str, Method] = {
         "arXiv 2603.19880",
         "y is the label if share(y) >= consensus and its lead > margin; a is rare if share(a) < rare and h(a) >= h\n"
         "h(a), h: mean token entropy of the responses with answer a, of all responses to the question\n"
-        "continuous: r_i = share(y) | share(a) - rare | 0, - entropy_weight (h(a_i) - h); binary: r_i = 1 | -1 | 0\n"
+        "continuous: r_i = share(y) | share(a) - rare | 0, - answer_entropy_weight (h(a_i) - h); "
+        "binary: r_i = 1 | -1 | 0\n"
         f"r_i = -1 without an answer; {_NORMAL}",
         "Rewards as in the authors' code, whose docstring has share(y) - consensus. Entropies are those of the trained "
         "responses, shares those of all votes. With at most 8 votes no share is below 0.125: nothing is rare.",
