@@ -72,7 +72,7 @@ def selective(options: ScrlConfig, group: Group) -> Tensor:
         rare = not chosen and share < options.rare and gap >= 0
         if options.label_reward == "binary":
             return float(chosen) - float(rare)
-        return (share if chosen else share - options.rare if rare else 0.0) - options.answer_entropy_weight * gap
+        return (share if chosen else share - options.rare if rare else 0.0) - options.gap_weight * gap
 
     return torch.tensor([reward(answer) for answer in group.answers])
 

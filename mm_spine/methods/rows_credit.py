@@ -45,7 +45,7 @@ class ScrlConfig(MethodConfig):
     label_reward: Literal["continuous", "binary"] = Field(
         default="continuous", description="rewards by the share of the votes, or 1 and -1"
     )
-    answer_entropy_weight: NonNegative = Field(
+    gap_weight: NonNegative = Field(
         default=0.1, description="continuous rewards: weight of an answer's entropy beyond that of the question, nats"
     )
 
@@ -174,8 +174,7 @@ ROWS: Mapping[str, Method] = {
         "arXiv 2603.19880",
         "y is the label if share(y) >= consensus and its lead > margin; a is rare if share(a) < rare and h(a) >= h\n"
         "h(a), h: mean token entropy of the responses with answer a, of all responses to the question\n"
-        "continuous: r_i = share(y) | share(a) - rare | 0, - answer_entropy_weight (h(a_i) - h); "
-        "binary: r_i = 1 | -1 | 0\n"
+        "continuous: r_i = share(y) | share(a) - rare | 0, - gap_weight (h(a_i) - h); binary: r_i = 1 | -1 | 0\n"
         f"r_i = -1 without an answer; {_NORMAL}",
         "Rewards as in the authors' code, whose docstring has share(y) - consensus. Entropies are those of the trained "
         "responses, shares those of all votes. With at most 8 votes no share is below 0.125: nothing is rare.",
@@ -234,7 +233,7 @@ ROWS: Mapping[str, Method] = {
         "in ttrl",
         "The vote stands for the paper's labels. E is over all responses to the bundle's other questions, where the "
         "paper draws one set: copies of a response get the same. Quantiles are each bundle's own, not tracked over "
-        "steps. Levels and weight as in the authors' script.",
+        "steps. Levels and weight as in the authors' script; as in their code no advantage is positive.",
         reported="With labels, above GRPO in pass@1 and pass@k on mathematics, images and code; arXiv 2510.00911, "
         "abstract.",
         credit=_only("mixed_risk"),

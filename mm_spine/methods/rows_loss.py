@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mm_spine.methods.choices import token_position
 from mm_spine.methods.method import Credit, Method, Term, rule
 from mm_spine.methods.sections import EntropyConfig, EpoConfig, R3Config, SirenConfig, T1Config, TeaConfig
-from mm_spine.types import Statistic
+
+if TYPE_CHECKING:
+    from mm_spine.types import Statistic
 
 _BASE = {"kl": "k3", "kl_weight": 0.001}
 _VOTED = "r_i, A_i, L_ttrl: as in ttrl"

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods.credit import mean_entropies, normalised
+from mm_spine.methods.credit import normalised
 from mm_spine.methods.laid import Laid, lay, over_the_step, replaced, unit_range, with_advantages
 from mm_spine.methods.method import Batch, View
+from mm_spine.methods.rewards import mean_entropies
 from mm_spine.methods.terms import clipped_surrogate
 from mm_spine.methods.token_options import EmpgConfig, ShapingConfig, SteerConfig, UcasConfig
 from mm_spine.methods.tokens import Limits, Tokens

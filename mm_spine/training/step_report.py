@@ -164,12 +164,16 @@ def without_replayed(batch: Batch, tokens: Sequence[Sequence[Tokens]]) -> tuple[
 
 def only(group: Group, chosen: Sequence[int]) -> Group:
     """Return the group with the rollouts at `chosen` places."""
-    parts = {name: tuple(getattr(group, name)[i] for i in chosen) for name in ("rollouts", "answers", "parsed")}
     places = torch.tensor(chosen, dtype=torch.long)
-    values = {name: getattr(group, name) for name in ("rewards", "advantages")}
-    credit = {name: None if value is None else value[places] for name, value in values.items()}
-    measured = None if group.measured is None else tuple(group.measured[i] for i in chosen)
-    return replace(group, **parts, **credit, measured=measured)
+    return replace(
+        group,
+        rollouts=tuple(group.rollouts[i] for i in chosen),
+        answers=tuple(group.answers[i] for i in chosen),
+        parsed=tuple(group.parsed[i] for i in chosen),
+        rewards=None if group.rewards is None else group.rewards[places],
+        advantages=None if group.advantages is None else group.advantages[places],
+        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
+    )
 
 
 def encodes_saved(policy: Policy, groups: Sequence[Group]) -> int:
