@@ -288,36 +288,36 @@ def test_a_section_made_by_hand_gets_the_options_of_its_method() -> None:
 
 def test_a_row_of_the_users_own_brings_its_section() -> None:
     class Weighed(MethodConfig):
-        slant: float = Field(default=0.5, description="weight")
+        leaning: float = Field(default=0.5, description="weight")
 
-    row = Method("mine", "me", section=Weighed, options={"slant": 0.25, "kl": "k3"})
+    row = Method("mine", "me", section=Weighed, options={"leaning": 0.25, "kl": "k3"})
     config, found = for_method(configure({"seed": 3}), row)
     assert found is row and config.seed == 3
-    assert (config.method.slant, config.method.kl) == (0.25, "k3")  # type: ignore[attr-defined]
+    assert (config.method.leaning, config.method.kl) == (0.25, "k3")  # type: ignore[attr-defined]
     assert changed_options(config, row) == {}
-    changed, _ = for_method(config.model_copy(update={"method": Weighed(slant=1.0)}), row)
-    assert changed_options(changed, row) == {"method.slant": (0.25, 1.0)}
-    assert own_options(row) == ["slant"] and own_options(METHODS["spine"]) == []
+    changed, _ = for_method(config.model_copy(update={"method": Weighed(leaning=1.0)}), row)
+    assert changed_options(changed, row) == {"method.leaning": (0.25, 1.0)}
+    assert own_options(row) == ["leaning"] and own_options(METHODS["spine"]) == []
 
 
 def test_a_registered_method_is_found_and_configured_by_its_name(tables: None) -> None:
     class Weighed(MethodConfig):
-        slant: float = Field(default=0.5, description="weight")
+        leaning: float = Field(default=0.5, description="weight")
 
     row = Method("mine", "me", section=Weighed)
     register_method("mine", row)
     assert find("mine") is row
     assert for_method(configure({"seed": 3}), row)[0] == configure({"seed": 3, "method": "mine"})
-    assert configure({"method": {"name": "mine", "slant": 2}}).method == Weighed(name="mine", slant=2.0)
-    with pytest.raises(ConfigError, match=r"^method\.slant: not an option of this method; these have it: mine$"):
-        configure({"method": {"name": "spine", "slant": 2}})
+    assert configure({"method": {"name": "mine", "leaning": 2}}).method == Weighed(name="mine", leaning=2.0)
+    with pytest.raises(ConfigError, match=r"^method\.leaning: not an option of this method; these have it: mine$"):
+        configure({"method": {"name": "spine", "leaning": 2}})
 
 
 def test_a_name_that_is_taken_and_a_row_with_wrong_options_are_refused(tables: None) -> None:
     with pytest.raises(ConfigError, match="^method 'ttrl' exists already; choose another name$"):
         register_method("ttrl", Method("mine", "me"))
-    with pytest.raises(ConfigError, match=r"^method\.slant: no such key"):
-        register_method("mine", Method("mine", "me", options={"slant": 1}))
+    with pytest.raises(ConfigError, match=r"^method\.leaning: no such key"):
+        register_method("mine", Method("mine", "me", options={"leaning": 1}))
     with pytest.raises(TypeError, match="takes a Method, found function"):
         register_method("mine", find)  # type: ignore[arg-type]
     assert "mine" not in METHODS
