@@ -17,6 +17,7 @@ from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
 from mm_spine.methods.tokens import Tokens
 from mm_spine.types import Group, Rollout, Vote
+from mm_spine.voting import rank
 
 QUESTIONS = tiny_questions(4)
 
@@ -32,6 +33,17 @@ def group(rollouts: Sequence[Rollout], answers: Sequence[str | None], question: 
     share = sum(a == answers[0] for a in answers) / len(answers)
     vote = Vote(answers[0], share, {}, 0.0, sum(a is not None for a in answers))
     return Group(QUESTIONS[question], tuple(rollouts), tuple(answers), vote, parsed=(None,) * len(rollouts))
+
+
+def polled(answers: Sequence[str | None], entropies: Sequence[float] | None = None, question: int = 0) -> Group:
+    """A group of responses of two tokens, both of an entropy, and its vote over these answers."""
+    entropies = [0.5] * len(answers) if entropies is None else entropies
+    rollouts = [rollout(i, [1, 10 + i], [h, h], question) for i, h in enumerate(entropies)]
+    counts = dict(rank({a: answers.count(a) for a in answers if a is not None}, f"q{question}"))
+    first, second = [*counts.values(), 0, 0][:2]
+    n = len(answers)
+    vote = Vote(next(iter(counts), None), first / n, counts, (first - second) / n, sum(counts.values()))
+    return Group(QUESTIONS[question], tuple(rollouts), tuple(answers), vote, parsed=(None,) * n)
 
 
 def mixed() -> list[Group]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
 from mm_spine.config.layers import build, expand_layer, merge
-from mm_spine.methods import rows_loss, rows_sampling, rows_scored, rows_tokens
+from mm_spine.methods import rows_credit, rows_loss, rows_sampling, rows_scored, rows_tokens
 from mm_spine.methods.choices import (
     exact_share,
     from_labels,
@@ -197,6 +197,7 @@ METHODS: dict[str, Method] = {
         options=_TTRL_OPTIONS,
         label_free=False,
     ),
+    **rows_credit.ROWS,
     **rows_loss.ROWS,
     **rows_tokens.ROWS,
     **rows_scored.ROWS,
@@ -258,7 +259,9 @@ def for_method(config: RunConfig | None, method: str | Method | None) -> tuple[R
     given: dict[str, Any] = {} if config is None else config.model_dump(exclude_unset=True)
     if isinstance(method, str):
         return configure(given, {"method": {"name": method}}), find(method)
-    return _over(method, given), method
+    # A row has no name of its own; a registered one goes by that.
+    names = [name for name, row in METHODS.items() if row is method]
+    return _over(method, merge(given, {"method": {"name": names[0]}}) if names else given), method
 
 
 def changed_options(config: RunConfig, method: Method | None = None) -> dict[str, tuple[Any, Any]]:
@@ -292,6 +295,11 @@ def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(
             f"optim.epochs={config.optim.epochs}: the loss of method {config.method.name} is of a whole step and known "
             "before its first update only; set optim.epochs=1"
+        )
+    if row.step_loss is not None and row.replay is not None:
+        raise ConfigError(
+            f"method {config.method.name}: a loss of the whole step knows no responses of earlier steps; leave out "
+            "step_loss or replay"
         )
     for name, options in own.items():
         section = given.get(name)

@@ -13,7 +13,7 @@ from mm_spine.config.values import NonNegative, Positive, Share
 class ClipCovConfig(MethodConfig):
     """Clip-Cov."""
 
-    cov_share: Share = Field(default=2e-4, description="share of all tokens that are left out, at least one token")
+    cov_share: Share = Field(default=2e-4, description="share of all tokens that the rule is for, at least one token")
     cov_low: NonNegative = Field(default=1.0, description="tokens with a covariance above this may be left out")
     cov_high: Positive = Field(default=5.0, description="tokens with a covariance below this may be left out")
 
@@ -21,7 +21,7 @@ class ClipCovConfig(MethodConfig):
 class KlCovConfig(MethodConfig):
     """KL-Cov."""
 
-    cov_share: Share = Field(default=2e-3, description="share of all tokens that are penalised, at least one token")
+    cov_share: Share = Field(default=2e-3, description="share of all tokens that the rule is for, at least one token")
     cov_weight: NonNegative = Field(default=1.0, description="weight of the penalty")
 
 
@@ -39,11 +39,14 @@ class EmpgConfig(MethodConfig):
     clarity: NonNegative = Field(default=0.1, description="weight of the bonus for a certain next token")
 
 
+_COMMON = MethodConfig.model_fields
+
+
 class HapoConfig(MethodConfig):
     """HAPO, which scales both clipping limits."""
 
-    clip_low: Positive = Field(default=0.2, description="the limit below 1; twice as far for the most certain token")
-    clip_high: Positive = Field(default=0.28, description="the limit above 1; twice as far for the least certain token")
+    clip_low: Positive = Field(default=0.2, description=_COMMON["clip_low"].description)
+    clip_high: Positive = Field(default=0.28, description=_COMMON["clip_high"].description)
 
 
 class LpRegConfig(MethodConfig):

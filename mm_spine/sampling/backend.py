@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from mm_spine.config import DecodingConfig
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.errors import NotFinite, ParityError
 from mm_spine.policy.model import Policy
-from mm_spine.processors.answers.extraction import opened_thinking
+from mm_spine.processors.answers.extraction import closes_thinking, opened_thinking
 from mm_spine.sampling import Completion, Request
 from mm_spine.sampling.phase import Phase, Script, Waves, drive
 from mm_spine.types import Question, Rollout
@@ -158,4 +159,13 @@ class Backend(ABC):
             self._opening = opened_thinking(self.policy.tokenizer.decode(end_of_prompt))
         text = self._opening + self.policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         tokens, logp, entropy, finish_reason = completion
-        return Rollout(request.question.id, request.index, tokens, text, logp, entropy, finish_reason)
+        thinking = self._thinking(tokens) if closes_thinking(text) else None
+        return Rollout(
+            request.question.id, request.index, tokens, text, logp, entropy, finish_reason, thinking=thinking
+        )
+
+    def _thinking(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens there are up to the end of the first tag that closes a block of thinking."""
+        # Once a beginning of the response has a whole tag, all longer ones have it.
+        decode = self.policy.tokenizer.decode
+        return bisect_left(range(len(tokens)), True, key=lambda n: closes_thinking(decode(tokens[:n])))

@@ -109,6 +109,11 @@ def without_thinking(response: str) -> str:
     return "" if thinking else "".join([*kept, response[end:]])
 
 
+def closes_thinking(response: str) -> bool:
+    """Whether a block of thinking ends in `response`."""
+    return any(not tag["open"] for tag in _THOUGHT.finditer(response))
+
+
 def opened_thinking(prompt: str) -> str:
     """Return the tag with which `prompt` opens a block of thinking at its end, "" if it opens none."""
     *_, last = [None, *_THOUGHT.finditer(prompt)]

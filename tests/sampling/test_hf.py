@@ -23,8 +23,9 @@ from torch import Tensor
 
 from mm_spine.config import DecodingConfig, LoraConfig, ModelConfig
 from mm_spine.policy.model import Policy
+from mm_spine.sampling import Completion
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.types import Question
+from mm_spine.types import Question, Request
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -295,3 +296,16 @@ def test_a_block_of_thinking_that_the_chat_template_opens_is_in_the_text(ending:
     )
     (rollout,) = HFSampler(policy, DecodingConfig(max_new_tokens=4)).sample(mixed()[:1], 1, step=0, purpose="test")[0]
     assert rollout.text == opening + policy.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("tag", ["</think>", None])
+def test_the_tokens_of_the_thinking_are_counted(tag: str | None) -> None:
+    """Up to the end of the first tag that closes it, whatever tokens the tag is cut into."""
+    policy = tiny_policy()
+    encode = lambda text: policy.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    thought, answer = encode("<think> 1 and 2"), encode(" 3</think> 4")
+    ids = [*thought, *encode(tag or ""), *(answer if tag else encode(" 3"))]
+    values = np.zeros(len(ids), np.float32)
+    sampler = HFSampler(policy, DecodingConfig(max_new_tokens=4))
+    found = sampler.rollout(Request(mixed()[0], 0), Completion(tuple(ids), values, values, "stop"))
+    assert found.thinking == (len(thought) + len(encode(tag)) if tag else None)

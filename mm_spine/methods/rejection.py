@@ -1,0 +1,62 @@
+"""Leave responses out of the policy term to keep the entropy of the policy within a range (arXiv 2604.26326)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mm_spine.methods.method import Batch
+from mm_spine.methods.rewards import mean_entropies
+from mm_spine.methods.rows_credit import EntrocraftConfig
+from mm_spine.methods.tokens import Tokens
+from mm_spine.types import Group
+
+START = "start_entropy"
+"""The entry of the memory with `level` of the first step, nats."""
+
+
+def level(batch: Batch) -> float:
+    """Return the mean of the mean token entropies of all responses with credit, nats; 0 without any."""
+    total = weight = 0.0
+    for group in batch.groups:
+        for rollout, entropy in zip(group.rollouts, mean_entropies(group.rollouts).tolist(), strict=True):
+            counts = 0 if rollout.index in group.dropped else rollout.weight
+            total, weight = total + counts * entropy, weight + counts
+    return total / weight if weight else 0.0
+
+
+def bounds(options: EntrocraftConfig, step: int) -> tuple[float, float]:
+    """Return the range of a step: from `entropy_range` in a straight line to `entropy_range_end`, then constant."""
+    done = min(1.0, step / options.anneal_steps) if options.anneal_steps else 0.0
+    (low, high), (low_end, high_end) = options.entropy_range, options.entropy_range_end
+    return low + done * (low_end - low), high + done * (high_end - high)
+
+
+def towards_range(options: EntrocraftConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
+    """Leave out responses of negative advantage while the entropy is above its range, of positive while it is below.
+
+    Source: Entrocraft, arXiv 2604.26326, Algorithm 1. The range is in units of the first step's entropy.
+    """
+    now = level(batch)
+    low, high = (bound * batch.memory.get(START, now) for bound in bounds(options, batch.step))
+    drift = (now > high) - (now < low)
+    anchored = options.kl != "none" and options.kl_weight > 0
+
+    def kept(chosen: Tokens, advantage: float) -> Tokens:
+        return chosen.without_policy(anchored) if drift * advantage < 0 else chosen
+
+    return [
+        [kept(*pair) for pair in zip(own, _advantages(group), strict=True)]
+        for own, group in zip(tokens, batch.groups, strict=True)
+    ]
+
+
+def remember_start(options: EntrocraftConfig, batch: Batch, tokens: list[list[Tokens]]) -> Mapping[str, Any]:
+    """Remember the entropy of the first step."""
+    return {START: batch.memory.get(START, level(batch))}
+
+
+def _advantages(group: Group) -> list[float]:
+    if group.advantages is None:
+        raise ValueError(f"{group.question.id}: no advantages yet; call assign_credit first")
+    return [float(advantage) for advantage in group.advantages]
