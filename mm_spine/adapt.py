@@ -171,6 +171,8 @@ class _Loop:
 
         # What the method says: a credit for each response, and the tokens that train.
         drawn = Batch(groups, step, self.config.seed, self.memory)
+        if self.method.replay is not None:
+            drawn = drawn._replace(groups=self.method.replay(options)(drawn))
         done = drawn._replace(groups=assign_credit(drawn, self.method, options))
         tokens = choose_tokens(done, self.method, options)
         over = denominators(done.groups, tokens, options, self.rules.terms)
@@ -190,6 +192,9 @@ class _Loop:
             sampled = [rollout for group in voted for rollout in group.rollouts]
             self.warned_of_cuts = warn_of_cut_responses(sampled, step)
 
+        if self.method.replay is not None:
+            # What follows is about this step's own responses.
+            done, tokens, report.replayed = step_report.without_replayed(done, tokens)
         if self.method.remember is not None:
             self.memory |= self.method.remember(options)(done, tokens)
             numbers = {name: value for name, value in self.memory.items() if isinstance(value, int | float)}

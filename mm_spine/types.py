@@ -171,7 +171,8 @@ class Rollout:
     `logp` (T,) are the log-probs of the drawn tokens, nats. `entropy` (T,) are exact token entropies, nats, None where
     the sampler gives none. `statistic` (T,) is the method's statistic of the head, None where it has none. A branch of
     a tree names its `parent` rollout's index and `fork_at`, the first token of its own. `weight` counts the identical
-    rollouts that a leaf stands for. `thinking` counts the tokens up to the end of the first tag that closes a block of
+    rollouts that a leaf stands for. One that is `replayed` was drawn at an earlier step, by the policy of then.
+    `thinking` counts the tokens up to the end of the first tag that closes a block of
     thinking, None where the text has no such tag.
     """
 
@@ -186,6 +187,7 @@ class Rollout:
     fork_at: int | None = None
     weight: int = 1
     statistic: np.ndarray | None = None
+    replayed: bool = False
     thinking: int | None = None
 
     @property
@@ -303,7 +305,7 @@ class StepReport:
     `sampling.votes.keep`, shares of votes are over all `questions_sampled`, and `questions_kept` of these trained.
     `loss_terms` are the method's further terms by name, weighted; `loss_step` is its loss of the whole step.
     `ratio_truncated` is the share of selected tokens whose importance weight `method.truncate` cuts; `memory` has the
-    numbers that the method remembers after the step.
+    numbers that the method remembers after the step. `replayed` counts the rollouts of earlier steps that trained.
     `reward_mean` is the mean reward of a method that has rollouts measured by a further forward.
     """
 
@@ -344,12 +346,21 @@ class StepReport:
     loss_step: float | None = None
     ratio_truncated: float | None = None
     memory: dict[str, float] | None = None
+    replayed: int | None = None
     reward_mean: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the line of steps.jsonl. What only some methods and settings have is left out of other runs."""
         some = (
-            *("questions_sampled", "questions_kept", "loss_terms", "loss_step", "ratio_truncated", "memory"),
+            *(
+                "questions_sampled",
+                "questions_kept",
+                "loss_terms",
+                "loss_step",
+                "ratio_truncated",
+                "memory",
+                "replayed",
+            ),
             "reward_mean",
         )
         return {name: value for name, value in vars(self).items() if value is not None or name not in some}

@@ -28,8 +28,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 HEAD = """\
 # Configuration
 
-Written by `scripts/write_config_docs.py` from the package `mm_spine.config` and from `mm_spine/methods/sections.py`.
-To change this page, edit its modules and run the script again.
+Written by `scripts/write_config_docs.py` from the package `mm_spine.config` and from the sections of the methods' rows
+(`mm_spine/methods/`). To change this page, edit these modules and run the script again.
 
 A run is configured by one tree of keys. Its layers, each overriding those before it: the defaults below; the options
 of the method (`mm-spine methods`); the YAML file (a benchmark's name stands for its file in `configs/`, a folder for

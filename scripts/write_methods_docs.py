@@ -47,18 +47,23 @@ CHOOSING = """\
 - Compare rewards with `ttrl` at the same learning rate and seeds: `mm-spine compare`.
 - Other published results are of other models, data and settings. What a row is reported to do says where to look, not
   what it will do; "measured here" is of one small benchmark.
-- Cost is beside one pass of sampling and one update a step, which every method has.
+- Cost is beside one pass of sampling and one update a step, which every method has. Token entropies cost nothing with
+  the sampler `hf`, and with `vllm` one forward over all responses. A KL term holds a second model, the starting one,
+  and computes its log-probs at the tokens that train.
 """
 
 GROUPS = {
-    "Sampling and replay": ("sampling", "replay"),
+    "The common algorithm, and other options of it": (),
     "Reward": ("reward",),
     "Credit": ("credit",),
     "Tokens, their weights, the band": ("tokens", "token weights", "band"),
     "Terms and loss": ("loss", "memory"),
-    "Options of the common algorithm only": (),
+    "Sampling and replay": ("sampling", "replay"),
 }
-"""Heading -> what a row of that group changes first, in the order of the algorithm."""
+"""Heading -> what rows of that group change, in the order in which the groups are printed."""
+
+DECISIVE = ("sampling", "replay", "reward", "credit", "loss", "memory", "band", "tokens", "token weights")
+"""What a row is grouped by: the first of these that it changes. One that changes none is in the first group."""
 
 NOT_BUILT = {
     "AEPO (arXiv 2510.08141)": "it trains on further responses drawn at another temperature, which are none of the "
@@ -88,8 +93,9 @@ def grouped() -> dict[str, list[str]]:
     """Heading -> names of its methods, in the order of the table; headings without one are left out."""
     found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
     for name, row in METHODS.items():
-        first = changes(row).split(", ")[0]
-        heading = next((h for h, aspects in GROUPS.items() if first in aspects), list(GROUPS)[-1])
+        changed = changes(row).split(", ")
+        decisive = next((aspect for aspect in DECISIVE if aspect in changed), None)
+        heading = next((h for h, aspects in GROUPS.items() if decisive in aspects), next(iter(GROUPS)))
         found[heading].append(name)
     return {heading: names for heading, names in found.items() if names}
 
@@ -114,20 +120,26 @@ def costs(name: str, row: Method) -> Iterator[str]:
     if not row.trains:
         return
     options = configure({"method": {"name": name}}).method
-    if row.sampling or row.replay is not None:
-        yield "its own sampling" if row.sampling else "earlier rollouts are trained again"
+    if row.sampling or row.growth is not None:
+        yield "its own sampling"
+    if row.replay is not None:
+        yield "earlier rollouts are trained again"
     if row.asks is not None:
         yield "one forward over every response with another answer"
     if row.judge is not None:
         yield "another model over images and answers"
     if row.entropies:
-        yield "token entropies: one forward more where the sampler gives none (vLLM)"
-    if getattr(row, "statistic", None) is not None:
+        yield "token entropies"
+    if row.statistic is not None:
         yield "a statistic of every token: one forward more"
     if any(term.statistic is not None for term in row.terms(options)):
         yield "a statistic of the distribution at each token"
+    if any(term.anchored for term in row.terms(options)):
+        yield "the log-probs of an anchor that follows the policy"
     if options.kl != "none":
-        yield f"the starting model's log-probs (method.kl={options.kl})"
+        yield f"KL to the starting model ({options.kl})"
+    if row.anchor_decay is not None:
+        yield "an anchor that follows the policy"
     if row.remember is not None:
         yield "a memory across steps"
 
@@ -135,7 +147,7 @@ def costs(name: str, row: Method) -> Iterator[str]:
 def section(name: str, row: Method, measured: Measured) -> str:
     """All about one method."""
     labels = "" if row.label_free else " It reads the labels: a control, not a method."
-    lines = [f"### {name}\n", f"{sentence(row.summary)}{labels}\n"]
+    lines = [f"### {name}\n", f"{row.summary}.{labels}\n"]
     if row.formula:
         lines += ["```text", row.formula, "```\n"]
     facts = {
@@ -153,10 +165,6 @@ def section(name: str, row: Method, measured: Measured) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
-
-
 def needs(name: str, row: Method) -> str:
     """What must be given before the method runs; empty where its defaults suffice."""
     if not row.label_free:
@@ -165,7 +173,7 @@ def needs(name: str, row: Method) -> str:
         if row.check is not None:
             row.check(configure({"method": {"name": name}}).method)
     except ConfigError as error:
-        return str(error)
+        return str(error).partition(": ")[2] or str(error)
     return ""
 
 

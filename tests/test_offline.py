@@ -193,7 +193,9 @@ def calls(root: Path) -> Iterator[tuple[str, ast.Call]]:
 def test_nothing_in_the_source_unpickles_or_evaluates(repository: Path) -> None:
     found = [(where, ast.unparse(call.func)) for where, call in calls(repository)]
     assert len(found) > 1000
-    assert [(where, name) for where, name in found if name in FORBIDDEN] == []
+    forbidden = [(where.partition(":")[0], name) for where, name in found if name in FORBIDDEN]
+    # The file that a user names by --plugin is run, as its name says, and nothing else.
+    assert forbidden == [("mm_spine/config/plugins.py", "exec")]
 
 
 def test_remote_code_is_never_trusted_and_no_shell_is_used(repository: Path) -> None:

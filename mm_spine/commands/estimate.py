@@ -228,8 +228,19 @@ def optimizer_bytes(config: RunConfig, load: Load) -> int:
 
 
 def anchor_bytes(config: RunConfig, load: Load) -> int:
-    """Return T x size for the KL anchor's copy of the starting weights, 0 without a KL term."""
-    return load.trained * load.size if config.method.kl != "none" else 0
+    """Return T x size for the KL anchor's copy of the weights, 0 without an anchor.
+
+    One that follows the policy also keeps its average in fp32 where weights are half floats: T x 4.
+    """
+    if not is_anchored(config):
+        return 0
+    moves = find(config.method.name).anchor_decay is not None
+    return load.trained * (load.size + (4 if moves and load.size == 2 else 0))
+
+
+def is_anchored(config: RunConfig) -> bool:
+    """Whether the step computes the log-probs of an anchor: that of the KL, or one that follows the policy."""
+    return config.method.kl != "none" or find(config.method.name).anchor_decay is not None
 
 
 def gradient_sum_bytes(config: RunConfig, load: Load) -> int:
@@ -294,7 +305,7 @@ def head_bytes(config: RunConfig, load: Load) -> int:
     """
     if not load.trained:
         return 0
-    sizes, anchored, tokens = load.sizes, config.method.kl != "none", micro_batch_tokens(config, load)
+    sizes, anchored, tokens = load.sizes, is_anchored(config), micro_batch_tokens(config, load)
     chunk = min(CHUNK_BYTES, 4 * tokens * sizes.vocabulary)
     hidden = (3 if anchored else 2) * tokens * sizes.hidden * load.size
     summed = load.size + (4 if load.size == 2 else 0)

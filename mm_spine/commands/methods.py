@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ASPECTS = {
     "growth": "sampling",
+    "statistic": "statistics",
+    "asks": "a further forward",
+    "judge": "another model",
     "policy_mask": "tokens",
     "band_mask": "band",
     "bounds": "band",
@@ -72,7 +75,7 @@ def makers() -> list[Field[Any]]:
     """Return the fields of a row that make its rules, in the order of the algorithm."""
     from mm_spine.methods.method import Method
 
-    return [field for field in fields(Method) if str(field.type).startswith("Maker")]
+    return [field for field in fields(Method) if field.name in ASPECTS or str(field.type).startswith("Maker")]
 
 
 def grouped(rows: Mapping[str, Method]) -> dict[str, list[str]]:

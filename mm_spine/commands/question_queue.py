@@ -14,6 +14,7 @@ from mm_spine.commands.ask_session import AskOptions, AskResult, AskSettings, as
 from mm_spine.config import RunStopped
 from mm_spine.policy.model import Policy
 from mm_spine.processors.vision import BadQuestion
+from mm_spine.sampling.wordings import worded
 from mm_spine.types import Question, StepReport
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,9 @@ class QuestionQueue:
         finally:
             for upload in fields.images:
                 upload.data = b""
-            self.policy.forget(question)
+            wordings = settings.config.sampling.wordings
+            for number in range(1 + len(wordings)):
+                self.policy.forget(worded(question, wordings, number))
         send(_final_state(result, fields, asked))
 
 

@@ -70,6 +70,25 @@ def plugin_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterat
             yield f"the plugin {name} changed"
 
 
+def of_folders(folders: Sequence[Path]) -> dict[str, str]:
+    """Return file -> digest of the files directly in `folders`, which a method reads."""
+    files = (path for folder in folders for path in sorted(folder.iterdir()) if path.is_file())
+    return {str(path): _file_digest(path) for path in files}
+
+
+def file_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Say which of the files that the method reads are others; most methods read none."""
+    before, after = old.get("files", {}), new.get("files", {})
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            yield f"{name}, which the method reads, changed"
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def _spec(spec: AnswerSpec) -> dict[str, Any]:
     """Return the fields of a spec, `iou` only where it is set, so that older fingerprints stay equal."""
     return {name: value for name, value in asdict(spec).items() if name != "iou" or value is not None}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mm_spine.config import Denominator, MethodConfig
@@ -108,7 +109,9 @@ Judge = Callable[["Group", "list[Image]", "torch.device"], "list[np.ndarray]"]
 becomes `Group.measured`. Equal responses must get equal values."""
 
 Replay = Callable[[Batch], "list[Group]"]
-"""(batch before credit) -> its groups and earlier ones from the memory."""
+"""(batch before credit) -> its groups with rollouts of earlier steps, recalled from the memory and marked `replayed`.
+
+A recalled rollout has an index that no other of its question has, and the log-probs of the step that drew it."""
 
 
 def rule(module: str, name: str) -> Maker[Any]:
@@ -146,13 +149,13 @@ class Method:
     """One method.
 
     Every choice but `signal` is a maker: a function of the options. In the order of the algorithm: `growth`, made from
-    the options and the policy, says how rollouts grow from others where no section of `sampling` does; `replay` adds
-    groups of earlier steps; `statistic` is measured at every token of the rollouts, by scoring them once
-    (`Rollout.statistic`); `asks` has the policy score further tokens of each rollout, or `judge` another model the
-    rollouts themselves, both before credit and divided over all ranks; `reward` scores rollouts; `credit` is a chain
-    from rewards to advantages; `policy_mask`, `band_mask` and `bounds` select tokens by `signal`; `choice` may give
-    each token an advantage, clipping limits or weights of its own; `objective` is what the policy term maximises, or
-    `step_loss` a loss of the whole step in its place (with `optim.epochs=1`); `terms` adds to policy term, band and KL;
+    the options and the policy, says how rollouts grow from others where no section of `sampling` does; `statistic` is
+    measured at every token of the rollouts, by scoring them once (`Rollout.statistic`); `asks` has the policy score
+    further tokens of each rollout, or `judge` another model the rollouts themselves, both before credit and divided
+    over all ranks; `replay` adds rollouts of earlier steps; `reward` scores rollouts; `credit` is a chain from rewards
+    to advantages; `policy_mask`, `band_mask` and `bounds` select tokens by `signal`; `choice` may give each token an
+    advantage, clipping limits or weights of its own; `objective` is what the policy term maximises, or `step_loss` a
+    loss of the whole step in its place (with `optim.epochs=1`); `terms` adds to policy term, band and KL;
     `anchor_decay` makes the anchor follow the policy: after each step's update its weights are that times themselves
     plus the rest times the policy's; `remember` fills the memory, which is saved in checkpoints.
 
@@ -160,8 +163,9 @@ class Method:
     section, `sampling` the defaults of the section `sampling`. `entropies` is False where no choice reads token
     entropies: rollouts without them are then not scored. With `anchor_on_forks` the KL acts on the tokens of the band,
     else on those of the policy term. `check` raises ConfigError for options with which the method cannot run, before a
-    model loads. `formula` states in text what the method computes, `ours` what no public text says and we chose,
-    `reported` when it was published to help and when not, with its source.
+    model loads; `reads` names folders that the method reads, whose files are part of a run's fingerprint. `formula`
+    states in text what the method computes, `ours` what no public text says and we chose, `reported` when it was
+    published to help and when not, with its source.
     """
 
     summary: str
@@ -192,6 +196,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Any], None] | None = None
+    reads: Callable[[Any], Sequence[Path]] | None = None
     trains: bool = True
     label_free: bool = True
 

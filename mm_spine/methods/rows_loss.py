@@ -1,14 +1,20 @@
-"""Methods that add entropy to the loss of `ttrl`: one row each. Nothing here imports torch before a rule is made."""
+"""Methods that add entropy, or earlier responses, to the loss of `ttrl`: one row each.
+
+Nothing here imports torch before a rule is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import Method, Term, rule
-from mm_spine.methods.sections import EntropyConfig, EpoConfig, SirenConfig, T1Config, TeaConfig
-from mm_spine.types import Statistic
+from mm_spine.methods.method import Credit, Method, Term, rule
+from mm_spine.methods.sections import EntropyConfig, EpoConfig, R3Config, SirenConfig, T1Config, TeaConfig
+
+if TYPE_CHECKING:
+    from mm_spine.types import Statistic
 
 _BASE = {"kl": "k3", "kl_weight": 0.001}
 _VOTED = "r_i, A_i, L_ttrl: as in ttrl"
@@ -56,6 +62,11 @@ def peak_entropy(options: SirenConfig) -> Sequence[Term]:
     return [Term("siren", statistic_of, 1.0, "selected", masked_entropy(options))]
 
 
+def replay_credit(options: R3Config) -> Sequence[Credit]:
+    """Normalise rewards, by another scale in groups with earlier responses."""
+    return [rule("replay", "mixed")(options)]
+
+
 ROWS: Mapping[str, Method] = {
     "entropy-bonus": Method(
         "ttrl with a bonus for entropy on all tokens",
@@ -63,6 +74,7 @@ ROWS: Mapping[str, Method] = {
         f"{_VOTED}\nL = L_ttrl - entropy_weight mean_t H_t",
         "The weight is the default of EPO's code (0.001); papers use 0.001 to 0.01. The entropy is exact over the "
         "vocabulary, at the sampling temperature.",
+        reported="With labels (arXiv 2509.25133, abstract): on long reasoning it does not help, entropy explodes.",
         signal=token_position,
         terms=entropy_bonus,
         entropies=False,
@@ -78,6 +90,8 @@ ROWS: Mapping[str, Method] = {
         "The paper's penalty is a constant (0.1) for a token outside of the corridor, which has no gradient; here it "
         "is the distance from the corridor in nats. Its weight does not change over the steps: the paper's text lets "
         "it grow, its code lets it fall. The paper has a mean for each turn of an agent; here a response is one turn.",
+        reported="With labels (arXiv 2509.22576, abstract): up to 152 % better on ScienceWorld and 19.8 % on ALFWorld, "
+        "agents of many turns.",
         signal=token_position,
         choice=rule("entropy_terms", "band_around_mean"),
         terms=entropy_bonus,
@@ -95,6 +109,8 @@ ROWS: Mapping[str, Method] = {
         "choice. The average is over weights; of adapters (LoRA) over their factors. The KL to the starting model "
         "(method.kl) is off; where it is set, its anchor moves too. T1's oversampling is sampling.votes.max above "
         "sampling.train_rollouts.",
+        reported="With labels, as a part of a recipe (arXiv 2501.11651, abstract): Qwen2.5-32B above QwQ-32B-Preview "
+        "on MATH500, AIME2024 and Omni-math-500.",
         signal=token_position,
         terms=bonus_and_anchor,
         anchor_decay=moving_anchor,
@@ -109,6 +125,8 @@ ROWS: Mapping[str, Method] = {
         "  c_t = (A_i - mean A) (log p_t - mean log p), means over the tokens of the step",
         "As the authors' code (Light-IF) computes it, with its scale and cap. Its means are over a micro-batch, ours "
         "over the step; its weights carry a gradient by the current log-probs, ours are fixed before the update.",
+        reported="With rewards for instructions kept, as a part of a recipe (arXiv 2508.03178, abstract): above larger "
+        "models on benchmarks of instruction following.",
         signal=token_position,
         choice=rule("entropy_terms", "covariance_weights"),
         terms=weighted_entropy,
@@ -126,12 +144,37 @@ ROWS: Mapping[str, Method] = {
         "measured before the update, by scoring the responses once more: with several optim.epochs the later ones keep "
         "its slope. The report's loss_terms.siren is that slope times the mean; memory has the means. The token that "
         "reaches siren_top_p is counted; the authors' code leaves it out.",
+        reported="With labels (arXiv 2509.25133, abstract): maj@k on AIME 2024/25 6.6 points above earlier "
+        "methods of this kind, Qwen2.5-Math-7B.",
         statistic=masked_entropy,
         signal=token_position,
         choice=rule("entropy_terms", "peak_weights"),
         terms=peak_entropy,
         remember=rule("entropy_terms", "peak_means"),
+        entropies=False,
         section=SirenConfig,
+        options=_BASE,
+    ),
+    "r3": Method(
+        "ttrl, unanimous groups set against earlier responses that answered otherwise",
+        "arXiv 2601.19620",
+        "r_i = 1 if answer i is the winner of the vote, else 0\n"
+        "a group of which all answers agree gets up to replay_count earlier responses to its question that lost their\n"
+        "vote and have another answer, the latest first: r_i = 0\n"
+        "A_i = (r_i - mean r) / (replay_scale std r + eps) in such a group, as in ttrl elsewhere\n"
+        "L = L_ttrl, rho_t = pi / (pi of the step that drew the response)",
+        "Of R3 the replay only, with the vote in place of its verifier: no text gives it without labels, nor "
+        "replay_count, replay_kept and replay_scale. A group of which no answer could be read stays as it is, and so "
+        "does one of answers without a canonical form. Not built: reflection, which changes "
+        "the prompt, and the ranking of cut-off responses by entropy.",
+        reported="With labels (arXiv 2601.19620, table 3): without the replay AIME24 35.6 in place of 47.5, a "
+        "model of 1.5B.",
+        replay=rule("replay", "recall_opposed"),
+        credit=replay_credit,
+        signal=token_position,
+        remember=rule("replay", "keep_losers"),
+        entropies=False,
+        section=R3Config,
         options=_BASE,
     ),
 }

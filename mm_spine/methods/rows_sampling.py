@@ -24,10 +24,14 @@ ROWS: Mapping[str, Method] = {
         "responses drawn anew from tokens of high entropy, optimised together with their roots",
         "arXiv 2508.11016",
         formula="each root o and 3 continuations of o_<t, t uniform among its 20 tokens of highest entropy, are one "
-        "group: A_i = (r_i - mean r)/(std r + eps) over roots and continuations; a continuation trains from token t on",
+        "group: A_i = (r_i - mean r)/(std r + eps) over roots and continuations. A continuation trains from token t "
+        "on. The first token, special tokens and those of a single character are no candidates. Numbers and candidates "
+        "are those of the authors' code (bytedance/CURE)",
         ours="the reward is agreement with the vote of all; the first of the paper's two stages (the second is ttrl's "
         "sampling); no filter of groups and no penalty for length, which stand in the authors' recipe; rollouts are "
         "ordered root by root; entropies are exact and ranked to 4 decimals, ties by position",
+        reported="with labels, on Qwen2.5-Math-7B: entropy stays high in this stage; after the second, a gain of 5 % "
+        "on six benchmarks of mathematics over other methods (2508.11016, abstract)",
         signal=token_position,
         choice=rule("drawn", "own_tokens"),
         entropies=False,
@@ -41,7 +45,10 @@ ROWS: Mapping[str, Method] = {
         "A_i = (1[y_i = y*] - mean)/(std + eps) over the N, each trained under the wording that it answers",
         ours="all: fixed templates around the question's words, where 2511.01191 and 2508.00410 let a model rephrase "
         "it; one vote over all wordings, where 2511.01191 takes a harmonic mean of two shares and 2508.00410 rewards "
-        "each wording by the other's vote; one baseline, so that a wording that always answers otherwise is trained",
+        "each wording by the other's vote; one baseline, so that a wording that always answers otherwise is trained. "
+        "A model that knows one wording, as that of `digits`, answers the others badly: give `sampling.wordings` that "
+        "suit the model",
+        reported="not in this form; 2511.01191, in its own form, is the first of those compared in 28 of 30 settings",
         credit=_credit_over_wordings,
         signal=token_position,
         entropies=False,

@@ -47,6 +47,11 @@ def check_clip(options: ClipConfig) -> None:
         raise ConfigError(f"method.clip={options.clip}: its model_type is {kind!r}, not clip; give a CLIP's folder")
 
 
+def clip_folder(options: ClipConfig) -> list[Path]:
+    """Return the folder that `rlcf` reads."""
+    return [] if options.clip is None else [options.clip]
+
+
 _PPO = "L = -mean_t g_t, g_t = min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i), rho_t = pi / pi_old"
 
 ROWS: Mapping[str, Method] = {
@@ -55,7 +60,8 @@ ROWS: Mapping[str, Method] = {
         "arXiv 2506.18254, 2602.03979",
         "o_i = reasoning z_i, answer y_i; y* = the winner of the vote\n"
         "r_i = max(log pi(y* | q, z_i), -floor) in nats, or with likelihood=mean_prob the mean of pi over y*'s tokens\n"
-        "A_i = (r_i - mean r) / (std r + eps) within the group of a question\n" + _PPO,
+        f"A_i = (r_i - mean r) / (std r + eps) within the group of a question\n{_PPO}\n"
+        "  + kl_weight mean_t (exp d_t - 1 - d_t), d_t = log pi_0 - log pi",
         "The vote stands for the reference answer of both papers. z_i ends at the last literal mention of the "
         'answer of the response, else after it and the words "The answer is". The token after y* counts too. Floor 7 '
         "nats, also for a response without an answer; eps 0.01, so that rounding is no preference. RLPR subtracts the "
@@ -86,6 +92,7 @@ ROWS: Mapping[str, Method] = {
         signal=token_position,
         entropies=False,
         check=check_clip,
+        reads=clip_folder,
         section=ClipConfig,
         options={"advantage": "center"},
     ),

@@ -30,6 +30,8 @@ WINDOW = 4
 """Tokens of a window of `window-entropy`, that of the token itself included."""
 
 _CLIP_HIGHER = {"clip_high": 0.28}
+# An importance ratio is above 0, and never as large as this.
+_UNCLIPPED = {"clip_low": 1.0, "clip_high": 1e9}
 
 
 def window_entropy(rollout: Rollout, seed: int, step: int) -> Tensor:
@@ -74,6 +76,8 @@ ROWS: Mapping[str, Method] = {
         f"m_t = 1 if H_t >= the quantile 1 - share of the entropies of all tokens of the step, else 0\n{_MASKED}\n{_A}",
         "The mean is over all tokens, as public texts give it; public codes that drop the other tokens from the mask "
         f"divide by the selected ones (method.policy_denominator=selected). {_NO_KL}",
+        "With labels: Qwen3-32B +7.71 points on AIME24 and +11.04 on AIME25 over all tokens; no gain and no loss with "
+        "Qwen3-8B (arXiv 2506.01939).",
         policy_mask=top_share,
         options={**_CLIP_HIGHER, "mask_scope": "batch"},
     ),
@@ -82,6 +86,8 @@ ROWS: Mapping[str, Method] = {
         DAPO,
         f"{_PPO}\nclip_low = 0.2, clip_high = 0.28; A_t = A\n{_A}",
         f"Only the limits of DAPO. {_FIRST_EPOCH} no limit acts. {_NO_KL}",
+        "With labels, mean of seven benchmarks of mathematics: Qwen2.5-7B 38.8 %, 38.6 with GRPO; Qwen2.5-32B 47.2, "
+        "45.8 with GRPO (arXiv 2505.22617).",
         signal=token_position,
         entropies=False,
         options=_CLIP_HIGHER,
@@ -92,6 +98,8 @@ ROWS: Mapping[str, Method] = {
         f"{_COV}\nm_t = 0 for a random cov_share of all tokens, drawn where cov_low < c_t < cov_high; else 1\n"
         f"{_MASKED}\n{_A}",
         f"{_ONCE} Equal responses have equal draws. {_NO_KL}",
+        "With labels, mean of seven benchmarks of mathematics: Qwen2.5-7B 40.4 %, 38.6 with GRPO; Qwen2.5-32B 50.3, "
+        "45.8 with GRPO (arXiv 2505.22617).",
         signal=token_position,
         entropies=False,
         choice=rule("token_masks", "without_covarying"),
@@ -104,12 +112,14 @@ ROWS: Mapping[str, Method] = {
         f"L = -mean_t (rho_t A - cov_weight k_t |log pi - log pi_old|), rho_t = pi / pi_old\n{_A}",
         f"Only tokens with c_t > 0. {_ONCE} {_FIRST_EPOCH} the penalty has no gradient: set optim.epochs to 2 or more. "
         f"{_NO_KL}",
+        "With labels, mean of seven benchmarks of mathematics: Qwen2.5-7B +2.0 points over GRPO, Qwen2.5-32B +6.4 "
+        "(arXiv 2505.22617).",
         signal=token_position,
         entropies=False,
         choice=rule("token_masks", "with_covarying"),
-        objective=rule("token_masks", "unclipped"),
         terms=_made("covariance_terms"),
         section=KlCovConfig,
+        options=_UNCLIPPED,
     ),
     "steer": Method(
         "tokens weighed by how little their update changes the entropy (STEER)",
@@ -118,6 +128,8 @@ ROWS: Mapping[str, Method] = {
         "w_t falls linearly from weight_most at the least |Omega_t| to weight_least at the largest\n"
         f"{_PPO}, A_t = w_t A\n{_A}",
         f"{_ONCE} So p_t = pi_old. The linear map is that of the public code. {_NO_KL}",
+        "With labels, in mathematics and code: entropy does not collapse, and results are above those of other "
+        "interventions on entropy (arXiv 2510.10150).",
         choice=rule("token_weights", "by_entropy_change"),
         section=SteerConfig,
     ),
@@ -128,6 +140,8 @@ ROWS: Mapping[str, Method] = {
         f"A_t = A g_t + clarity f_t+1, less the mean of that over the step\n{_PPO}\n{_A}",
         "Each token is a step of its own; the steps of the source are those of an agent, of many tokens. The last "
         f"token gets no bonus. {_NO_KL}",
+        "With rewards of an environment: ALFWorld, Qwen2.5-1.5B, 88.1 %, 80.8 with DAPO; Deep Search, Qwen2.5-32B, "
+        "65.3, 62.0 with DAPO (arXiv 2509.09265).",
         choice=rule("token_weights", "by_clarity"),
         section=EmpgConfig,
     ),
@@ -142,6 +156,7 @@ ROWS: Mapping[str, Method] = {
         "Its sampling temperature T (1 + 0.05 h_t) is left out: the samplers here have one temperature. The public "
         "code divides the negative side by its negative minimum, so that h is never negative there; here it is. "
         f"{_ONCE} {_NO_KL}",
+        "With labels, in mathematics: above DAPO at several sizes of model, with all of its parts (arXiv 2509.16591).",
         credit=_token_averaged,
         choice=rule("token_weights", "with_entropy_limits"),
         objective=rule("token_weights", "redistributed"),
@@ -155,6 +170,7 @@ ROWS: Mapping[str, Method] = {
         f"m_t = 1 if w_t >= the quantile 1 - share of the response's, else 0\n{_MASKED}\n{_A}",
         "ARES takes these tokens to shape its reward and its KL, and for exploration; the mask of the policy term and "
         f"its share are ours. At the end of a response the window is shorter. {_NO_KL}",
+        "Nothing of this mask on its own: ARES is a pipeline with a cold start and rewards from labels.",
         signal=window_entropy,
         policy_mask=top_share,
         options=_CLIP_HIGHER,
@@ -167,6 +183,8 @@ ROWS: Mapping[str, Method] = {
         f"{_PPO} + proxy_weight mean_t k_t KL(proxy || pi), A_t = A\n{_A}",
         "The KL is over the vocabulary; the public code takes the k3 estimate (method.proxy_kl=k3) and does not clip "
         f"those tokens. {_ONCE} {_NO_KL}",
+        "With labels: 60.17 % on average over five benchmarks of mathematics, 2.66 points above the next best; stable "
+        "where methods that raise all entropy collapse (arXiv 2510.03222).",
         signal=token_position,
         entropies=False,
         choice=rule("token_masks", "with_least_likely"),
@@ -180,6 +198,7 @@ ROWS: Mapping[str, Method] = {
         f"m_t = 1 if H_t >= the quantile 1 - share of the response's entropies, else 0\n{_MASKED}\n"
         f"  + kl_weight mean_t (exp d_t - 1 - d_t), d_t = log pi_0 - log pi, over all tokens\n{_A}",
         f"share, kl_weight and that the KL acts on all tokens. {_VOTE}",
+        "With rewards of a simulator, on Verilog: pass rates up to 14.7 % above other models (arXiv 2511.12033).",
         policy_mask=top_share,
         choice=rule("token_masks", "anchored_everywhere"),
         options={"kl": "k3", "kl_weight": 0.001},
@@ -190,6 +209,8 @@ ROWS: Mapping[str, Method] = {
         "perplexity: A_t = A (1 - perplexity_weight w), w the response's log-perplexity, standardised in its group\n"
         f"position: A_t = A + sign(A) position_weight t / T at token t of T\n{_PPO}\n{_A}",
         f"Both weights, and that the bonus grows linearly: the source says that it grows with the position. {_NO_KL}",
+        "With labels, in mathematics, on average: +1.51 % over GRPO with Qwen2.5-7B, +2.31 % with Qwen2.5-Math-7B "
+        "(arXiv 2508.02260).",
         signal=token_position,
         entropies=False,
         credit=_usual_credit_and("by_perplexity"),
@@ -206,6 +227,8 @@ ROWS: Mapping[str, Method] = {
         "The source's certainty is the KL from the uniform distribution, and its penalty takes the raw logit of the "
         "token drawn: rollouts carry neither, so the entropy and the log-prob stand for them. Responses with A = 0 get "
         f"no penalty. {_NO_KL}",
+        "With labels: above other methods on five benchmarks of mathematics, at 1.5 and 7 billion parameters "
+        "(arXiv 2510.10649).",
         credit=_usual_credit_and("by_certainty"),
         choice=rule("token_weights", "without_sureness"),
         section=UcasConfig,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mm_spine.config import BelowOne, MethodConfig, NonNegative, Positive, Share
+from mm_spine.config import BelowOne, Count, MethodConfig, NonNegative, Positive, Share
 
 
 class EarConfig(MethodConfig):
@@ -65,3 +65,13 @@ class SirenConfig(MethodConfig):
 
     siren_weight: NonNegative = Field(default=0.005, description="weight of the squared distance from the first mean")
     siren_top_p: Share = Field(default=0.8, description="probability of the tokens that the masked entropy is of")
+
+
+class R3Config(MethodConfig):
+    """R3's replay (arXiv 2601.19620)."""
+
+    replay_count: Count = Field(default=2, description="earlier responses that a unanimous group gets, at most")
+    replay_kept: Count = Field(default=4, description="responses that are kept of each question, the latest")
+    replay_scale: Positive = Field(
+        default=1.0, description="scale of the standard deviation in groups with earlier responses"
+    )

@@ -66,8 +66,13 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def kl_of_drawn(log_probs_SV: Tensor, ref_log_probs_SV: Tensor, target_S: Tensor) -> Tensor:
-    """Return the k3 estimate at the drawn tokens, from the log-probs of the whole vocabulary: (S,), nats."""
+def kl_of_drawn(log_probs_SV: Tensor, ref_log_probs_SV: Tensor | None, target_S: Tensor) -> Tensor:
+    """Return the k3 estimate at the drawn tokens, from the log-probs of the whole vocabulary: (S,), nats.
+
+    Raises ValueError without a reference.
+    """
+    if ref_log_probs_SV is None:
+        raise ValueError("a KL needs the log-probs of a reference; its term must be anchored")
     drawn, anchor = (x.gather(-1, target_S[:, None])[:, 0] for x in (log_probs_SV, ref_log_probs_SV))
     return kl_k3(drawn, anchor)
 

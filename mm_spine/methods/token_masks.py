@@ -73,11 +73,6 @@ def covariance_terms(options: KlCovConfig) -> tuple[Term, ...]:
     return (Term(COVARIANCE, lambda view: (view.logp_NT - view.old_logp_NT).abs(), options.cov_weight),)
 
 
-def unclipped(options: MethodConfig, view: View) -> Tensor:
-    """Return the importance ratio times the advantage, (N, T)."""
-    return (view.logp_NT - view.old_logp_NT).exp() * view.advantage_NT
-
-
 # Lp-Reg, arXiv 2510.03222
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods.credit import mean_entropies, normalised
+from mm_spine.methods.credit import normalised
 from mm_spine.methods.laid import Laid, lay, over_the_step, replaced, unit_range, with_advantages
 from mm_spine.methods.method import Batch, View
+from mm_spine.methods.rewards import mean_entropies
 from mm_spine.methods.terms import clipped_surrogate
 from mm_spine.methods.token_options import EmpgConfig, ShapingConfig, SteerConfig, UcasConfig
 from mm_spine.methods.tokens import Limits, Tokens
@@ -109,7 +110,7 @@ def redistributed(options: MethodConfig, view: View) -> Tensor:
     That is for certain tokens (h <= 0) while the ratio is within half of the clipping limits, and for uncertain ones
     beyond. The limits hold h: clip_high = high (1 + max(h, 0)) and clip_low = low (1 - min(h, 0)).
     """
-    h_NT = view.clip_high / options.clip_high - view.clip_low / options.clip_low
+    h_NT = torch.as_tensor(view.clip_high / options.clip_high - view.clip_low / options.clip_low)
     ratio_NT = (view.logp_NT.detach() - view.old_logp_NT).exp()
     inside_NT = (ratio_NT > 1 - view.clip_low / 2) & (ratio_NT < 1 + view.clip_high / 2)
     advantage_NT = view.advantage_NT * torch.where(inside_NT == (h_NT <= 0), 1 + h_NT, torch.ones_like(h_NT))

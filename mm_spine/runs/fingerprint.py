@@ -27,6 +27,8 @@ def of_run(plan: Plan, policy: Policy, splits: Splits) -> dict[str, Any]:
         name: [[question.id, list(labelled.key.get(question.id, ()))] for question in labelled.questions]
         for name, labelled in loaded.items()
     }
+    method = plan.method
+    files = {} if method.reads is None else {"files": fingerprint.of_folders(method.reads(plan.config.method))}
     return {
         "model": starting_weights(policy),
         "questions": {name: fingerprint.of_questions(labelled.questions) for name, labelled in loaded.items()},
@@ -34,6 +36,7 @@ def of_run(plan: Plan, policy: Policy, splits: Splits) -> dict[str, Any]:
         "config": plan.config.model_dump(mode="json"),
         "code": {"version": version_of("mm-spine"), "commit": commit()},
         "plugins": plugins.digests(),
+        **files,
     }
 
 
@@ -55,7 +58,11 @@ def check_resumed(run: Path, current: Mapping[str, Any]) -> None:
             fingerprint.FILE,
         )
         return
-    problems = [*fingerprint.differences(started, current), *fingerprint.plugin_differences(started, current)]
+    problems = [
+        *fingerprint.differences(started, current),
+        *fingerprint.plugin_differences(started, current),
+        *fingerprint.file_differences(started, current),
+    ]
     saved = in_todays_form(started["config"], run / fingerprint.FILE)
     for key, old, new in changed_keys(saved, current["config"]):
         problems.append(f"{key} was {old!r}, now {new!r}")

@@ -52,7 +52,8 @@ class MicroBatch(NamedTuple):
     """A packed batch of N leaves and what the loss needs in addition to the forward.
 
     `advantage_NT` has the shape (N, 1) where no token has an advantage of its own, `clip` is None where none has limits
-    of its own. `weights` are those of further terms by name.
+    of its own. `weights` are those of further terms by name. `replayed_N` says which leaves were drawn at an earlier
+    step, None where none was.
     """
 
     packed: PackedBatch
@@ -67,6 +68,14 @@ class MicroBatch(NamedTuple):
     high_N1: Tensor
     clip: ClipLimits | None = None
     weights: Mapping[str, Tensor] = NO_WEIGHTS
+    replayed_N: Tensor | None = None
+
+    def old_logp(self, before_NT: Tensor) -> Tensor:
+        """Return what importance ratios are taken against: the log-probs `before_NT` the update, of replayed leaves
+        those of the step that drew them."""
+        if self.replayed_N is None:
+            return before_NT
+        return self.sampled_logp_NT.where(self.replayed_N[:, None], before_NT)
 
 
 def gather_groups(share: Sequence[Group], questions: Sequence[Question]) -> list[Group]:
@@ -100,7 +109,9 @@ def merge_identical(group: Group, tokens: Sequence[Tokens]) -> LeafGroup:
         raise ValueError(f"{group.question.id}: no advantages yet; call assign_credit first")
     leaves: dict[tuple[Any, ...], Leaf] = {}
     for rollout, advantage, chosen in zip(group.rollouts, group.advantages.tolist(), tokens, strict=True):
-        same = (rollout.token_ids, advantage, *chosen.parts())
+        # A replayed response has log-probs of its own.
+        drawn_by = rollout.logp.tobytes() if rollout.replayed else b""
+        same = (rollout.token_ids, drawn_by, advantage, *chosen.parts())
         weight = rollout.weight + (leaves[same].rollout.weight if same in leaves else 0)
         leaves[same] = Leaf(replace(rollout, weight=weight), advantage, chosen)
     return LeafGroup(group.question, tuple(leaves.values()))
@@ -199,6 +210,7 @@ def collate(policy: Policy, groups: Sequence[LeafGroup]) -> MicroBatch:
         high_N1=torch.stack([b.high for b in bounds])[:, None].to(device),
         clip=_clip_limits(leaves, device),
         weights={name: _pad((leaf.tokens.weights_of(name) for leaf in leaves), device) for name in names},
+        replayed_N=_replayed(leaves, device),
     )
 
 
@@ -212,6 +224,11 @@ def _advantages(leaves: Sequence[Leaf], device: torch.device) -> Tensor:
         for leaf in leaves
     )  # fmt: skip
     return _pad(own, device)
+
+
+def _replayed(leaves: Sequence[Leaf], device: torch.device) -> Tensor | None:
+    found = [leaf.rollout.replayed for leaf in leaves]
+    return torch.tensor(found, device=device) if any(found) else None
 
 
 def _clip_limits(leaves: Sequence[Leaf], device: torch.device) -> ClipLimits | None:

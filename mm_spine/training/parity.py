@@ -93,8 +93,8 @@ def gap_between(sampler_S: Tensor, trainer_S: Tensor) -> Gap:
 
 
 def gap_of(micro: MicroBatch, stats: TokenStats) -> Gap:
-    """Return the gap over the selected tokens of a micro-batch."""
-    selected_NT = stats.selected_NT
+    """Return the gap over the selected tokens of a micro-batch that this step's policy drew."""
+    selected_NT = stats.selected_NT if micro.replayed_N is None else stats.selected_NT & ~micro.replayed_N[:, None]
     return gap_between(micro.sampled_logp_NT[selected_NT], stats.logp_NT.detach()[selected_NT])
 
 

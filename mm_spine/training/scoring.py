@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-import numpy as np
 import torch
 
 from mm_spine import distributed
@@ -19,7 +18,7 @@ from mm_spine.policy.scoring import Scores, score_responses
 from mm_spine.training.batch import Leaf, LeafGroup, gather_groups, merge_identical, micro_batches
 from mm_spine.training.budget import TokenBudget
 from mm_spine.training.parity import Gap, gap_between, joined
-from mm_spine.types import Group, Statistic
+from mm_spine.types import Group, Rollout, Statistic
 
 
 def needs_scores(groups: Sequence[Group], method: Method) -> bool:
@@ -63,18 +62,19 @@ def score(
     The gap is over the tokens of distinct responses. With partitioned weights every rank must run as many forwards:
     those that a rank lacks are run on `spare`.
     """
-    measured: dict[tuple[str, tuple[int, ...]], dict[str, np.ndarray]] = {}
+    measured: dict[tuple[str, tuple[int, ...]], Scores] = {}
     statistics = () if statistic is None else (statistic,)
     gaps = []
     leaves = [_all_tokens(group) for group in groups]
     for leaf, found in score_leaves(policy, leaves, distribution, token_budget, spare, statistics):
-        values = dict(zip(("entropy", "statistic"), (found.entropy, *found.statistics), strict=False))
-        measured[leaf.rollout.question_id, leaf.rollout.token_ids] = values
+        measured[leaf.rollout.question_id, leaf.rollout.token_ids] = found
         gaps.append(gap_between(torch.from_numpy(leaf.rollout.logp), torch.from_numpy(found.logp)))
-    scored = [
-        replace(g, rollouts=tuple(replace(r, **measured[g.question.id, r.token_ids]) for r in g.rollouts))
-        for g in groups
-    ]
+
+    def with_scores(rollout: Rollout) -> Rollout:
+        scores = measured[rollout.question_id, rollout.token_ids]
+        return replace(rollout, entropy=scores.entropy, statistic=next(iter(scores.statistics), None))
+
+    scored = [replace(group, rollouts=tuple(map(with_scores, group.rollouts))) for group in groups]
     return scored, joined(gaps)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mm_spine import distributed
 from mm_spine.config import MethodConfig
+from mm_spine.methods.method import Batch
 from mm_spine.methods.terms import clipped_share, truncated_ratio
 from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import Policy
@@ -29,6 +31,7 @@ class Sums(NamedTuple):
     band: float
     kl: float
     tokens: float
+    compared: float
     gap: float
     gap_max: float
     gap_kl: float
@@ -65,6 +68,7 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         band=float(parts.band.detach()),
         kl=float(parts.kl.detach()),
         tokens=float(stats.selected_NT.sum()),
+        compared=gap.tokens,
         gap=gap.total,
         gap_max=gap.most,
         gap_kl=gap.kl,
@@ -102,7 +106,7 @@ def add_up(report: StepReport, parts: Sequence[Sums], names: Sequence[str] = (),
     if report.entropy_mean is None and total.weighted:
         report.entropy_mean = report.entropy_forks = total.entropy / total.weighted
     moments = total.gap_kl2, total.gap_signed, total.gap_squared, total.logp, total.logp_squared, total.gap_times_logp
-    return Gap(total.tokens, total.gap, total.gap_kl, max(part.gap_max for part in parts), *moments)
+    return Gap(total.compared, total.gap, total.gap_kl, max(part.gap_max for part in parts), *moments)
 
 
 def describe(
@@ -145,6 +149,31 @@ def describe(
         report.entropy_mean = _mean(entropy)
         report.entropy_forks = _mean(entropy[selected])
         _describe_band(report, entropy, flat)
+
+
+def without_replayed(batch: Batch, tokens: Sequence[Sequence[Tokens]]) -> tuple[Batch, list[list[Tokens]], int]:
+    """Return the batch and its tokens without the rollouts of earlier steps, and how many of these there were."""
+    groups, kept = [], []
+    for group, chosen in zip(batch.groups, tokens, strict=True):
+        own = [i for i, rollout in enumerate(group.rollouts) if not rollout.replayed]
+        groups.append(only(group, own))
+        kept.append([chosen[i] for i in own])
+    count = sum(len(group.rollouts) for group in batch.groups) - sum(map(len, kept))
+    return batch._replace(groups=groups), kept, count
+
+
+def only(group: Group, chosen: Sequence[int]) -> Group:
+    """Return the group with the rollouts at `chosen` places."""
+    places = torch.tensor(chosen, dtype=torch.long)
+    return replace(
+        group,
+        rollouts=tuple(group.rollouts[i] for i in chosen),
+        answers=tuple(group.answers[i] for i in chosen),
+        parsed=tuple(group.parsed[i] for i in chosen),
+        rewards=None if group.rewards is None else group.rewards[places],
+        advantages=None if group.advantages is None else group.advantages[places],
+        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
+    )
 
 
 def encodes_saved(policy: Policy, groups: Sequence[Group]) -> int:

@@ -192,7 +192,7 @@ class Updater:
             with self.engine.other_weights():
                 anchor = self.reference.anchor(micro.packed, self.divergence)
         trained = self.engine.forward(micro.packed, self.distribution, anchor, self._statistics)
-        old_NT = old.of(groups, trained.stats.logp_NT.detach())
+        old_NT = micro.old_logp(old.of(groups, trained.stats.logp_NT.detach()))
         parts = losses(trained, micro, old_NT, self.config.method, over, self.on_bound, self.rules)
         self.engine.backward(scale * parts.total, last)
         sums = step_report.sums_of(micro, trained, parts, old_NT, self.config.method)

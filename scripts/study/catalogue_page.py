@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from cells import COMMON, COMMON_FACTOR, Cell, digits_config, left_out, rows
 from ended import Ended, excluded, load_all, status
-from holm import Comparison, compared
 from tables import NONE, arrow, grid, mean, points
+
+from mm_spine.intervals import Interval, over_seeds
+from mm_spine.reporting.contrasts import Contrast, holm, p_words, t_test
 
 REFERENCES = ("ttrl", "random-mask")
 SPLITS = ("adapted", "held_out")
@@ -27,7 +29,7 @@ class Family(NamedTuple):
     split: str
 
 
-Families = Mapping[Family, Mapping[str, Comparison]]
+Families = Mapping[Family, Mapping[str, Contrast]]
 Labelled = Mapping[tuple[str, str], Sequence[Ended]]
 """(group, label) -> finished cells in the order of their seeds."""
 
@@ -53,22 +55,39 @@ def by_label(finished: Sequence[Ended]) -> Labelled:
 
 
 def comparisons(cells: Labelled) -> Families:
-    """Compare every row with each reference, paired by seed, by pass@1 after adaptation."""
+    """Compare every row with each reference by pass@1 after adaptation, paired by seed; each family corrected alone."""
     found = {}
     for group in RATES:
         labels = [label for name, label in cells if name == group and label != "none"]
         for reference in REFERENCES:
             for split in SPLITS:
-                others = {x: differences(cells, group, x, reference, split) for x in labels if x != reference}
-                found[Family(group, reference, split)] = compared(others)
+                others = [contrast(cells, group, label, reference, split) for label in labels if label != reference]
+                tested = holm([one for one in others if one is not None])
+                found[Family(group, reference, split)] = {one.method: one for one in tested}
     return found
 
 
-def differences(cells: Labelled, group: str, label: str, reference: str, split: str) -> list[float]:
-    """Return row minus reference for each seed that both have finished."""
+def contrast(cells: Labelled, group: str, label: str, reference: str, split: str) -> Contrast | None:
+    """Compare a row with the reference over the seeds that both have finished; None without one."""
     first = {ended.cell.seed: ended.score("after", split) for ended in cells.get((group, reference), ())}
-    pairs = [(first.get(e.cell.seed), e.score("after", split)) for e in cells.get((group, label), ())]
-    return [b - a for a, b in pairs if a is not None and b is not None]
+    ended = [e for e in cells.get((group, label), ()) if first.get(e.cell.seed) is not None]
+    both = [(e.cell.seed, first[e.cell.seed], e.score("after", split)) for e in ended]
+    values = {seed: new - old for seed, old, new in both if old is not None and new is not None}
+    if not values:
+        return None
+    p, interval = t_test([*values.values()]), over_seeds([*values.values()])
+    # As in `compare`: seeds that differ alike tell nothing of how far others would.
+    interval = interval if p is not None else Interval(interval.value, None, None)
+    return Contrast(
+        label, reference, split, tuple(values), ended[0].questions, interval, p, label_free=label != "oracle"
+    )
+
+
+def verdict(found: Contrast) -> str:
+    """Say "better" or "worse" where the corrected p-value is below 5 %, else ""."""
+    if found.p_holm is None or found.p_holm >= 0.05:
+        return ""
+    return "better" if found.difference.value > 0 else "worse"
 
 
 def page(
@@ -103,10 +122,10 @@ def page(
 def in_short(families: Families) -> Iterator[str]:
     """Say for each family which rows differ from the reference after the correction."""
     for family, found in families.items():
-        tested = [c for c in found.values() if c.holm is not None]
+        tested = [c for c in found.values() if c.p_holm is not None]
         if not tested:
             continue
-        named = {word: [f"`{c.label}`" for c in tested if c.verdict == word] for word in ("better", "worse")}
+        named = {word: [f"`{c.method}`" for c in tested if verdict(c) == word] for word in ("better", "worse")}
         said = "; ".join(f"{word}: {', '.join(labels)}" for word, labels in named.items() if labels)
         yield (
             f"- {RATES[family.group]} rate, {family.split.replace('_', '-')}, against `{family.reference}`, "
@@ -133,12 +152,12 @@ def table_of(cells: Labelled, families: Families) -> str:
     return grid([*header, "stopped"], lines)
 
 
-def cell_of(found: Comparison | None) -> str:
+def cell_of(found: Contrast | None) -> str:
     """Write a difference, its interval and its corrected p-value."""
     if found is None:
         return NONE
-    text = points(found.difference) + ("" if found.holm is None else f", p {found.holm:.2g}")
-    return f"**{text}**" if found.verdict else text
+    text = points(found.difference) + ("" if found.p_holm is None else f", p {p_words(found.p_holm)}")
+    return f"**{text}**" if verdict(found) else text
 
 
 def figure_text() -> str:
@@ -171,7 +190,7 @@ def forest(families: Families, path: Path) -> bool:
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
     return True
@@ -184,7 +203,7 @@ def ordered(families: Families) -> list[str]:
     return sorted(named, key=lambda label: -first[label].difference.value if label in first else 0.0)
 
 
-def draw_rows(axis: Any, found: Mapping[str, Comparison], labels: Sequence[str], place: int) -> None:
+def draw_rows(axis: Any, found: Mapping[str, Contrast], labels: Sequence[str], place: int) -> None:
     """Draw the rows of one rate; `place` is 0 for the default one, which stands above the other."""
     colour, marker = (("#0072B2", "o"), ("#D55E00", "s"))[place]
     for y, label in enumerate(labels):
@@ -194,5 +213,5 @@ def draw_rows(axis: Any, found: Mapping[str, Comparison], labels: Sequence[str],
         at = y + (0.17 if place else -0.17)
         if low is not None and high is not None:
             axis.plot([100 * low, 100 * high], [at, at], color=colour, linewidth=1.2)
-        face = colour if found[label].verdict else "white"
+        face = colour if verdict(found[label]) else "white"
         axis.plot(100 * value, at, marker=marker, color=colour, markerfacecolor=face, markersize=4.5)

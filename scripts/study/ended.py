@@ -40,6 +40,11 @@ class Ended:
         return (values[0], values[-1]) if values else (None, None)
 
     @property
+    def questions(self) -> int:
+        """How many labelled questions the adapted split has."""
+        return int(self.summary["before"].get("n_labelled", 0))
+
+    @property
     def stopped(self) -> bool:
         """Whether something ended the run before its last step."""
         return self.summary.get("stopped_by", "steps") != "steps"

@@ -195,7 +195,7 @@ def draw_map(axis: Any, points: Points, labels: Sequence[str], steps: int) -> No
                 dark = table[y, x] > 0.6
                 colour = "white" if dark else "black"
                 axis.text(x, y, f"{100 * table[y, x]:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    axis.imshow(table, vmin=0, vmax=1, cmap="cividis_r", aspect="auto")
+    axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     axis.set_title(f"{steps} steps", fontsize=9)
     axis.set_xticks(range(len(RATES)), [f"x{rate}" for rate in RATES], fontsize=8)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)

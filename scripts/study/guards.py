@@ -144,7 +144,8 @@ def mean_with_bounds(values: Sequence[float]) -> str:
     """Write the mean in points, signed, with the 95 % interval over seeds where there are several."""
     found = over_seeds(values)
     bounds = "" if found.low is None or found.high is None else f" [{found.low:+.1f}, {found.high:+.1f}]"
-    return f"{found.value:+.1f}{bounds}"
+    # No -0.0.
+    return f"{round(found.value, 1) + 0:+.1f}{bounds}"
 
 
 def change(pairs: Sequence[Any], measure: str, sides: Sequence[str]) -> str:
@@ -204,7 +205,7 @@ def demands(found: Mapping[Setting, Sequence[Pair]]) -> Iterator[str]:
     """Check what the guard must show, and say what it got wrong."""
     pairs = [pair for of_one in found.values() for pair in of_one]
     below = {
-        str(setting): mean_with_bounds([pair.with_guard for pair in of_one])
+        str(setting): f"{mean_with_bounds([pair.with_guard for pair in of_one])}, {plural(len(of_one), 'seed')}"
         for setting, of_one in found.items()
         if np.mean([pair.with_guard for pair in of_one]) < -LOST
     }

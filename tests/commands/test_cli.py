@@ -230,7 +230,8 @@ def test_evaluate_prints_the_metrics_and_writes_the_verdicts(command: Command, t
     few = ("limit=3", "evaluation.samples=2", "split=tune", "threads=1")
     ended = command("evaluate", str(MODEL_DIR), "digits", *few, "--output", str(output))
     assert ended.code == 0, ended
-    for name in ("greedy", "greedy_ci95", "pass_at_1", "pass_at_1_ci95", "maj_at_n", "pass_at_n", "unparsed"):
+    further = ("answer_entropy", "distinct_answers", "pass_at_k, k = 1", "pass_at_k, k = 2")
+    for name in ("greedy", "greedy_ci95", "pass_at_1", "pass_at_1_ci95", "maj_at_n", "pass_at_n", "unparsed", *further):
         assert re.search(rf"│ {name} +│ [\[\d]", ended.out), name
     items = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(item["split"], len(item["verdicts"])) for item in items] == [("tune", 2)] * 3

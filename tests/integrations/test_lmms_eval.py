@@ -201,6 +201,10 @@ def test_a_model_is_loaded_as_in_the_run_that_adapted_it(harness: Any, tmp_path:
     other = harness.config_of(read(own))
     assert (other.model.dtype, other.model.max_pixels, other.seed) == ("float32", 9000, 1)
     assert harness.config_of(read({"pretrained": "m"})).evaluation.max_new_tokens == harness.NEW_TOKENS
+    # The method of a plugin is not known here, and is not needed.
+    tree = saved.model_dump(mode="json") | {"method": {"name": "of-a-plugin", "alpha": 0.5}}
+    (tmp_path / "config.yaml").write_text(json.dumps(tree))
+    assert harness.config_of(read({"pretrained": str(tmp_path / "adapted")})).seed == 5
 
 
 @needed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from tiny import tiny_image, tiny_processor, tiny_questions
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import ConfigError
+from mm_spine.files import fingerprint
 from mm_spine.methods import clip_reward
 from mm_spine.methods.clip_reward import WEIGHT, clip_judge, clip_scores, load
 from mm_spine.methods.rows_scored import ClipConfig, check_clip
+from mm_spine.methods.table import find
 from mm_spine.runs.plan import check
 from mm_spine.types import Answer, Group, Rollout, Vote
 
@@ -110,6 +113,21 @@ def test_a_missing_or_wrong_folder_is_refused_before_any_model_loads(
         with pytest.raises(ConfigError, match=message):
             adapt(tiny_questions(1), digit_policy(), config=config)
     check_clip(ClipConfig(name="rlcf", clip=folder))
+
+
+def test_the_files_of_the_model_are_part_of_a_runs_start(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "clip"))
+    reads = find("rlcf").reads
+    assert reads is not None and find("ttrl").reads is None
+    old = {"files": fingerprint.of_folders(reads(ClipConfig(name="rlcf", clip=copy)))}
+    assert any(name.endswith("model.safetensors") for name in old["files"])
+    assert list(fingerprint.file_differences(old, old)) == list(fingerprint.file_differences({}, {})) == []
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    new = {"files": fingerprint.of_folders([copy])}
+    (problem,) = fingerprint.file_differences(old, new)
+    assert problem == f"{copy / 'model.safetensors'}, which the method reads, changed"
 
 
 def test_a_step_rewards_each_answer_by_its_score_less_the_mean(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from sampled_ranks import QUESTIONS, ROWS, config_of, main
-from small import Silent, digit_policy
+from small import Silent, digit_policy, small_config
 from test_distributed import assert_close, launch
 from tiny import plain_log_probs, tiny_model, tiny_policy, tiny_questions
 from torch import Tensor
@@ -25,11 +25,12 @@ from mm_spine.methods.table import configure, find
 from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.distribution import Distribution
 from mm_spine.policy.model import Policy
+from mm_spine.sampling import Request
 from mm_spine.sampling.registry import make_sampler
 from mm_spine.sampling.wordings import by_wording, worded
 from mm_spine.training.batch import collate, share_identical, trained_groups
 from mm_spine.training.loss import denominators, losses
-from mm_spine.types import Group, Vote
+from mm_spine.types import Group, Growth, Question, Rollout, Vote
 from mm_spine.voting import make_group
 
 TOLERANCE = 1e-5
@@ -68,6 +69,21 @@ def test_a_step_has_one_group_for_each_question(name: str) -> None:
         assert record.report.rollouts_sampled == 8 * len(record.groups)
         assert 0 < record.report.parity_max < 1e-4
     assert any(record.report.grad_norm > 0 for record in records)
+
+
+def halves(question: Question, drawn: Sequence[Rollout], draws: Any) -> list[Request]:
+    """The root's first half goes on otherwise."""
+    root = drawn[0]
+    return [Request(question, root.index + 1, root.token_ids[: len(root.token_ids) // 2], parent=root.index)]
+
+
+def test_a_row_may_say_how_rollouts_grow() -> None:
+    """The configuration's own sections come first."""
+    row = replace(find("ttrl"), growth=lambda options, policy: Growth(2, halves))
+    for sampling, parents in (({}, [None, 0, None, 2]), ({"tree": {"forks": 1, "branches": 3}}, [None, 0, 0, 0])):
+        config, records = small_config({"method": "ttrl", "sampling": sampling, "optim": {"steps": 1}}), []
+        adapt(QUESTIONS, digit_policy(), method=row, config=config, hooks=Hooks(on_step=records.append))
+        assert all([r.parent for r in group.rollouts] == parents for group in records[0].groups)
 
 
 def drawn(name: str, policy: Policy, config: RunConfig) -> list[Group]:

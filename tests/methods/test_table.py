@@ -307,6 +307,7 @@ def test_a_registered_method_is_found_and_configured_by_its_name(tables: None) -
     row = Method("mine", "me", section=Weighed)
     register_method("mine", row)
     assert find("mine") is row
+    assert for_method(configure({"seed": 3}), row)[0] == configure({"seed": 3, "method": "mine"})
     assert configure({"method": {"name": "mine", "alpha": 2}}).method == Weighed(name="mine", alpha=2.0)
     with pytest.raises(ConfigError, match=r"^method\.alpha: not an option of this method; these have it: mine$"):
         configure({"method": {"name": "spine", "alpha": 2}})

@@ -83,7 +83,7 @@ def test_packed_forward_is_the_plain_forward(case: Case, tied: bool) -> None:
             for q, row, masks in zip(questions, leaves, selected, strict=True)
         ]
     )
-    stats, kl_NT = policy.text(batch, Distribution(TEMPERATURE, policy.banned))
+    stats, kl_NT, _ = policy.text(batch, Distribution(TEMPERATURE, policy.banned))
     weights = torch.randn(2, *stats.logp_NT.shape, generator=torch.Generator().manual_seed(5))
     flat = [
         (q, t, m) for q, row, ms in zip(questions, leaves, selected, strict=True) for t, m in zip(row, ms, strict=True)

@@ -84,3 +84,11 @@ def test_the_style_sheet_has_the_colours_of_the_lines() -> None:
     with figures.style():
         assert tuple(matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]) == figures.COLOURS
         assert (matplotlib.rcParams["font.size"], matplotlib.rcParams["text.color"]) == (figures.FONT_SIZE, figures.INK)
+
+
+def test_over_k_the_axis_is_logarithmic_and_close_numbers_are_not_both_labelled() -> None:
+    line = curves.Series("before", tuple(range(1, 19)), tuple(k / 18 for k in range(1, 19)))
+    figure = figures.draw_chart(curves.Chart("pass_at_k", "pass@k", "share", (line,), "share", over="k"))
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "k"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8", "18"]

@@ -128,6 +128,7 @@ START = {"model": "m", "questions": {"adapted": {"q": {"prompt": "p"}}}, "answer
         ({"model": "n"}, "the model's weights changed"),
         ({"questions": {"adapted": {"q": {"prompt": "x"}}}}, "prompt of question 'q' changed"),
         ({"config": {"seed": 1}}, "its configuration differs"),
+        ({"plugins": {"my.py": "1"}}, "the plugin my.py was added"),
     ],
 )
 def test_another_start_on_a_host_is_refused(ranks: Ranks, other: dict[str, Any], what: str) -> None:

@@ -13,6 +13,7 @@ from lab import Interrupting, Lab, summary_of
 from saved_runs import group, rollout
 
 from mm_spine import files
+from mm_spine.commands.adapt import print_summary
 from mm_spine.config import ConfigError, GuardConfig
 from mm_spine.reporting import curves
 from mm_spine.reporting.headline import headline
@@ -85,7 +86,9 @@ SETTLES: Mapping[str, Any] = {
 }
 
 
-def test_a_run_whose_votes_have_settled_ends_with_the_weights_of_its_last_step(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_whose_votes_have_settled_ends_with_the_weights_of_its_last_step(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fixed = run(lab.config(SETTLES, {"guard": {"settle": None}}), tmp_path / "fixed")
     ended = run(lab.config(SETTLES), tmp_path / "run")
     assert fixed is not None and ended is not None
@@ -105,6 +108,8 @@ def test_a_run_whose_votes_have_settled_ends_with_the_weights_of_its_last_step(l
     steps = (tmp_path / "fixed/steps.jsonl").read_bytes().splitlines()
     assert (tmp_path / "run/steps.jsonl").read_bytes().splitlines() == steps[:done]
     assert (tmp_path / f"run/checkpoints/step_{done:06d}").is_dir()
+    print_summary(tmp_path / "run", ended)
+    assert f"The votes have settled after step {done}: " in capsys.readouterr().out
     saved = read_run(tmp_path / "run")
     assert ended["settled"]["sentence"] in headline(saved, [], "name").notes
     assert (f"the votes settled after {done} steps", True) in [tuple(badge) for badge in badges(saved)]

@@ -163,7 +163,7 @@ def test_the_demands_are_checked_and_false_alarms_and_misses_counted(study: Path
     text = "\n".join(guards.page([study]))
     # Without the guard -30 and -10, with it 0 and -10.
     assert "below its start: NOT met. Of 2 cells 1 end below that, without the guard 1." in text
-    assert "\n   - digits_model, lr 0.0008, 12 steps, ttrl: -5.0 [-68.5, +58.5]" in text
+    assert "\n   - digits_model, lr 0.0008, 12 steps, ttrl: -5.0 [-68.5, +58.5], 2 seeds" in text
     assert "at most one point: NOT met. 2 runs gained; the guard cost +7.5 points on average" in text
     assert "more than one point in 1, at most +15.0.\n   - digits_model, lr 0.0002, 12 steps, ttrl: +15.0" in text
     assert "Misses: of 2 runs that lost without the guard it did not stop 1." in text
