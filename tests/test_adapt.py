@@ -210,7 +210,9 @@ def test_responses_of_no_tokens_are_no_update_whatever_they_say(method: str, sco
     layers = {"method": {"name": method, "mask_scope": scope}, "optim": {"steps": 1}}
     policy, start, (record,), _ = run(layers, change=emptied)
     assert not moved(policy, start)
-    figures = {**vars(record.report), **(record.report.loss_terms or {}), "loss_terms": None}
+    report = record.report
+    nested = {"loss_terms": None, "memory": None}
+    figures = {**vars(report), **(report.loss_terms or {}), **(report.memory or {}), **nested}
     assert all(math.isfinite(value) for value in figures.values() if value is not None)
 
 
