@@ -136,6 +136,16 @@ def special_ids(policy: Policy) -> frozenset[int]:
     return frozenset({*policy.tokenizer.all_special_ids, *marked, *policy.banned, *policy.end_ids})
 
 
+def entropies_of(root: Rollout) -> np.ndarray:
+    """Return the root's token entropies (T,), nats. Raises ValueError where it has none."""
+    if root.entropy is None:
+        raise ValueError(
+            f"question {root.question_id!r}, rollout {root.index}: no token entropies; a `Growth` whose proposal reads "
+            "them says reads_entropies=True"
+        )
+    return root.entropy
+
+
 def with_entropies(backend: Backend, question: Question, roots: Sequence[Rollout]) -> list[Rollout]:
     """Return the roots with exact entropies: the sampler's, or those of one forward."""
     if all(root.entropy is not None for root in roots):

@@ -14,7 +14,7 @@ from mm_spine.config import RegenerateConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Request
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.growing import GrowingSampler, special_ids
+from mm_spine.sampling.growing import GrowingSampler, entropies_of, special_ids
 from mm_spine.sampling.tree import fork_places
 from mm_spine.types import Growth, Question, Rollout
 
@@ -45,7 +45,7 @@ def regeneration(options: RegenerateConfig, policy: Policy) -> Growth:
     def propose(question: Question, drawn: Sequence[Rollout], rng: Generator) -> list[Request]:
         root = drawn[0]
         barred = special | {token for token in root.token_ids if too_short(token)}
-        ranked = fork_places(root.token_ids, root.entropy, len(root.token_ids), barred)
+        ranked = fork_places(root.token_ids, entropies_of(root), len(root.token_ids), barred)
         places = [at for at in ranked if at > 0][: options.candidates]
         if not places:
             return []

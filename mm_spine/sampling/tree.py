@@ -15,7 +15,7 @@ from mm_spine.config import TreeConfig
 from mm_spine.policy.model import Policy
 from mm_spine.sampling import Request
 from mm_spine.sampling.backend import Backend
-from mm_spine.sampling.growing import GrowingSampler, special_ids
+from mm_spine.sampling.growing import GrowingSampler, entropies_of, special_ids
 from mm_spine.types import Growth, Question, Rollout
 
 DECIMALS = 4
@@ -26,7 +26,7 @@ NOTHING_LEFT = 1e-6
 
 RANKS: Mapping[str, Callable[[Rollout], np.ndarray]] = {
     "surprisal": lambda root: -root.logp,
-    "entropy": lambda root: root.entropy,
+    "entropy": entropies_of,
 }
 """`sampling.tree.rank_by` -> the signal at whose highest values roots fork, (T,), nats."""
 
