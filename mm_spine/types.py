@@ -280,11 +280,11 @@ class Group:
 class Ask(NamedTuple):
     """Tokens whose log-probs under the policy a method wants to know, as if they were a response to the question.
 
-    They are those of the last `count` of `token_ids`, each given all tokens before it.
+    They are those of the last `counted` of `token_ids`, each given all tokens before it.
     """
 
     token_ids: tuple[int, ...]
-    count: int
+    counted: int
 
 
 class TokenStats(NamedTuple):

@@ -37,9 +37,10 @@ def load(folder: Path, device: torch.device) -> Clip:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     local = {"local_files_only": True, "trust_remote_code": False}
-    model, info = CLIPModel.from_pretrained(
+    loaded: Any = CLIPModel.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
     )
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"method.clip={folder}: its weights lack {missing[0]}; fetch the folder again")
     model = model.to(device).eval().requires_grad_(False)
@@ -59,7 +60,7 @@ def clip_judge(options: ClipConfig, group: Group, images: Sequence[Image], devic
     scores = clip_scores(load(options.clip, device), images, distinct)
     found = dict(zip(distinct, scores.mean(0).cpu().numpy(), strict=True))
     pairs = zip(texts, answers, strict=True)
-    return [np.array([0.0 if answer is None else found.get(t, 0.0)], np.float32) for t, answer in pairs]
+    return [np.array([0.0 if answer is None else found.get(t or "", 0.0)], np.float32) for t, answer in pairs]
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def answer(
     found = {(leaf.rollout.question_id, leaf.rollout.token_ids): scores.logp for leaf, scores in scored}
 
     def counted(group: Group, ask: Ask | None) -> np.ndarray | None:
-        return None if ask is None else found[group.question.id, ask.token_ids][len(ask.token_ids) - ask.count :]
+        return None if ask is None else found[group.question.id, ask.token_ids][len(ask.token_ids) - ask.counted :]
 
     return [
         replace(group, measured=tuple(counted(group, ask) for ask in own))

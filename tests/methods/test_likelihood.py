@@ -31,7 +31,7 @@ def group(*texts: str) -> Group:
 def said(ask: Ask | None) -> tuple[str, str]:
     """What comes before the counted tokens, and these."""
     assert ask is not None
-    cut = len(ask.token_ids) - ask.count
+    cut = len(ask.token_ids) - ask.counted
     return TOKENIZER.decode(ask.token_ids[:cut]), TOKENIZER.decode(ask.token_ids[cut:])
 
 
