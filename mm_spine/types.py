@@ -280,19 +280,11 @@ class Group:
 class Ask(NamedTuple):
     """Tokens whose log-probs under the policy a method wants to know, as if they were a response to the question.
 
-<<<<<<< HEAD
-    They are those of the last `asked` of `token_ids`, each given all tokens before it.
-    """
-
-    token_ids: tuple[int, ...]
-    asked: int
-=======
     They are those of the last `counted` of `token_ids`, each given all tokens before it.
     """
 
     token_ids: tuple[int, ...]
     counted: int
->>>>>>> 1181eba91404c2af6fdf8ae07635fd0bcd471647
 
 
 class TokenStats(NamedTuple):

@@ -37,13 +37,7 @@ def load(folder: Path, device: torch.device) -> Clip:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     local = {"local_files_only": True, "trust_remote_code": False}
-<<<<<<< HEAD
-    # Typed as Any: with `output_loading_info` it returns a pair, which its annotation does not say.
-    read: Any = CLIPModel.from_pretrained
-    model, info = read(
-=======
     loaded: Any = CLIPModel.from_pretrained(
->>>>>>> 1181eba91404c2af6fdf8ae07635fd0bcd471647
         folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
     )
     model, info = loaded
@@ -66,11 +60,7 @@ def clip_judge(options: ClipConfig, group: Group, images: Sequence[Image], devic
     scores = clip_scores(load(options.clip, device), images, distinct)
     found = dict(zip(distinct, scores.mean(0).cpu().numpy(), strict=True))
     pairs = zip(texts, answers, strict=True)
-<<<<<<< HEAD
-    return [np.array([found.get(t, 0.0) if t and answer is not None else 0.0], np.float32) for t, answer in pairs]
-=======
     return [np.array([0.0 if answer is None else found.get(t or "", 0.0)], np.float32) for t, answer in pairs]
->>>>>>> 1181eba91404c2af6fdf8ae07635fd0bcd471647
 
 
 @torch.no_grad()

@@ -60,11 +60,7 @@ def answer(
     found = {(leaf.rollout.question_id, leaf.rollout.token_ids): scores.logp for leaf, scores in scored}
 
     def counted(group: Group, ask: Ask | None) -> np.ndarray | None:
-<<<<<<< HEAD
-        return None if ask is None else found[group.question.id, ask.token_ids][len(ask.token_ids) - ask.asked :]
-=======
         return None if ask is None else found[group.question.id, ask.token_ids][len(ask.token_ids) - ask.counted :]
->>>>>>> 1181eba91404c2af6fdf8ae07635fd0bcd471647
 
     return [
         replace(group, measured=tuple(counted(group, ask) for ask in own))

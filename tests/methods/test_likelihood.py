@@ -31,11 +31,7 @@ def group(*texts: str) -> Group:
 def said(ask: Ask | None) -> tuple[str, str]:
     """What comes before the counted tokens, and these."""
     assert ask is not None
-<<<<<<< HEAD
-    cut = len(ask.token_ids) - ask.asked
-=======
     cut = len(ask.token_ids) - ask.counted
->>>>>>> 1181eba91404c2af6fdf8ae07635fd0bcd471647
     return TOKENIZER.decode(ask.token_ids[:cut]), TOKENIZER.decode(ask.token_ids[cut:])
 
 

@@ -39,15 +39,9 @@ def test_asks_are_answered_by_the_plain_forward() -> None:
             assert np.array_equal(group.measured[0], group.measured[3])
             for index in (0, 1):
                 ask, found = ASKS[index], group.measured[index]
-<<<<<<< HEAD
-                assert ask is not None and found is not None and len(found) == ask.asked
-                log_probs_TV = plain_log_probs(plain, group.question, ask.token_ids)
-                expected = log_probs_TV.gather(-1, torch.tensor(ask.token_ids)[:, None])[:, 0][-ask.asked :]
-=======
                 assert ask is not None and found is not None and len(found) == ask.counted
                 log_probs_TV = plain_log_probs(plain, group.question, ask.token_ids)
                 expected = log_probs_TV.gather(-1, torch.tensor(ask.token_ids)[:, None])[:, 0][-ask.counted :]
->>>>>>> 1181eba91404c2af6fdf8ae07635fd0bcd471647
                 np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5)
 
 
@@ -102,10 +96,6 @@ def test_the_reward_is_what_the_model_says_of_its_own_answer() -> None:
         ):
             if ask is not None and rollout.token_ids[: len(ask.token_ids)] == ask.token_ids:
                 end = len(ask.token_ids)
-<<<<<<< HEAD
-                assert float(reward) == pytest.approx(float(rollout.logp[end - ask.asked : end].sum()), abs=1e-4)
-=======
                 assert float(reward) == pytest.approx(float(rollout.logp[end - ask.counted : end].sum()), abs=1e-4)
->>>>>>> 1181eba91404c2af6fdf8ae07635fd0bcd471647
                 checked += 1
     assert checked > 2
