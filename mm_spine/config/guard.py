@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mm_spine.config.values import BelowOne, Count, Section, Share
 
@@ -42,3 +42,9 @@ class GuardConfig(Section):
     settle_over: Count = Field(
         default=256, description="`settle` is judged over the newest steps that asked so many questions again"
     )
+
+    @field_validator("act", mode="before")
+    @classmethod
+    def _word(cls, given: Any) -> Any:
+        """Read false as "off": that is what YAML makes of the word off."""
+        return "off" if given is False else given

@@ -177,7 +177,7 @@ def frontier(extra: Sequence[str] = (), labels: Sequence[str] | None = None) -> 
     Only the adapted questions are evaluated, which is half of what else takes most of a cell's time.
     """
     chosen, default = _runnable(labels or rows(), extra), digits_config().optim.lr
-    common = ("guard.act='off'", "evaluation.held_out=false", *extra)
+    common = ("guard.act=off", "evaluation.held_out=false", *extra)
     starts = [Cell("frontier", BASE, seed, common) for seed in range(FRONTIER_SEEDS)]
     trained = (
         Cell(
