@@ -26,8 +26,12 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def closest(word: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """Return the closest of the `valid` words, None if none is at least `cutoff` (0 to 1) alike."""
-    return next(iter(difflib.get_close_matches(word, list(valid), n=1, cutoff=cutoff)), None)
+    """Return the closest of the `valid` words, None if none is at least `cutoff` (0 to 1) alike.
+
+    A word of the same letters comes first: two that are interchanged are the commonest slip.
+    """
+    close = difflib.get_close_matches(word, list(valid), n=3, cutoff=cutoff)
+    return next((found for found in close if sorted(found) == sorted(word)), close[0] if close else None)
 
 
 def visible(text: str) -> str:
