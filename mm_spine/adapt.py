@@ -30,7 +30,7 @@ from mm_spine.sampling.wordings import by_wording, rejoined
 from mm_spine.training import checkpoint, step_report
 from mm_spine.training.batch import gather_groups, share_identical, trained_groups
 from mm_spine.training.fixed_band import measure_fixed_band
-from mm_spine.training.loss import Rules, denominators
+from mm_spine.training.loss import Denominators, Rules, denominators
 from mm_spine.training.measuring import measure_on_all_ranks
 from mm_spine.training.parity import Gap
 from mm_spine.training.schedule import batch_of, check_askable, check_questions, further_questions, learning_rate
@@ -170,15 +170,8 @@ class _Loop:
         groups = self._measured(groups)
 
         # What the method says: a credit for each response, and the tokens that train.
-        drawn = Batch(groups, step, self.config.seed, self.memory)
-        if self.method.replay is not None:
-            drawn = drawn._replace(groups=self.method.replay(options)(drawn))
-        done = drawn._replace(groups=assign_credit(drawn, self.method, options))
-        tokens = choose_tokens(done, self.method, options)
-        over = denominators(done.groups, tokens, options, self.rules.terms)
         report = StepReport(step, lr=learning_rate(self.config, step))
-        if self.method.step_loss is not None:
-            report.loss_step, tokens = by_step_loss(done, tokens, self.method.step_loss(options), options, over.policy)
+        done, tokens, over = self._credited(Batch(groups, step, self.config.seed, self.memory), report)
 
         with self._timed("update"):
             trained = trained_groups(done.groups, tokens, options, self.rules.terms)
@@ -192,20 +185,38 @@ class _Loop:
             sampled = [rollout for group in voted for rollout in group.rollouts]
             self.warned_of_cuts = warn_of_cut_responses(sampled, step)
 
-        if self.method.replay is not None:
-            # What follows is about this step's own responses.
-            done, tokens, report.replayed = step_report.without_replayed(done, tokens)
-        if self.method.remember is not None:
-            self.memory |= self.method.remember(options)(done, tokens)
-            numbers = {name: value for name, value in self.memory.items() if isinstance(value, int | float)}
-            report.memory = numbers or None
-
+        done, tokens = self._remembered(done, tokens, report)
         step_report.describe(report, voted, done.groups, tokens, sampling.votes.max)
         report.cache_hits = step_report.encodes_saved(self.policy, done.groups)
         if sampling.votes.keep is not None:
             report.questions_sampled, report.questions_kept = len(voted), len(within)
         whole, tokens = rejoined(done.groups, tokens, [group.question for group in within])
         return StepRecord(report, whole, tokens, self.seconds, self.updater.budget.at_once)
+
+    def _credited(self, drawn: Batch, report: StepReport) -> tuple[Batch, list[list[Tokens]], Denominators]:
+        """Return the batch with credit, earlier rollouts that the method replays among it; the tokens that train; and
+        what the terms of the loss are averaged over."""
+        method, options = self.method, self.config.method
+        if method.replay is not None:
+            drawn = drawn._replace(groups=method.replay(options)(drawn))
+        done = drawn._replace(groups=assign_credit(drawn, method, options))
+        tokens = choose_tokens(done, method, options)
+        over = denominators(done.groups, tokens, options, self.rules.terms)
+        if method.step_loss is not None:
+            report.loss_step, tokens = by_step_loss(done, tokens, method.step_loss(options), options, over.policy)
+        return done, tokens, over
+
+    def _remembered(
+        self, done: Batch, tokens: list[list[Tokens]], report: StepReport
+    ) -> tuple[Batch, list[list[Tokens]]]:
+        """Let the method remember what it wants to of the step's own rollouts. Return these and their tokens."""
+        if self.method.replay is not None:
+            done, tokens, report.replayed = step_report.without_replayed(done, tokens)
+        if self.method.remember is not None:
+            self.memory |= self.method.remember(self.config.method)(done, tokens)
+            numbers = {name: value for name, value in self.memory.items() if isinstance(value, int | float)}
+            report.memory = numbers or None
+        return done, tokens
 
     def _voted(self, batch: Sequence[Question], step: int) -> list[Group]:
         """Sample and vote on a batch, and on further questions while too few votes are within `sampling.votes.keep`."""
