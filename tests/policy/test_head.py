@@ -336,7 +336,7 @@ def test_zero3_releases_the_head_between_forward_and_backward(tmp_path: Path) ->
 
     ranks.save_rollouts(tmp_path / "rollouts.pt")
     rollouts = torch.load(tmp_path / "rollouts.pt", weights_only=False)
-    plain = ranks.one_step(0, "even", rollouts)["gradients"][0]
+    plain = ranks.one_step(0, ranks.CASES["even"], rollouts)["gradients"][0]
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
     released = {**ranks.CASES["even"], "engine": {"deepspeed": str(tmp_path / "zero.json")}}
     held, usual = [], Engine.forward
@@ -347,7 +347,7 @@ def test_zero3_releases_the_head_between_forward_and_backward(tmp_path: Path) ->
         return found
 
     few_rows = mock.patch.object(SelectedHead.__init__, "__defaults__", (100_000,))
-    with few_rows, mock.patch.object(Engine, "forward", watched), mock.patch.dict(ranks.CASES, released=released):
-        found = ranks.one_step(3, "released", rollouts)["gradients"][0]
+    with few_rows, mock.patch.object(Engine, "forward", watched):
+        found = ranks.one_step(3, released, rollouts)["gradients"][0]
     assert held == [0]
     assert_close([found[name] for name in plain], list(plain.values()))
