@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,18 @@ def test_a_method_remembers_over_steps_and_over_a_resumed_run(tmp_path: Path) ->
 def test_a_row_says_what_it_computes_and_where_it_is_from(name: str) -> None:
     row = METHODS[name]
     assert row.summary and row.source and row.formula
+
+
+def test_nothing_outside_of_the_rows_depends_on_the_name_of_a_method(repository: Path) -> None:
+    """The default method and those that the demo compares are named, and no other. "none" is also a common word."""
+    found = {
+        (path.relative_to(repository).as_posix(), node.value)
+        for folder in ("mm_spine", "processors", "benchmarks")
+        for path in (repository / folder).rglob("*.py")
+        if path.parent != repository / "mm_spine" / "methods"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in METHODS.keys() - {"none"}
+    }
+    defaults = ("config/method.py", "commands/ask.py", "commands/ask_session.py", "commands/serve.py")
+    demo = {("mm_spine/commands/demo.py", name) for name in ("ttrl", "spine", "random-mask")}
+    assert found == {(f"mm_spine/{module}", "spine") for module in defaults} | demo
