@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_spine.methods.rewards import majority_reward, mean_entropies
-from mm_spine.methods.rows_credit import DareConfig, EmRlConfig, PearConfig, ScrlConfig, TtrvConfig
+from mm_spine.methods.sections import DareConfig, EmRlConfig, PearConfig, ScrlConfig, TtrvConfig
 from mm_spine.types import Group, Rollout, Vote
 
 

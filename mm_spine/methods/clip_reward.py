@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mm_spine.config import ConfigError
+from mm_spine.methods.sections import ClipConfig
 from mm_spine.types import Group
-
-if TYPE_CHECKING:
-    from mm_spine.methods.rows_scored import ClipConfig
 
 WEIGHT = 2.5
 """CLIPScore = 2.5 max(cos, 0) (arXiv 2104.08718)."""

@@ -16,7 +16,7 @@ from mm_spine.config import MethodConfig
 from mm_spine.methods.answer_rewards import answer_entropy, vote_shares
 from mm_spine.methods.credit import advantages
 from mm_spine.methods.method import Batch
-from mm_spine.methods.rows_credit import ArmConfig, CopoConfig, RiskConfig
+from mm_spine.methods.sections import ArmConfig, CopoConfig, RiskConfig
 from mm_spine.types import Rollout
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mm_spine.methods.sections import LikelihoodConfig
 from mm_spine.types import Answer, Ask, Group, Rollout
-
-if TYPE_CHECKING:
-    from mm_spine.methods.rows_scored import LikelihoodConfig
 
 FALLBACK = "\nThe answer is "
 """What leads to the voted answer where a response does not hold its own answer literally."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from mm_spine.methods.method import Batch
 from mm_spine.methods.rewards import mean_entropies
-from mm_spine.methods.rows_credit import EntrocraftConfig
+from mm_spine.methods.sections import EntrocraftConfig
 from mm_spine.methods.tokens import Tokens
 from mm_spine.types import Group
 

@@ -1,4 +1,4 @@
-"""Rows that change rewards, credit or the loss of a step, with the options of their own. Nothing here imports torch.
+"""Rows that change rewards, credit or the loss of a step. Nothing here imports torch.
 
 `METHODS` of the table holds them. Their rules are functions of `answer_rewards`, `credit_chain`, `step_losses` and
 `rejection`.
@@ -7,121 +7,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from mm_spine.config import Count, MethodConfig, NonNegative, Share
-from mm_spine.config.values import BelowOne, Natural, Positive, UpToOne
+from mm_spine.config import MethodConfig
 from mm_spine.methods.choices import token_position
 from mm_spine.methods.method import Credit, Maker, Method, rule, usual_credit
-
-
-class TtrvConfig(MethodConfig):
-    """TTRV's reward (arXiv 2510.06783)."""
-
-    alpha: NonNegative = Field(
-        default=0.75, description="weight of the answers' entropy; acts only with method.advantage=batch"
-    )
-
-
-class EmRlConfig(MethodConfig):
-    """EM-RL's reward (arXiv 2505.15134)."""
-
-    level: Literal["token", "sequence"] = Field(
-        default="token", description="reward minus the token entropies, or the log-probability of the response"
-    )
-    over_tokens: Literal["mean", "sum"] = Field(
-        default="mean", description="their mean over the response, or their sum"
-    )
-
-
-class ScrlConfig(MethodConfig):
-    """SCRL's labels and rewards (arXiv 2603.19880)."""
-
-    consensus: Share = Field(default=0.375, description="least share of the votes that makes the winner a label")
-    margin: BelowOne = Field(default=0.125, description="the winner's lead over the second must exceed this share")
-    rare: UpToOne = Field(default=0.125, description="an answer with a smaller share of the votes may be punished")
-    label_reward: Literal["continuous", "binary"] = Field(
-        default="continuous", description="rewards by the share of the votes, or 1 and -1"
-    )
-    gap_weight: NonNegative = Field(
-        default=0.1, description="continuous rewards: weight of an answer's entropy beyond that of the question, nats"
-    )
-
-
-class DareConfig(MethodConfig):
-    """DARE's reward (arXiv 2601.21804)."""
-
-    bonus: UpToOne = Field(default=0.1, description="weight of the bonus for rare answers of sure responses")
-    prune: BelowOne = Field(default=0.05, description="an answer of a smaller probability is left out")
-    uncertainty_eps: Positive = Field(default=1e-6, description="added to an answer's entropy, nats")
-
-
-class CopoConfig(MethodConfig):
-    """COPO's mixture of advantages (arXiv 2508.04138)."""
-
-    steepness: Positive = Field(
-        default=20.0, description="how fast the weight grows with the answers' entropy, per bit"
-    )
-    middle: NonNegative = Field(default=1.5, description="entropy of the answers at which the weight is 1/2, bits")
-
-
-class RiskConfig(MethodConfig):
-    """RiskPO's risk measure (arXiv 2510.00911)."""
-
-    bundle: Count = Field(default=5, description="questions whose rewards are added up")
-    lower: float = Field(default=0.2, gt=0, lt=0.5, description="level of the lower quantile of a bundle's score")
-    upper: float = Field(default=0.9, ge=0.5, lt=1, description="level of the upper quantile")
-    tail_weight: NonNegative = Field(default=1.5, description="weight of the part below the lower quantile")
-
-
-class ArmConfig(MethodConfig):
-    """ProGRPO's advantages (arXiv 2602.05281)."""
-
-    level_weight: NonNegative = Field(default=0.3, description="weight of the difference in confidence")
-    least: Share = Field(default=0.2, description="share of the least likely tokens that confidence is measured at")
-
-
-class PearConfig(MethodConfig):
-    """PEAR's reward (arXiv 2510.08026)."""
-
-    answer_entropy: NonNegative = Field(
-        default=1.0, description="how much entropy after the thinking makes up for entropy within it"
-    )
-
-
-class PacsConfig(MethodConfig):
-    """PACS' score (arXiv 2509.02522)."""
-
-    beta: Positive = Field(default=1.0, description="weight of a response's log-ratio in its score")
-
-
-class RealConfig(MethodConfig):
-    """REAL's temperature (arXiv 2602.05630)."""
-
-    tau: Positive = Field(default=0.5, description="temperature of the mean log-ratio of a response")
-
-
-class EntrocraftConfig(MethodConfig):
-    """Entrocraft's range of the entropy (arXiv 2604.26326), in units of the first step's mean token entropy."""
-
-    entropy_range: tuple[NonNegative, NonNegative] = Field(
-        default=(0.9, 1.1),
-        description="below and above it responses are left out, in units of the first step's entropy",
-    )
-    entropy_range_end: tuple[NonNegative, NonNegative] = Field(
-        default=(0.15, 0.3), description="the range after `anneal_steps`"
-    )
-    anneal_steps: Natural = Field(default=0, description="steps in which the range moves to its end; 0: it stays")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> EntrocraftConfig:
-        for key in ("entropy_range", "entropy_range_end"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key}={[low, high]}: the first must not be above the second")
-        return self
+from mm_spine.methods.sections import (
+    ArmConfig,
+    CopoConfig,
+    DareConfig,
+    EmRlConfig,
+    EntrocraftConfig,
+    PacsConfig,
+    PearConfig,
+    RealConfig,
+    RiskConfig,
+    ScrlConfig,
+    TtrvConfig,
+)
 
 
 def _only(function: str) -> Maker[Sequence[Credit]]:

@@ -5,33 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
-
-from mm_spine.config import ConfigError, MethodConfig, NonNegative
+from mm_spine.config import ConfigError
 from mm_spine.methods.choices import token_position
 from mm_spine.methods.method import Method, rule
-
-
-class LikelihoodConfig(MethodConfig):
-    """The likelihood of the voted answer as the reward."""
-
-    likelihood: Literal["log_prob", "mean_prob"] = Field(
-        default="log_prob", description="log-probability of the voted answer, or the mean probability of its tokens"
-    )
-    floor: NonNegative = Field(
-        default=7.0, description="least log-probability as a reward is minus this, in nats; also without an answer"
-    )
-
-
-class ClipConfig(MethodConfig):
-    """CLIP's similarity of image and answer as the reward."""
-
-    clip: Path | None = Field(default=None, description="folder of a CLIP model and its processor (transformers)")
-    clip_text: Literal["answer", "response"] = Field(
-        default="answer", description="what CLIP reads: the parsed answer, or the response up to CLIP's limit"
-    )
+from mm_spine.methods.sections import ClipConfig, LikelihoodConfig
 
 
 def check_clip(options: ClipConfig) -> None:

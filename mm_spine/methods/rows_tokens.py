@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mm_spine.config import MethodConfig
 from mm_spine.methods.choices import token_entropy, token_position, top_share
 from mm_spine.methods.method import Credit, Maker, Method, rule, usual_credit
-from mm_spine.methods.token_options import (
+from mm_spine.methods.sections import (
     ClipCovConfig,
     EmpgConfig,
     HapoConfig,

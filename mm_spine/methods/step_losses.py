@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from mm_spine.methods.method import Batch
-from mm_spine.methods.rows_credit import PacsConfig, RealConfig
+from mm_spine.methods.sections import PacsConfig, RealConfig
 from mm_spine.types import Group
 
 

@@ -12,7 +12,7 @@ from mm_spine.methods.apply import first_of_equal
 from mm_spine.methods.choices import random_draw
 from mm_spine.methods.laid import Laid, largest, lay, over_the_step, replaced
 from mm_spine.methods.method import Batch, Term, View
-from mm_spine.methods.token_options import ClipCovConfig, KlCovConfig, LpRegConfig
+from mm_spine.methods.sections import ClipCovConfig, KlCovConfig, LpRegConfig
 from mm_spine.methods.tokens import Tokens
 
 COVARIANCE, PROXY = "kl_cov", "kl_proxy"

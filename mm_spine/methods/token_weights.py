@@ -10,8 +10,8 @@ from mm_spine.methods.credit import normalised
 from mm_spine.methods.laid import Laid, lay, over_the_step, replaced, unit_range, with_advantages
 from mm_spine.methods.method import Batch, View
 from mm_spine.methods.rewards import mean_entropies
+from mm_spine.methods.sections import EmpgConfig, ShapingConfig, SteerConfig, UcasConfig
 from mm_spine.methods.terms import clipped_surrogate
-from mm_spine.methods.token_options import EmpgConfig, ShapingConfig, SteerConfig, UcasConfig
 from mm_spine.methods.tokens import Limits, Tokens
 from mm_spine.methods.weights import linear_quantile
 

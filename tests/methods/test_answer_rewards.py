@@ -14,7 +14,8 @@ from mm_spine.methods import answer_rewards
 from mm_spine.methods.answer_rewards import answer_entropy, certainty, distribution, frequency, phased, selective
 from mm_spine.methods.apply import assign_credit
 from mm_spine.methods.method import Batch
-from mm_spine.methods.rows_credit import ROWS, DareConfig, EmRlConfig, PearConfig, ScrlConfig, TtrvConfig
+from mm_spine.methods.rows_credit import ROWS
+from mm_spine.methods.sections import DareConfig, EmRlConfig, PearConfig, ScrlConfig, TtrvConfig
 from mm_spine.methods.table import configure
 
 

@@ -16,7 +16,8 @@ from mm_spine.config import ConfigError
 from mm_spine.files import fingerprint
 from mm_spine.methods import clip_reward
 from mm_spine.methods.clip_reward import WEIGHT, clip_judge, clip_scores, load
-from mm_spine.methods.rows_scored import ClipConfig, check_clip
+from mm_spine.methods.rows_scored import check_clip
+from mm_spine.methods.sections import ClipConfig
 from mm_spine.methods.table import find
 from mm_spine.runs.plan import check
 from mm_spine.types import Answer, Group, Rollout, Vote

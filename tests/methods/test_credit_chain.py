@@ -24,7 +24,7 @@ from mm_spine.methods.credit_chain import (
     tail_credit,
 )
 from mm_spine.methods.method import Batch
-from mm_spine.methods.rows_credit import ArmConfig, CopoConfig, RiskConfig
+from mm_spine.methods.sections import ArmConfig, CopoConfig, RiskConfig
 
 NOTHING = torch.zeros(0)
 

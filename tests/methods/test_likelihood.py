@@ -9,7 +9,7 @@ import pytest
 from tiny import END, tiny_processor, tiny_questions
 
 from mm_spine.methods.likelihood import likelihood_reward, voted_asks, voted_text
-from mm_spine.methods.rows_scored import LikelihoodConfig
+from mm_spine.methods.sections import LikelihoodConfig
 from mm_spine.types import Ask, Group, Rollout
 from mm_spine.voting import make_group
 

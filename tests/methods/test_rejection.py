@@ -14,7 +14,8 @@ from mm_spine.config import ConfigError
 from mm_spine.methods.apply import assign_credit, choose_tokens
 from mm_spine.methods.method import Batch
 from mm_spine.methods.rejection import START, bounds, level, remember_start
-from mm_spine.methods.rows_credit import ROWS, EntrocraftConfig
+from mm_spine.methods.rows_credit import ROWS
+from mm_spine.methods.sections import EntrocraftConfig
 from mm_spine.methods.table import configure
 from mm_spine.types import Group
 

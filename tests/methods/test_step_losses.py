@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mm_spine.methods.apply import assign_credit, by_step_loss, choose_tokens
 from mm_spine.methods.method import Batch
-from mm_spine.methods.rows_credit import ROWS, PacsConfig, RealConfig
+from mm_spine.methods.rows_credit import ROWS
+from mm_spine.methods.sections import PacsConfig, RealConfig
 from mm_spine.methods.step_losses import as_classes, supervised
 from mm_spine.methods.table import configure
 from mm_spine.types import Group
