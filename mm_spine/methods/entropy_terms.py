@@ -6,17 +6,19 @@ Functions of a micro-batch or of a whole step, on small tensors. Entropies are i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mm_spine.methods.band import Bounds
-from mm_spine.methods.method import Batch, View
-from mm_spine.methods.sections import EpoConfig, SirenConfig, TeaConfig
+from mm_spine.methods.method import Batch, Term, View
+from mm_spine.methods.sections import EntropyConfig, EpoConfig, SirenConfig, T1Config, TeaConfig
+from mm_spine.methods.terms import kl_of_drawn, statistic_of
 from mm_spine.methods.tokens import Tokens
 from mm_spine.methods.weights import top_quantile
-from mm_spine.types import Rollout
+from mm_spine.types import Rollout, Statistic
 
 MEAN, STEPS = "entropy_mean", "entropy_steps"
 """The memory of `epo`: the mean over the steps done of the mean token entropy, and their number."""
@@ -25,16 +27,35 @@ FIRST, LAST = "siren_first", "siren_last"
 """The memory of `siren`: the mean peak entropy of the first step and of the last one."""
 
 
-def negative_entropy(view: View) -> Tensor:
+def minus_entropy(view: View) -> Tensor:
     """Return -H_t, (N, T): a term that is minimised where entropy is high."""
     return -view.entropy_NT
 
 
-def statistic_of(view: View) -> Tensor:
-    """Return the term's own statistic of the head, (N, T)."""
-    if view.statistic_NT is None:
-        raise ValueError("the term has no statistic of the head")
-    return view.statistic_NT
+def entropy_bonus(options: EntropyConfig) -> list[Term]:
+    """Return a bonus for the entropy of every response token."""
+    return [Term("entropy", minus_entropy, options.entropy_weight)]
+
+
+def bonus_and_anchor(options: T1Config) -> list[Term]:
+    """Return the bonus and the KL to the anchor (T1)."""
+    anchor = Term("anchor", statistic_of, options.anchor_weight, statistic=kl_of_drawn, anchored=True)
+    return [*entropy_bonus(options), anchor]
+
+
+def weighted_entropy(options: TeaConfig) -> list[Term]:
+    """Return a bonus for entropy by the weights of the tokens (Light-IF)."""
+    return [Term("tea", minus_entropy, 1.0)]
+
+
+def masked_entropy(options: SirenConfig) -> Statistic:
+    """Return the entropy of the most probable tokens as a statistic of the head (SIREN)."""
+    return partial(top_p_entropy, p=options.siren_top_p)
+
+
+def peak_entropy(options: SirenConfig) -> list[Term]:
+    """Return the masked entropy of the peak tokens, which moves along the slope of the penalty (SIREN)."""
+    return [Term("siren", statistic_of, 1.0, "selected", masked_entropy(options))]
 
 
 def mean_of(values: Sequence[Tensor], masks: Sequence[Tensor], weights: Sequence[int]) -> float | None:

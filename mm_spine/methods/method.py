@@ -123,14 +123,25 @@ def rule(module: str, name: str) -> Maker[Any]:
     return make
 
 
+def made(module: str, name: str) -> Maker[Any]:
+    """Return a maker of what the function `name` of `mm_spine.methods.<module>` returns for the options."""
+    return lambda options: _function(module, name)(options)
+
+
+def chain(*links: Maker[Credit]) -> Maker[Sequence[Credit]]:
+    """Return a maker of a chain of credit."""
+    return lambda options: [link(options) for link in links]
+
+
 def _function(module: str, name: str) -> Any:
     # By name, because these modules import this one.
     return getattr(import_module(f"mm_spine.methods.{module}"), name)
 
 
-def usual_credit(options: MethodConfig) -> Sequence[Credit]:
-    """Normalise rewards as `method.advantage` says."""
-    return [rule("credit", "normalised")(options)]
+NORMALISED = rule("credit", "normalised")
+"""Normalise rewards as `method.advantage` says."""
+
+usual_credit = chain(NORMALISED)
 
 
 def usual_objective(options: MethodConfig) -> Objective:

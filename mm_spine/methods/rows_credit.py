@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mm_spine.config import MethodConfig
 from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import Credit, Maker, Method, rule, usual_credit
+from mm_spine.methods.method import NORMALISED, Method, chain, rule
 from mm_spine.methods.sections import (
     ArmConfig,
     CopoConfig,
@@ -25,16 +24,6 @@ from mm_spine.methods.sections import (
     ScrlConfig,
     TtrvConfig,
 )
-
-
-def _only(function: str) -> Maker[Sequence[Credit]]:
-    """Return a maker of a chain of credit of one link."""
-    return lambda options: [rule("credit_chain", function)(options)]
-
-
-def _levelled(options: MethodConfig) -> Sequence[Credit]:
-    return [*usual_credit(options), rule("credit_chain", "levelled")(options)]
-
 
 _ANCHORED = {"kl": "k3", "kl_weight": 0.001}
 _UNREAD: dict[str, Any] = {"signal": token_position, "entropies": False}
@@ -68,7 +57,7 @@ ROWS: Mapping[str, Method] = {
         reported="On a par with rewards from labels on most of its tasks of mathematics and code, above them on "
         "LeetCode, Minerva and AMC; arXiv 2505.15134.",
         reward=rule("answer_rewards", "certainty"),
-        credit=_only("leave_one_out"),
+        credit=chain(rule("credit_chain", "leave_one_out")),
         section=EmRlConfig,
         options=_ANCHORED,
     ),
@@ -96,7 +85,7 @@ ROWS: Mapping[str, Method] = {
         "The vote stands for the paper's labels. Advantages are mixed where the authors' code mixes two clipped "
         "losses; both are the same while no ratio is clipped. Responses without an answer are no answer in H.",
         reported="With labels, gains on mathematical benchmarks; arXiv 2508.04138, abstract.",
-        credit=_only("locally_and_globally"),
+        credit=chain(rule("credit_chain", "locally_and_globally")),
         section=CopoConfig,
         **_UNREAD,
     ),
@@ -123,7 +112,7 @@ ROWS: Mapping[str, Method] = {
         reported="With labels, responses more than 70 % shorter at an accuracy above other methods for length; arXiv "
         "2510.15110, abstract.",
         reward=rule("answer_rewards", "within_limit"),
-        credit=_only("step_scaled"),
+        credit=chain(rule("credit_chain", "step_scaled")),
         options={"clip_high": 0.28, "kl": "k3", "kl_weight": 0.0005},
         **_UNREAD,
     ),
@@ -139,7 +128,7 @@ ROWS: Mapping[str, Method] = {
         "steps. Levels and weight as in the authors' script; as in their code no advantage is positive.",
         reported="With labels, above GRPO in pass@1 and pass@k on mathematics, images and code; arXiv 2510.00911, "
         "abstract.",
-        credit=_only("mixed_risk"),
+        credit=chain(rule("credit_chain", "mixed_risk")),
         section=RiskConfig,
         **_UNREAD,
     ),
@@ -153,7 +142,7 @@ ROWS: Mapping[str, Method] = {
         "log-probs of the prompt. No public text that we found states level_weight: it is ours.",
         reported="With labels, Qwen2.5-7B gains 5.7 points of pass@1 and 13.9 of pass@32 over GRPO; arXiv 2602.05281, "
         "abstract.",
-        credit=_levelled,
+        credit=chain(NORMALISED, rule("credit_chain", "levelled")),
         section=ArmConfig,
         options={"clip_high": 0.28},
         **_UNREAD,

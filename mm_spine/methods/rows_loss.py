@@ -5,66 +5,15 @@ Nothing here imports torch before a rule is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from operator import attrgetter
 
 from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import Credit, Method, Term, rule
+from mm_spine.methods.method import Method, chain, made, rule
 from mm_spine.methods.sections import EntropyConfig, EpoConfig, R3Config, SirenConfig, T1Config, TeaConfig
-
-if TYPE_CHECKING:
-    from mm_spine.types import Statistic
 
 _BASE = {"kl": "k3", "kl_weight": 0.001}
 _VOTED = "r_i, A_i, L_ttrl: as in ttrl"
-
-
-def entropy_bonus(options: EntropyConfig) -> Sequence[Term]:
-    """Add a bonus for the entropy of every response token."""
-    from mm_spine.methods.entropy_terms import negative_entropy
-
-    return [Term("entropy", negative_entropy, options.entropy_weight)]
-
-
-def bonus_and_anchor(options: T1Config) -> Sequence[Term]:
-    """Add the bonus and the KL to the anchor."""
-    from mm_spine.methods.entropy_terms import statistic_of
-    from mm_spine.methods.terms import kl_of_drawn
-
-    anchor = Term("anchor", statistic_of, options.anchor_weight, statistic=kl_of_drawn, anchored=True)
-    return [*entropy_bonus(options), anchor]
-
-
-def moving_anchor(options: T1Config) -> float:
-    """Let the anchor follow the policy."""
-    return options.anchor_decay
-
-
-def weighted_entropy(options: TeaConfig) -> Sequence[Term]:
-    """Add a bonus for entropy by the weights of the tokens."""
-    from mm_spine.methods.entropy_terms import negative_entropy
-
-    return [Term("tea", negative_entropy, 1.0)]
-
-
-def masked_entropy(options: SirenConfig) -> Statistic:
-    """Measure the entropy of the most probable tokens."""
-    from mm_spine.methods.entropy_terms import top_p_entropy
-
-    return partial(top_p_entropy, p=options.siren_top_p)
-
-
-def peak_entropy(options: SirenConfig) -> Sequence[Term]:
-    """Move the masked entropy of the peak tokens along the slope of the penalty."""
-    from mm_spine.methods.entropy_terms import statistic_of
-
-    return [Term("siren", statistic_of, 1.0, "selected", masked_entropy(options))]
-
-
-def replay_credit(options: R3Config) -> Sequence[Credit]:
-    """Normalise rewards, by another scale in groups with earlier responses."""
-    return [rule("replay", "mixed")(options)]
 
 
 ROWS: Mapping[str, Method] = {
@@ -76,7 +25,7 @@ ROWS: Mapping[str, Method] = {
         "vocabulary, at the sampling temperature.",
         reported="With labels (arXiv 2509.25133, abstract): on long reasoning it does not help, entropy explodes.",
         signal=token_position,
-        terms=entropy_bonus,
+        terms=made("entropy_terms", "entropy_bonus"),
         entropies=False,
         section=EntropyConfig,
         options=_BASE,
@@ -94,7 +43,7 @@ ROWS: Mapping[str, Method] = {
         "agents of many turns.",
         signal=token_position,
         choice=rule("entropy_terms", "band_around_mean"),
-        terms=entropy_bonus,
+        terms=made("entropy_terms", "entropy_bonus"),
         remember=rule("entropy_terms", "running_mean"),
         section=EpoConfig,
         options={**_BASE, "band_low_weight": 0.001, "band_high_weight": 0.001},
@@ -112,8 +61,8 @@ ROWS: Mapping[str, Method] = {
         reported="With labels, as a part of a recipe (arXiv 2501.11651, abstract): Qwen2.5-32B above QwQ-32B-Preview "
         "on MATH500, AIME2024 and Omni-math-500.",
         signal=token_position,
-        terms=bonus_and_anchor,
-        anchor_decay=moving_anchor,
+        terms=made("entropy_terms", "bonus_and_anchor"),
+        anchor_decay=attrgetter("anchor_decay"),
         entropies=False,
         section=T1Config,
         options={"kl": "none"},
@@ -129,7 +78,7 @@ ROWS: Mapping[str, Method] = {
         "models on benchmarks of instruction following.",
         signal=token_position,
         choice=rule("entropy_terms", "covariance_weights"),
-        terms=weighted_entropy,
+        terms=made("entropy_terms", "weighted_entropy"),
         entropies=False,
         section=TeaConfig,
         options=_BASE,
@@ -146,10 +95,10 @@ ROWS: Mapping[str, Method] = {
         "reaches siren_top_p is counted; the authors' code leaves it out.",
         reported="With labels (arXiv 2509.25133, abstract): maj@k on AIME 2024/25 6.6 points above earlier "
         "methods of this kind, Qwen2.5-Math-7B.",
-        statistic=masked_entropy,
+        statistic=made("entropy_terms", "masked_entropy"),
         signal=token_position,
         choice=rule("entropy_terms", "peak_weights"),
-        terms=peak_entropy,
+        terms=made("entropy_terms", "peak_entropy"),
         remember=rule("entropy_terms", "peak_means"),
         entropies=False,
         section=SirenConfig,
@@ -170,7 +119,7 @@ ROWS: Mapping[str, Method] = {
         reported="With labels (arXiv 2601.19620, table 3): without the replay AIME24 35.6 in place of 47.5, a "
         "model of 1.5B.",
         replay=rule("replay", "recall_opposed"),
-        credit=replay_credit,
+        credit=chain(rule("replay", "mixed")),
         signal=token_position,
         remember=rule("replay", "keep_losers"),
         entropies=False,

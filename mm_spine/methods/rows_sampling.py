@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from mm_spine.config import MethodConfig
 from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import Credit, Method, rule
+from mm_spine.methods.method import Method, chain, rule
 
 WORDINGS = (
     "Look at this question closely, then answer it.\n{question}",
     "{question}\nCheck the answer before you give it.",
     "Here is a question.\n{question}\nAnswer it as well as you can.",
 )
-
-
-def _credit_over_wordings(options: MethodConfig) -> Sequence[Credit]:
-    return [rule("drawn", "over_wordings")(options)]
-
 
 ROWS: Mapping[str, Method] = {
     "cure": Method(
@@ -49,7 +43,7 @@ ROWS: Mapping[str, Method] = {
         "A model that knows one wording, as that of `digits`, answers the others badly: give `sampling.wordings` that "
         "suit the model",
         reported="not in this form; 2511.01191, in its own form, is the first of those compared in 28 of 30 settings",
-        credit=_credit_over_wordings,
+        credit=chain(rule("drawn", "over_wordings")),
         signal=token_position,
         entropies=False,
         options={"kl": "k3", "kl_weight": 0.001},

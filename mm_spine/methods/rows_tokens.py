@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from mm_spine.config import MethodConfig
 from mm_spine.methods.choices import token_entropy, token_position, top_share
-from mm_spine.methods.method import Credit, Maker, Method, rule, usual_credit
+from mm_spine.methods.method import NORMALISED, Method, chain, made, rule
 from mm_spine.methods.sections import (
     ClipCovConfig,
     EmpgConfig,
@@ -39,22 +38,6 @@ def window_entropy(rollout: Rollout, seed: int, step: int) -> Tensor:
     from mm_spine.methods.token_masks import window_mean
 
     return window_mean(token_entropy(rollout, seed, step), WINDOW)
-
-
-def _usual_credit_and(name: str) -> Maker[Sequence[Credit]]:
-    def make(options: MethodConfig) -> Sequence[Credit]:
-        return [*usual_credit(options), rule("token_weights", name)(options)]
-
-    return make
-
-
-def _token_averaged(options: MethodConfig) -> Sequence[Credit]:
-    return [rule("token_weights", "token_averaged")(options)]
-
-
-def _made(name: str) -> Maker[Any]:
-    """Return a maker that calls `mm_spine.methods.token_masks.<name>` with the options."""
-    return lambda options: rule("token_masks", name)(options)()
 
 
 # Formulas are plain text, a line a step. Means, quantiles and extremes are over all tokens of the step unless stated.
@@ -117,7 +100,7 @@ ROWS: Mapping[str, Method] = {
         signal=token_position,
         entropies=False,
         choice=rule("token_masks", "with_covarying"),
-        terms=_made("covariance_terms"),
+        terms=made("token_masks", "covariance_terms"),
         section=KlCovConfig,
         options=_UNCLIPPED,
     ),
@@ -157,7 +140,7 @@ ROWS: Mapping[str, Method] = {
         "code divides the negative side by its negative minimum, so that h is never negative there; here it is. "
         f"{_ONCE} {_NO_KL}",
         "With labels, in mathematics: above DAPO at several sizes of model, with all of its parts (arXiv 2509.16591).",
-        credit=_token_averaged,
+        credit=chain(rule("token_weights", "token_averaged")),
         choice=rule("token_weights", "with_entropy_limits"),
         objective=rule("token_weights", "redistributed"),
         section=HapoConfig,
@@ -188,7 +171,7 @@ ROWS: Mapping[str, Method] = {
         signal=token_position,
         entropies=False,
         choice=rule("token_masks", "with_least_likely"),
-        terms=_made("proxy_terms"),
+        terms=made("token_masks", "proxy_terms"),
         section=LpRegConfig,
         options=_CLIP_HIGHER,
     ),
@@ -213,7 +196,7 @@ ROWS: Mapping[str, Method] = {
         "(arXiv 2508.02260).",
         signal=token_position,
         entropies=False,
-        credit=_usual_credit_and("by_perplexity"),
+        credit=chain(NORMALISED, rule("token_weights", "by_perplexity")),
         choice=rule("token_weights", "by_position"),
         section=ShapingConfig,
     ),
@@ -229,7 +212,7 @@ ROWS: Mapping[str, Method] = {
         f"no penalty. {_NO_KL}",
         "With labels: above other methods on five benchmarks of mathematics, at 1.5 and 7 billion parameters "
         "(arXiv 2510.10649).",
-        credit=_usual_credit_and("by_certainty"),
+        credit=chain(NORMALISED, rule("token_weights", "by_certainty")),
         choice=rule("token_weights", "without_sureness"),
         section=UcasConfig,
         options=_CLIP_HIGHER,

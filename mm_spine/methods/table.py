@@ -5,7 +5,7 @@ The trainer never asks for a method's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mm_spine.config import ConfigError, MethodConfig, RunConfig
@@ -23,7 +23,7 @@ from mm_spine.methods.choices import (
     token_position,
     top_share,
 )
-from mm_spine.methods.method import Credit, Method, rule, usual_credit
+from mm_spine.methods.method import NORMALISED, Method, chain, rule
 from mm_spine.methods.sections import EarConfig, RentConfig
 from mm_spine.words import PLUGIN_HINT, nearest
 
@@ -82,9 +82,7 @@ _LOW_REPORTED = (
 )
 
 
-def _ear_credit(options: EarConfig) -> Sequence[Credit]:
-    return [*usual_credit(options), rule("credit", "entropy_shaped")(options)]
-
+_EAR_CREDIT = chain(NORMALISED, rule("credit", "entropy_shaped"))
 
 METHODS: dict[str, Method] = {
     "none": Method("no adaptation: the base model and its vote", "-", "no step: pi = pi_0", trains=False),
@@ -104,7 +102,7 @@ METHODS: dict[str, Method] = {
         f"{_VOTED}\n{_EAR}",
         f"Y_i is that of the paper's equation; its prose says the opposite in one place. {_UNSAID}",
         _EAR_REPORTED,
-        credit=_ear_credit,
+        credit=_EAR_CREDIT,
         section=EarConfig,
         options=_ETTRL_OPTIONS,
     ),
@@ -115,7 +113,7 @@ METHODS: dict[str, Method] = {
         f"{_VOTED}\n{_EAR}",
         f"Forks lie on roots only (Algorithm 1); flat responses make up for a root too short for N forks. {_UNSAID}",
         _ETMR_REPORTED,
-        credit=_ear_credit,
+        credit=_EAR_CREDIT,
         section=EarConfig,
         options=_ETTRL_OPTIONS,
         sampling={"tree": {}},

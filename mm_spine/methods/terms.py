@@ -33,6 +33,13 @@ def surrogate_of(view: View) -> Tensor:
     return clipped_surrogate(view.logp_NT, view.old_logp_NT, view.advantage_NT, view.clip_low, view.clip_high)
 
 
+def statistic_of(view: View) -> Tensor:
+    """Return a term's own statistic of the head, (N, T). Raises ValueError where the term has none."""
+    if view.statistic_NT is None:
+        raise ValueError("the term has no statistic of the head")
+    return view.statistic_NT
+
+
 def truncated_ratio(old_logp: Tensor, sampled_logp: Tensor, limit: float) -> Tensor:
     """Return the weights min(pi_old / pi_sampler, limit) of truncated importance sampling, of the broadcast shape.
 

@@ -11,8 +11,9 @@ from mm_spine.config import MethodConfig
 from mm_spine.methods.apply import first_of_equal
 from mm_spine.methods.choices import random_draw
 from mm_spine.methods.laid import Laid, largest, lay, over_the_step, replaced
-from mm_spine.methods.method import Batch, Term, View
+from mm_spine.methods.method import Batch, Term
 from mm_spine.methods.sections import ClipCovConfig, KlCovConfig, LpRegConfig
+from mm_spine.methods.terms import statistic_of
 from mm_spine.methods.tokens import Tokens
 
 COVARIANCE, PROXY = "kl_cov", "kl_proxy"
@@ -91,13 +92,8 @@ def with_least_likely(options: LpRegConfig, batch: Batch, tokens: list[list[Toke
 
 def proxy_terms(options: LpRegConfig) -> tuple[Term, ...]:
     """Return the KL of Lp-Reg, measured where the head has the full distribution."""
-
-    def of(view: View) -> Tensor:
-        assert view.statistic_NT is not None
-        return view.statistic_NT
-
     statistic = partial(proxy_kl, min_p=options.min_p, estimate=options.proxy_kl)
-    return (Term(PROXY, of, options.proxy_weight, statistic=statistic),)
+    return (Term(PROXY, statistic_of, options.proxy_weight, statistic=statistic),)
 
 
 def proxy_kl(

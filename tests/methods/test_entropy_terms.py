@@ -19,15 +19,16 @@ from mm_spine.methods.entropy_terms import (
     MEAN,
     STEPS,
     band_around_mean,
+    bonus_and_anchor,
     covariance_weights,
-    negative_entropy,
+    entropy_bonus,
+    minus_entropy,
     peak_means,
     peak_weights,
     running_mean,
     top_p_entropy,
 )
 from mm_spine.methods.method import Batch
-from mm_spine.methods.rows_loss import bonus_and_anchor, entropy_bonus
 from mm_spine.methods.sections import EntropyConfig, EpoConfig, SirenConfig, T1Config, TeaConfig
 from mm_spine.methods.tokens import Tokens
 from mm_spine.training.batch import merge_identical
@@ -200,7 +201,7 @@ def test_the_masked_entropy_has_the_gradient_of_finite_differences_with_banned_t
 def test_the_terms_of_the_rows() -> None:
     (bonus,) = entropy_bonus(EntropyConfig(entropy_weight=0.25))
     assert (bonus.name, bonus.coefficient, bonus.denominator) == ("entropy", 0.25, "all")
-    assert bonus.value is negative_entropy
+    assert bonus.value is minus_entropy
     names = [(term.name, term.coefficient, term.anchored) for term in bonus_and_anchor(T1Config(anchor_weight=0.5))]
     assert names == [("entropy", 0.001, False), ("anchor", 0.5, True)]
 
