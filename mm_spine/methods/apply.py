@@ -26,11 +26,7 @@ def assign_credit(batch: Batch, method: Method, options: MethodConfig) -> list[G
     """
     reward = method.reward(options)
     rewards = [reward(group) for group in batch.groups]
-    # Each rollout that has credit, as often as it counts: the statistics below see the expanded group.
-    copies = [
-        [i for i, r in enumerate(group.rollouts) if r.index not in group.dropped for _ in range(r.weight)]
-        for group in batch.groups
-    ]
+    copies = [credited_places(group) for group in batch.groups]
     credited = [rewards_N[chosen] for rewards_N, chosen in zip(rewards, copies, strict=True)]
     triples = zip(batch.groups, credited, copies, strict=True)
     expanded = batch._replace(
@@ -101,6 +97,11 @@ def by_step_loss(
         for group, own in zip(batch.groups, tokens, strict=True)
     ]
     return float(value.detach()), found
+
+
+def credited_places(group: Group) -> list[int]:
+    """Return the places of the rollouts with credit, each as often as it counts."""
+    return [i for i, r in enumerate(group.rollouts) if r.index not in group.dropped for _ in range(r.weight)]
 
 
 def first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:

@@ -5,7 +5,7 @@ Functions of a micro-batch or of a whole step, on small tensors. Entropies are i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_spine.methods.band import Bounds
+from mm_spine.methods.laid import covariance, lay, over_the_step, replaced, rollouts_of
 from mm_spine.methods.method import Batch, Term, View
 from mm_spine.methods.sections import EntropyConfig, EpoConfig, SirenConfig, T1Config, TeaConfig
 from mm_spine.methods.terms import kl_of_drawn, statistic_of
@@ -58,14 +59,6 @@ def peak_entropy(options: SirenConfig) -> list[Term]:
     return [Term("siren", statistic_of, 1.0, "selected", masked_entropy(options))]
 
 
-def mean_of(values: Sequence[Tensor], masks: Sequence[Tensor], weights: Sequence[int]) -> float | None:
-    """Return the mean of ragged `values` (T,) over their `masks`, response i counted `weights[i]` times; None of no
-    token."""
-    count = sum(w * int(mask_T.sum()) for mask_T, w in zip(masks, weights, strict=True))
-    parts = zip(values, masks, weights, strict=True)
-    return sum(w * float(value_T[mask_T].double().sum()) for value_T, mask_T, w in parts) / count if count else None
-
-
 def band_around_mean(options: EpoConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
     """Bound the entropies of all tokens by multiples of the running mean (EPO); a first step has no band."""
     if MEAN not in batch.memory:
@@ -77,11 +70,11 @@ def band_around_mean(options: EpoConfig, batch: Batch, tokens: list[list[Tokens]
 
 def running_mean(options: EpoConfig, batch: Batch, tokens: list[list[Tokens]]) -> Mapping[str, Any]:
     """Return the mean over all steps of the mean entropy of the tokens of the policy term."""
-    pairs = list(_pairs(batch, tokens))
-    entropies = [torch.from_numpy(rollout.entropy) for rollout, _ in pairs]
-    now = mean_of(entropies, [found.policy_T for _, found in pairs], [rollout.weight for rollout, _ in pairs])
+    entropy_S = lay(batch, tokens, [torch.from_numpy(rollout.entropy) for rollout in rollouts_of(batch)])
+    if not len(entropy_S):
+        return {}
     done = batch.memory.get(STEPS, 0)
-    return {} if now is None else {MEAN: (done * batch.memory.get(MEAN, 0.0) + now) / (done + 1), STEPS: done + 1}
+    return {MEAN: (done * batch.memory.get(MEAN, 0.0) + float(entropy_S.mean())) / (done + 1), STEPS: done + 1}
 
 
 def covariance_weights(options: TeaConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
@@ -90,20 +83,12 @@ def covariance_weights(options: TeaConfig, batch: Batch, tokens: list[list[Token
     weight_t = min(tea_cap, tea_scale softmax_t (A_i - mean A) (log p_t - mean log p)), the softmax within a response,
     the means over the tokens of the step.
     """
-    pairs = list(_pairs(batch, tokens))
-    masks, copies = [found.policy_T for _, found in pairs], [rollout.weight for rollout, _ in pairs]
-    log_probs = [torch.from_numpy(rollout.logp) for rollout, _ in pairs]
-    advantages = [a for group in batch.groups if group.advantages is not None for a in group.advantages]
-    advantages = [a.expand(len(mask_T)) for a, mask_T in zip(advantages, masks, strict=True)]
-    mean_a, mean_p = (mean_of(values, masks, copies) or 0.0 for values in (advantages, log_probs))
 
-    def weights(advantage_T: Tensor, logp_T: Tensor, mask_T: Tensor) -> Tensor:
-        product_T = ((advantage_T - mean_a) * (logp_T - mean_p)).masked_fill(~mask_T, -torch.inf)
-        share_T = torch.softmax(product_T, 0).nan_to_num(0.0)
-        return (options.tea_scale * share_T).clamp(max=options.tea_cap)
+    def weighed(chosen: Tokens, covariance_T: Tensor) -> Tokens:
+        share_T = torch.softmax(covariance_T.masked_fill(~chosen.policy_T, -torch.inf), 0).nan_to_num(0.0)
+        return chosen.weighed("tea", (options.tea_scale * share_T).clamp(max=options.tea_cap))
 
-    found = map(weights, advantages, log_probs, masks)
-    return _with_weights(tokens, "tea", found)
+    return replaced(tokens, over_the_step(batch, tokens, covariance), weighed)
 
 
 def top_p_entropy(log_probs_SV: Tensor, anchor_SV: Tensor | None, target_S: Tensor, p: float) -> Tensor:
@@ -130,9 +115,9 @@ def peak_weights(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]])
     The mean over the peak tokens of the step is that before the update, which makes the gradient exact. In the first
     step it is the target itself, and the slope 0.
     """
-    masks, mean = _peaks(options, batch, tokens)
+    peaks, mean = _peaks(options, batch, tokens)
     slope = 0.0 if mean is None else 2 * options.siren_weight * (mean - batch.memory.get(FIRST, mean))
-    return _with_weights(tokens, "siren", (slope * mask_T.float() for mask_T in masks))
+    return replaced(tokens, peaks, lambda chosen, peak_T: chosen.weighed("siren", slope * peak_T.float()))
 
 
 def peak_means(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> Mapping[str, Any]:
@@ -141,25 +126,18 @@ def peak_means(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -
     return {} if mean is None else {FIRST: batch.memory.get(FIRST, mean), LAST: mean}
 
 
-def _peaks(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> tuple[list[Tensor], float | None]:
+def _peaks(options: SirenConfig, batch: Batch, tokens: list[list[Tokens]]) -> tuple[list[list[Tensor]], float | None]:
     """Return the mask of the peak tokens of each response, and the mean of the statistic over them.
 
     A token of which one candidate alone reaches `siren_top_p` has a masked entropy of 0 and is no peak.
     """
-    pairs = list(_pairs(batch, tokens))
-    values = [torch.from_numpy(rollout.statistic) for rollout, _ in pairs]
-    peaks = [top_quantile(value_T, options.share) & (value_T > 0) for value_T in values]
-    masks = [peak_T & found.policy_T for peak_T, (_, found) in zip(peaks, pairs, strict=True)]
-    return masks, mean_of(values, masks, [rollout.weight for rollout, _ in pairs])
 
+    def peak(rollout: Rollout, chosen: Tokens) -> Tensor:
+        value_T = torch.from_numpy(rollout.statistic)
+        return chosen.policy_T & (value_T > 0) & top_quantile(value_T, options.share)
 
-def _pairs(batch: Batch, tokens: list[list[Tokens]]) -> list[tuple[Rollout, Tokens]]:
-    """Return each rollout of the step with its tokens."""
-    rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
-    return list(zip(rollouts, [found for own in tokens for found in own], strict=True))
-
-
-def _with_weights(tokens: list[list[Tokens]], term: str, weights: Any) -> list[list[Tokens]]:
-    """Return the tokens with weights (T,) of a term, one for each response in order."""
-    given = iter(weights)
-    return [[found._replace(weights={**found.weights, term: next(given)}) for found in own] for own in tokens]
+    pairs = zip(batch.groups, tokens, strict=True)
+    peaks = [[peak(r, t) for r, t in zip(group.rollouts, own, strict=True)] for group, own in pairs]
+    acted = replaced(tokens, peaks, lambda chosen, peak_T: chosen._replace(policy_T=peak_T))
+    value_S = lay(batch, acted, [torch.from_numpy(rollout.statistic) for rollout in rollouts_of(batch)])
+    return peaks, float(value_S.mean()) if len(value_S) else None

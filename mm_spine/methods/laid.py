@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mm_spine.methods.method import Batch
 from mm_spine.methods.tokens import Tokens
-from mm_spine.types import Rollout
+from mm_spine.types import Group, Rollout
 
 
 class Laid(NamedTuple):
@@ -37,14 +37,15 @@ def over_the_step(batch: Batch, tokens: Sequence[Sequence[Tokens]], measure: Mea
 
     `batch` has advantages.
     """
+    pairs = zip(rollouts_of(batch), [a for group in batch.groups for a in advantages_of(group)], strict=True)
     laid = Laid(
-        lay(batch, tokens, [torch.from_numpy(r.logp) for r in _rollouts(batch)]),
-        lay(batch, tokens, [_entropies(r) for r in _rollouts(batch)]),
-        lay(batch, tokens, list(_advantages(batch))),
+        lay(batch, tokens, [torch.from_numpy(r.logp) for r in rollouts_of(batch)]),
+        lay(batch, tokens, [_entropies(r) for r in rollouts_of(batch)]),
+        lay(batch, tokens, [a.expand(len(r.token_ids)) for r, a in pairs]),
     )
     values_S = (measure(laid) if len(laid.logp_S) else laid.logp_S).float()
     flat = [chosen for own in tokens for chosen in own]
-    sizes = [int(t.policy_T.sum()) for t, r in zip(flat, _rollouts(batch), strict=True) for _ in range(r.weight)]
+    sizes = [int(t.policy_T.sum()) for t, r in zip(flat, rollouts_of(batch), strict=True) for _ in range(r.weight)]
     pieces = iter(values_S.split(sizes))
 
     def placed(rollout: Rollout, chosen: Tokens) -> Tensor:
@@ -56,10 +57,22 @@ def over_the_step(batch: Batch, tokens: Sequence[Sequence[Tokens]], measure: Mea
     return [[placed(r, t) for r, t in zip(group.rollouts, own, strict=True)] for group, own in pairs]
 
 
+def rollouts_of(batch: Batch) -> Iterator[Rollout]:
+    """Return the rollouts of the step in order."""
+    return (rollout for group in batch.groups for rollout in group.rollouts)
+
+
+def advantages_of(group: Group) -> Tensor:
+    """Return the advantages (N,) of a group. Raises ValueError where it has none yet."""
+    if group.advantages is None:
+        raise ValueError(f"{group.question.id}: no advantages yet; call assign_credit first")
+    return group.advantages
+
+
 def lay(batch: Batch, tokens: Sequence[Sequence[Tokens]], values: Sequence[Tensor]) -> Tensor:
     """Lay `values`, (T,) of each rollout of the step, end to end where the policy term acts: (S,) in float64."""
     flat = [chosen for own in tokens for chosen in own]
-    triples = zip(values, flat, _rollouts(batch), strict=True)
+    triples = zip(values, flat, rollouts_of(batch), strict=True)
     parts = [value_T[chosen.policy_T].double() for value_T, chosen, r in triples for _ in range(r.weight)]
     return torch.cat([torch.zeros(0, dtype=torch.float64), *parts])
 
@@ -78,6 +91,11 @@ def with_advantages(batch: Batch, tokens: Sequence[Sequence[Tokens]], measure: M
     return replaced(tokens, found, lambda chosen, value_T: chosen._replace(advantage_T=value_T))
 
 
+def covariance(laid: Laid) -> Tensor:
+    """Return (A - mean A) (log p - mean log p) of S tokens, the means over them (arXiv 2505.22617, eq. 10)."""
+    return (laid.advantage_S - laid.advantage_S.mean()) * (laid.logp_S - laid.logp_S.mean())
+
+
 def largest(values_S: Tensor, share: float) -> Tensor:
     """Select the floor(share S) largest of S >= 1 values, at least one; ties of the last one are kept; (S,) bool."""
     # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996, but they mean whole numbers.
@@ -91,19 +109,7 @@ def unit_range(values_S: Tensor) -> Tensor:
     return (values_S - least) / (most - least) if most > least else torch.zeros_like(values_S)
 
 
-def _rollouts(batch: Batch) -> Iterator[Rollout]:
-    return (rollout for group in batch.groups for rollout in group.rollouts)
-
-
 def _entropies(rollout: Rollout) -> Tensor:
     if rollout.entropy is None:
         return torch.full((len(rollout.token_ids),), torch.nan)
     return torch.from_numpy(rollout.entropy)
-
-
-def _advantages(batch: Batch) -> Iterator[Tensor]:
-    for group in batch.groups:
-        if group.advantages is None:
-            raise ValueError(f"{group.question.id}: no advantages yet; call assign_credit first")
-        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True):
-            yield advantage.expand(len(rollout.token_ids))

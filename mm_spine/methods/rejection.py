@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mm_spine.methods.laid import advantages_of
 from mm_spine.methods.method import Batch
 from mm_spine.methods.rewards import mean_entropies
 from mm_spine.methods.sections import EntrocraftConfig
 from mm_spine.methods.tokens import Tokens
-from mm_spine.types import Group
 
 START = "start_entropy"
 """The entry of the memory with `level` of the first step, nats."""
@@ -46,17 +46,12 @@ def towards_range(options: EntrocraftConfig, batch: Batch, tokens: list[list[Tok
         return chosen.without_policy(anchored) if drift * advantage < 0 else chosen
 
     return [
-        [kept(*pair) for pair in zip(own, _advantages(group), strict=True)]
+        [kept(*pair) for pair in zip(own, advantages_of(group).tolist(), strict=True)]
         for own, group in zip(tokens, batch.groups, strict=True)
     ]
 
 
 def remember_start(options: EntrocraftConfig, batch: Batch, tokens: list[list[Tokens]]) -> Mapping[str, Any]:
-    """Remember the entropy of the first step."""
-    return {START: batch.memory.get(START, level(batch))}
-
-
-def _advantages(group: Group) -> list[float]:
-    if group.advantages is None:
-        raise ValueError(f"{group.question.id}: no advantages yet; call assign_credit first")
-    return [float(advantage) for advantage in group.advantages]
+    """Remember the entropy of the first step that has any: a range around 0 would leave out all that lost."""
+    start = batch.memory.get(START) or level(batch)
+    return {START: start} if start else {}

@@ -5,12 +5,11 @@ A response counts as often as its rollout's `weight` says, a dropped one not at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from mm_spine.methods.apply import credited_places
 from mm_spine.methods.method import Batch
 from mm_spine.methods.sections import PacsConfig, RealConfig
 from mm_spine.types import Group
@@ -24,7 +23,7 @@ def supervised(options: PacsConfig, batch: Batch, ratios: list[list[Tensor]]) ->
     """
     losses = []
     for group, ratios_N in zip(batch.groups, ratios, strict=True):
-        copies = _credited(group)
+        copies = credited_places(group)
         if len(copies) < 2:
             continue
         score_M = options.beta * torch.stack([ratio_T.sum() for ratio_T in ratios_N])[copies]
@@ -45,7 +44,7 @@ def as_classes(options: RealConfig, batch: Batch, ratios: list[list[Tensor]]) ->
     """
     losses = []
     for group, ratios_N in zip(batch.groups, ratios, strict=True):
-        copies = _credited(group)
+        copies = credited_places(group)
         if not copies or group.vote.answer is None:
             continue
         rewarded_M = _rewards(group)[copies] > 0
@@ -57,11 +56,6 @@ def as_classes(options: RealConfig, batch: Batch, ratios: list[list[Tensor]]) ->
 
 def _log1p_sum_exp(values_M: Tensor) -> Tensor:
     return softplus(torch.logsumexp(values_M, 0))
-
-
-def _credited(group: Group) -> Sequence[int]:
-    """Return the places of the rollouts with credit, each as often as it counts."""
-    return [i for i, r in enumerate(group.rollouts) if r.index not in group.dropped for _ in range(r.weight)]
 
 
 def _rewards(group: Group) -> Tensor:

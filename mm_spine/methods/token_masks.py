@@ -10,7 +10,7 @@ from torch import Tensor
 from mm_spine.config import MethodConfig
 from mm_spine.methods.apply import first_of_equal
 from mm_spine.methods.choices import random_draw
-from mm_spine.methods.laid import Laid, largest, lay, over_the_step, replaced
+from mm_spine.methods.laid import Laid, covariance, largest, lay, over_the_step, replaced
 from mm_spine.methods.method import Batch, Term
 from mm_spine.methods.sections import ClipCovConfig, KlCovConfig, LpRegConfig
 from mm_spine.methods.terms import statistic_of
@@ -38,11 +38,6 @@ def anchored_everywhere(options: MethodConfig, batch: Batch, tokens: list[list[T
 # Clip-Cov and KL-Cov, arXiv 2505.22617
 
 
-def covariance(laid: Laid) -> Tensor:
-    """Return (A - mean A) (log p - mean log p) of S tokens, the means over them (arXiv 2505.22617, eq. 10)."""
-    return (laid.advantage_S - laid.advantage_S.mean()) * (laid.logp_S - laid.logp_S.mean())
-
-
 def without_covarying(options: ClipCovConfig, batch: Batch, tokens: list[list[Tokens]]) -> list[list[Tokens]]:
     """Leave random tokens, `cov_share` of all, with a covariance between `cov_low` and `cov_high` out (Clip-Cov)."""
     # Equal responses have equal draws.
@@ -66,7 +61,8 @@ def with_covarying(options: KlCovConfig, batch: Batch, tokens: list[list[Tokens]
         covariance_S = covariance(laid)
         return (covariance_S > 0) & largest(covariance_S, options.cov_share)
 
-    return _weighted(COVARIANCE, tokens, over_the_step(batch, tokens, penalised))
+    found = over_the_step(batch, tokens, penalised)
+    return replaced(tokens, found, lambda chosen, weight_T: chosen.weighed(COVARIANCE, weight_T))
 
 
 def covariance_terms(options: KlCovConfig) -> tuple[Term, ...]:
@@ -87,7 +83,8 @@ def with_least_likely(options: LpRegConfig, batch: Batch, tokens: list[list[Toke
             found_S[blamed_S] = largest(-laid.logp_S[blamed_S], options.least_likely)
         return found_S
 
-    return _weighted(PROXY, tokens, over_the_step(batch, tokens, regularised))
+    found = over_the_step(batch, tokens, regularised)
+    return replaced(tokens, found, lambda chosen, weight_T: chosen.weighed(PROXY, weight_T))
 
 
 def proxy_terms(options: LpRegConfig) -> tuple[Term, ...]:
@@ -115,8 +112,3 @@ def proxy_kl(
     logs_SV = log_probs_SV.masked_fill(~kept_SV, 0.0)
     kl_S = (proxy_SV.exp() * (proxy_SV.masked_fill(~kept_SV, 0.0) - logs_SV)).sum(-1)
     return torch.where(kept_SV.gather(-1, drawn_S1)[:, 0], kl_S, 0.0)
-
-
-def _weighted(term: str, tokens: list[list[Tokens]], values: list[list[Tensor]]) -> list[list[Tokens]]:
-    """Add the weights (T,) of a further term to the tokens of each rollout."""
-    return replaced(tokens, values, lambda chosen, own_T: chosen._replace(weights={**chosen.weights, term: own_T}))

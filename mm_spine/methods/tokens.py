@@ -60,6 +60,10 @@ class Tokens(NamedTuple):
         own = [part for name in sorted(self.weights) for part in (name.encode(), _bytes(self.weights[name]))]
         return (*map(_bytes, tensors), *own)
 
+    def weighed(self, term: str, weight_T: Tensor) -> Tokens:
+        """Return the tokens with weights (T,) of a further term."""
+        return self._replace(weights={**self.weights, term: weight_T})
+
     def without_policy(self, anchored: bool) -> Tokens:
         """Return the tokens of a response that the policy term leaves out; the KL keeps its own where `anchored`."""
         nothing_T = torch.zeros_like(self.policy_T)

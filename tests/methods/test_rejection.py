@@ -61,6 +61,8 @@ def test_the_first_step_is_remembered() -> None:
     batch = Batch([polled([*"AB"], [1.0, 2.0])])
     assert remember_start(EntrocraftConfig(), batch, []) == {START: 1.5}
     assert remember_start(EntrocraftConfig(), batch._replace(memory={START: 0.25}), []) == {START: 0.25}
+    dropped = batch._replace(groups=[replace(batch.groups[0], dropped=frozenset({0, 1}))])
+    assert remember_start(EntrocraftConfig(), dropped, []) == {}, "no entropy of no responses"
 
 
 def test_the_kl_keeps_what_the_policy_term_leaves_out() -> None:

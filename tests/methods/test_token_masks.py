@@ -11,11 +11,10 @@ import torch
 from credited_groups import everywhere, options, rollout, with_credit
 from torch import Tensor
 
-from mm_spine.methods.laid import Laid
+from mm_spine.methods.laid import Laid, covariance
 from mm_spine.methods.method import Batch, View
 from mm_spine.methods.token_masks import (
     anchored_everywhere,
-    covariance,
     covariance_terms,
     proxy_kl,
     proxy_terms,
