@@ -78,7 +78,7 @@ def selective(options: ScrlConfig, group: Group) -> Tensor:
 
 
 def distribution(options: DareConfig, group: Group) -> Tensor:
-    """Reward p(y) + alpha (1 - n(y)/M)(1 - u(y)), p(y) proportional to n(y)/(u(y) + eps); 0 where p(y) is too small.
+    """Reward p(y) + bonus (1 - n(y)/M)(1 - u(y)), p(y) proportional to n(y)/(u(y) + eps); 0 where p(y) is too small.
 
     n(y) counts the responses with answer y, u(y) is the mean of their mean token entropies, nats. Answers with p(y)
     below `prune` are left out, and p, n and M are those of the others. Source: DARE, arXiv 2601.21804.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
@@ -17,6 +18,7 @@ from mm_spine.methods.answer_rewards import answer_entropy, vote_shares
 from mm_spine.methods.credit import advantages
 from mm_spine.methods.method import Batch
 from mm_spine.methods.sections import ArmConfig, CopoConfig, RiskConfig
+from mm_spine.methods.weights import whole_if_close
 from mm_spine.types import Rollout
 
 
@@ -47,13 +49,13 @@ def locally_and_globally(options: CopoConfig, batch: Batch, rewards_QN: list[Ten
     means = torch.stack([rewards_QN[i].mean() for i in asked])
     for i, of_question in zip(asked, advantages([means], "group", options.std, options.eps)[0], strict=True):
         bits = answer_entropy(vote_shares(batch.groups[i].vote)) / math.log(2)
-        weight = 1 / (1 + math.exp(-options.steepness * (bits - options.middle)))
+        weight = expit(options.steepness * (bits - options.middle))
         local[i] = weight * local[i] + (1 - weight) * of_question
     return local
 
 
 def levelled(options: ArmConfig, batch: Batch, advantages_QN: list[Tensor]) -> list[Tensor]:
-    """Add weight (mean_j c_j - c_i) to the advantages of a question with a rewarded response (ARM, arXiv 2602.05281).
+    """Add level_weight (mean_j c_j - c_i) where the question has a rewarded response (ARM, arXiv 2602.05281).
 
     c_i is `confidence` in response i. The mean over the question's responses stands for the paper's c(q).
     """
@@ -70,7 +72,7 @@ def confidence(rollout: Rollout, share: float) -> float:
     """Return exp of the mean log-prob of the ceil(share T) least likely tokens; 1 for a response of no tokens."""
     if not len(rollout.logp):
         return 1.0
-    count = math.ceil(round(share * len(rollout.logp), 6))
+    count = math.ceil(whole_if_close(share * len(rollout.logp)))
     return float(np.exp(np.sort(rollout.logp)[:count].mean(dtype="float64")))
 
 

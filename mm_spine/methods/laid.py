@@ -6,6 +6,7 @@ that copies of a response get the same to the last bit of fp32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mm_spine.methods.method import Batch
 from mm_spine.methods.tokens import Tokens
+from mm_spine.methods.weights import whole_if_close
 from mm_spine.types import Group, Rollout
 
 
@@ -98,8 +100,7 @@ def covariance(laid: Laid) -> Tensor:
 
 def largest(values_S: Tensor, share: float) -> Tensor:
     """Select the floor(share S) largest of S >= 1 values, at least one; ties of the last one are kept; (S,) bool."""
-    # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996, but they mean whole numbers.
-    count = max(int(share * len(values_S) + 1e-9), 1)
+    count = max(math.floor(whole_if_close(share * len(values_S))), 1)
     return values_S >= values_S.topk(count).values[-1]
 
 

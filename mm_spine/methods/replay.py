@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mm_spine.methods.credit import normalised
+from mm_spine.methods.credit import advantages, normalised
 from mm_spine.methods.method import Batch
 from mm_spine.methods.sections import R3Config
 from mm_spine.methods.tokens import Tokens
@@ -47,15 +47,11 @@ def keep_losers(options: R3Config, batch: Batch, tokens: list[list[Tokens]]) -> 
 def mixed(options: R3Config, batch: Batch, rewards_QN: list[Tensor]) -> list[Tensor]:
     """Return (r - mean) / (replay_scale std + eps) in groups with recalled responses (eq. 3), the usual elsewhere."""
     usual = normalised(options, batch, rewards_QN)
-    correction = 1 if options.std == "sample" else 0
-
-    def scaled(rewards_N: Tensor) -> Tensor:
-        spread = options.replay_scale * rewards_N.std(correction=correction)
-        return (rewards_N - rewards_N.mean()) / (spread + options.eps)
-
+    scale = options.replay_scale
+    recalled = advantages(rewards_QN, "group", options.std, options.eps / scale)
     return [
-        scaled(rewards_N) if any(rollout.replayed for rollout in group.rollouts) else usual_N
-        for group, rewards_N, usual_N in zip(batch.groups, rewards_QN, usual, strict=True)
+        recalled_N / scale if any(rollout.replayed for rollout in group.rollouts) else usual_N
+        for group, recalled_N, usual_N in zip(batch.groups, recalled, usual, strict=True)
     ]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mm_spine.config import MethodConfig
-from mm_spine.methods.credit import normalised
+from mm_spine.methods.credit import advantages, normalised
 from mm_spine.methods.laid import Laid, lay, over_the_step, replaced, unit_range, with_advantages
 from mm_spine.methods.method import Batch, View
 from mm_spine.methods.rewards import mean_entropies
@@ -130,7 +130,7 @@ def by_certainty(options: UcasConfig, batch: Batch, advantages_QN: list[Tensor])
         exponent_N = torch.where(advantages_N > 0, -options.certain_right, options.certain_wrong) * certainty_N
         return advantages_N * exponent_N.exp()
 
-    scores = [z_score(-mean_entropies(group.rollouts)) for group in batch.groups]
+    scores = advantages([-mean_entropies(group.rollouts) for group in batch.groups], std="population")
     return [scaled(*pair) for pair in zip(advantages_QN, scores, strict=True)]
 
 
@@ -155,11 +155,11 @@ def by_perplexity(options: ShapingConfig, batch: Batch, advantages_QN: list[Tens
     """Scale A by 1 - perplexity_weight w, w the log-perplexity standardised within the group, under that shaping."""
     if options.shaping != "perplexity":
         return advantages_QN
-    logs = [
-        z_score(torch.tensor([-float(r.logp.mean(dtype="float64")) if len(r.logp) else 0.0 for r in group.rollouts]))
+    logs_QN = [
+        torch.tensor([-float(r.logp.mean(dtype="float64")) if len(r.logp) else 0.0 for r in group.rollouts])
         for group in batch.groups
     ]
-    pairs = zip(advantages_QN, logs, strict=True)
+    pairs = zip(advantages_QN, advantages(logs_QN, std="population"), strict=True)
     return [advantages_N * (1 - options.perplexity_weight * log_N) for advantages_N, log_N in pairs]
 
 
@@ -171,8 +171,3 @@ def by_position(options: ShapingConfig, batch: Batch, tokens: list[list[Tokens]]
     place_S = lay(batch, tokens, [torch.arange(1, length + 1) / length for length in lengths])
     weight = options.position_weight
     return with_advantages(batch, tokens, lambda laid: laid.advantage_S + laid.advantage_S.sign() * weight * place_S)
-
-
-def z_score(values_N: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return (x - mean) / (std + eps), (N,), with the population's std; 0 for a single value."""
-    return (values_N - values_N.mean()) / (values_N.std(correction=0) + eps) if len(values_N) else values_N

@@ -92,7 +92,7 @@ def linear_quantile(values_S: Tensor, q: float) -> Tensor:
     if not len(values_S):
         raise ValueError("the quantile of no tokens is undefined: give at least one entropy")
     ordered = values_S.sort().values
-    rank = _whole_if_close(q * (len(ordered) - 1))
+    rank = whole_if_close(q * (len(ordered) - 1))
     below = math.floor(rank)
     return torch.lerp(ordered[below], ordered[math.ceil(rank)], rank - below)
 
@@ -118,11 +118,12 @@ def _nothing(entropy_T: Tensor) -> Tensor:
 
 
 def _count(share: float, length: int) -> int:
-    return math.ceil(_whole_if_close(share * length))
+    return math.ceil(whole_if_close(share * length))
 
 
-def _whole_if_close(number: float) -> float:
-    # 0.07 * 100 is 7.000000000000001, but means 7.
+def whole_if_close(number: float) -> float:
+    """Return a number without its rounding error where a whole one is meant."""
+    # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996.
     return round(number) if abs(number - round(number)) < 1e-6 else number
 
 

@@ -72,6 +72,8 @@ class TestCopo:
 
     def test_published_weights_are_local_above_and_global_below_1_5_bits(self) -> None:
         found = locally_and_globally(CopoConfig(), Batch(self.GROUPS), list(self.REWARDS))
+        steep = locally_and_globally(CopoConfig(steepness=1e6), Batch(self.GROUPS), list(self.REWARDS))
+        assert all(bool(torch.isfinite(values).all()) for values in steep)
         torch.testing.assert_close(found[1], torch.full((4,), -1 / math.sqrt(3)), atol=2e-4, rtol=0)
         assert found[2][0] > 0 > found[2][2]
 

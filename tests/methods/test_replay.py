@@ -82,6 +82,8 @@ def test_credit_of_a_mixed_group_by_hand() -> None:
     found = mixed(R3Config(replay_scale=2.0), Batch([*filled, said("8", "7")]), rewards)
     torch.testing.assert_close(found[0], torch.tensor([0.25, 0.25, 0.25, -0.75]))
     torch.testing.assert_close(found[1], torch.tensor([0.5**0.5, -(0.5**0.5)]), rtol=1e-5, atol=1e-5)
+    alone = replace(filled[0], rollouts=filled[0].rollouts[3:])
+    assert mixed(OPTIONS, Batch([alone]), [torch.zeros(1)])[0].tolist() == [0.0], "all others were left out"
 
 
 def answers_by_turn(turns: Iterator[int]) -> Any:

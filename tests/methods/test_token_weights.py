@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,6 @@ from mm_spine.methods.token_weights import (
     token_averaged,
     with_entropy_limits,
     without_sureness,
-    z_score,
 )
 from mm_spine.methods.tokens import Tokens
 
@@ -166,4 +166,7 @@ def test_advantages_shaped_by_perplexity_or_by_position() -> None:
 
 
 def test_a_single_value_scores_0() -> None:
-    assert z_score(torch.tensor([5.0])).tolist() == [0.0] and z_score(torch.zeros(0)).tolist() == []
+    one = group([rollout(0, [1], [5.0])], ["1"])
+    groups, given = Batch([one, replace(one, rollouts=())]), [torch.tensor([2.0]), torch.zeros(0)]
+    for rule, name in ((by_certainty, "ucas"), (by_perplexity, "position-perplexity")):
+        assert [found_N.tolist() for found_N in rule(options(name), groups, given)] == [[2.0], []]  # type: ignore[operator]
