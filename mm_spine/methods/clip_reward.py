@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mm_spine.config import ConfigError
+from mm_spine.methods.rewards import measured
 from mm_spine.methods.sections import ClipConfig
 from mm_spine.types import Group
 
@@ -82,4 +83,4 @@ def _embedded(output: Any) -> Tensor:
 
 def clip_reward(options: ClipConfig, group: Group) -> Tensor:
     """Return CLIPScore, shape (N,). With `method.advantage=center` credit subtracts its mean (arXiv 2305.18010)."""
-    return torch.tensor([0.0 if score is None else float(score[0]) for score in group.measured or ()])
+    return torch.tensor([0.0 if score is None else float(score[0]) for score in measured(group)])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mm_spine.methods.rewards import measured
 from mm_spine.methods.sections import LikelihoodConfig
 from mm_spine.types import Answer, Ask, Group, Rollout
 
@@ -33,11 +34,13 @@ def likelihood_reward(options: LikelihoodConfig, group: Group) -> Tensor:
 
     With `mean_prob`, the mean probability of its tokens (arXiv 2506.18254, eq. 2). What was not asked earns the least.
     """
-    found = group.measured or (None,) * len(group.rollouts)
+    found = measured(group)
     if options.likelihood == "mean_prob":
         values = [0.0 if logp_K is None else float(torch.from_numpy(logp_K).exp().mean()) for logp_K in found]
     else:
-        values = [-options.floor if logp_K is None else max(float(logp_K.sum()), -options.floor) for logp_K in found]
+        values = [
+            -options.floor if logp_K is None else max(float(logp_K.sum()), -options.floor) for logp_K in measured(group)
+        ]
     return torch.tensor(values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,16 @@ def entropy_reward(penalty: float = 7.0) -> Reward:
         return (-mean_entropies(group.rollouts)).masked_fill(unparsed, -penalty)
 
     return reward
+
+
+def measured(group: Group) -> Sequence[np.ndarray | None]:
+    """Return what was measured of each rollout, None where nothing was asked of it.
+
+    Raises ValueError, naming the question, for a group that was not measured: its rewards would all be equal.
+    """
+    if group.measured is None:
+        raise ValueError(f"question {group.question.id!r}: not measured, which this method's reward needs")
+    return group.measured
 
 
 def mean_entropies(rollouts: Sequence[Rollout]) -> Tensor:

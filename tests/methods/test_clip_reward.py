@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import digit_policy, small_config
 from tiny import tiny_image, tiny_processor, tiny_questions
 
@@ -114,6 +115,15 @@ def test_a_missing_or_wrong_folder_is_refused_before_any_model_loads(
         with pytest.raises(ConfigError, match=message):
             adapt(tiny_questions(1), digit_policy(), config=config)
     check_clip(ClipConfig(name="rlcf", clip=folder))
+
+
+def test_a_model_without_one_of_its_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "clip"))
+    weights = load_file(copy / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="its weights lack visual_projection.weight; fetch the folder again"):
+        load(copy, CPU)
 
 
 def test_the_files_of_the_model_are_part_of_a_runs_start(folder: Path, tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_rewards_are_the_sum_of_log_probs_no_lower_than_the_floor() -> None:
     assert likelihood_reward(three, given).tolist() == pytest.approx([-2.0794415, -3.0, -3.0])
     mean = OPTIONS.model_copy(update={"likelihood": "mean_prob"})
     assert likelihood_reward(mean, given).tolist() == pytest.approx([0.375, 0.0, 0.0])
+    with pytest.raises(ValueError, match="question 'q0': not measured"):
+        likelihood_reward(mean, replace(given, measured=None))
 
 
 def test_equal_responses_ask_the_same() -> None:
