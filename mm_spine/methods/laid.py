@@ -7,7 +7,7 @@ that copies of a response get the same to the last bit of fp32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,15 +39,15 @@ def over_the_step(batch: Batch, tokens: Sequence[Sequence[Tokens]], measure: Mea
 
     `batch` has advantages.
     """
-    pairs = zip(rollouts_of(batch), [a for group in batch.groups for a in advantages_of(group)], strict=True)
+    rollouts, advantages = rollouts_of(batch), [a for group in batch.groups for a in advantages_of(group)]
     laid = Laid(
-        lay(batch, tokens, [torch.from_numpy(r.logp) for r in rollouts_of(batch)]),
-        lay(batch, tokens, [_entropies(r) for r in rollouts_of(batch)]),
-        lay(batch, tokens, [a.expand(len(r.token_ids)) for r, a in pairs]),
+        lay(batch, tokens, [torch.from_numpy(r.logp) for r in rollouts]),
+        lay(batch, tokens, [_entropies(r) for r in rollouts]),
+        lay(batch, tokens, [a.expand(len(r.token_ids)) for r, a in zip(rollouts, advantages, strict=True)]),
     )
     values_S = (measure(laid) if len(laid.logp_S) else laid.logp_S).float()
     flat = [chosen for own in tokens for chosen in own]
-    sizes = [int(t.policy_T.sum()) for t, r in zip(flat, rollouts_of(batch), strict=True) for _ in range(r.weight)]
+    sizes = [int(t.policy_T.sum()) for t, r in zip(flat, rollouts, strict=True) for _ in range(r.weight)]
     pieces = iter(values_S.split(sizes))
 
     def placed(rollout: Rollout, chosen: Tokens) -> Tensor:
@@ -59,9 +59,9 @@ def over_the_step(batch: Batch, tokens: Sequence[Sequence[Tokens]], measure: Mea
     return [[placed(r, t) for r, t in zip(group.rollouts, own, strict=True)] for group, own in pairs]
 
 
-def rollouts_of(batch: Batch) -> Iterator[Rollout]:
+def rollouts_of(batch: Batch) -> list[Rollout]:
     """Return the rollouts of the step in order."""
-    return (rollout for group in batch.groups for rollout in group.rollouts)
+    return [rollout for group in batch.groups for rollout in group.rollouts]
 
 
 def advantages_of(group: Group) -> Tensor:
