@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mm_spine.config import Denominator, MethodConfig
-from mm_spine.methods.choices import all_tokens, majority, token_entropy, top_share
+from mm_spine.methods.choices import all_tokens, majority, token_entropy, token_position, top_share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,6 +153,13 @@ def usual_objective(options: MethodConfig) -> Objective:
 def no_terms(options: MethodConfig) -> Sequence[Term]:
     """Add no term to policy term, band and KL."""
     return ()
+
+
+TTRL_KL = {"kl": "k3", "kl_weight": 0.001}
+"""The options of a row with the KL of `ttrl`."""
+
+NO_ENTROPIES: Mapping[str, Any] = {"signal": token_position, "entropies": False}
+"""What a row sets that acts on all tokens and reads no token entropies."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import NORMALISED, Method, chain, rule
+from mm_spine.methods.method import NO_ENTROPIES, NORMALISED, TTRL_KL, Method, chain, rule
 from mm_spine.methods.sections import (
     ArmConfig,
     CopoConfig,
@@ -24,10 +22,6 @@ from mm_spine.methods.sections import (
     ScrlConfig,
     TtrvConfig,
 )
-
-_ANCHORED = {"kl": "k3", "kl_weight": 0.001}
-_UNREAD: dict[str, Any] = {"signal": token_position, "entropies": False}
-"""What a row sets that reads no token entropies."""
 
 _VOTED = "r_i = 1 if answer i is the winner of the vote, else 0"
 _NORMAL = "A_i = (r_i - mean r) / (std r + eps) within the group of a question; L as in ttrl"
@@ -45,8 +39,8 @@ ROWS: Mapping[str, Method] = {
         "arXiv 2510.06783, abstract.",
         reward=rule("answer_rewards", "frequency"),
         section=TtrvConfig,
-        options=_ANCHORED,
-        **_UNREAD,
+        options=TTRL_KL,
+        **NO_ENTROPIES,
     ),
     "em-rl": Method(
         "reward of low entropy (EM-RL-token) or high probability (EM-RL-sequence), no vote (method.level)",
@@ -59,7 +53,7 @@ ROWS: Mapping[str, Method] = {
         reward=rule("answer_rewards", "certainty"),
         credit=chain(rule("credit_chain", "leave_one_out")),
         section=EmRlConfig,
-        options=_ANCHORED,
+        options=TTRL_KL,
     ),
     "scrl": Method(
         "rewards only clear votes, and punishes rare answers of unsure responses",
@@ -74,7 +68,7 @@ ROWS: Mapping[str, Method] = {
         "abstract.",
         reward=rule("answer_rewards", "selective"),
         section=ScrlConfig,
-        options=_ANCHORED,
+        options=TTRL_KL,
     ),
     "copo": Method(
         "mixes advantages within a question with that of the question in its step, by the answers' entropy",
@@ -87,7 +81,7 @@ ROWS: Mapping[str, Method] = {
         reported="With labels, gains on mathematical benchmarks; arXiv 2508.04138, abstract.",
         credit=chain(rule("credit_chain", "locally_and_globally")),
         section=CopoConfig,
-        **_UNREAD,
+        **NO_ENTROPIES,
     ),
     "dare": Method(
         "reward of an answer's probability by votes and certainty, with a bonus for rare sure answers",
@@ -100,7 +94,7 @@ ROWS: Mapping[str, Method] = {
         reported="Above TTRL: relative gains of 25.3 % on AIME 2024 and 5.3 % on AMC; arXiv 2601.21804, abstract.",
         reward=rule("answer_rewards", "distribution"),
         section=DareConfig,
-        options=_ANCHORED,
+        options=TTRL_KL,
     ),
     "dler": Method(
         "no reward at the limit on tokens, advantages scaled over the step, clipping 0.2 / 0.28",
@@ -114,7 +108,7 @@ ROWS: Mapping[str, Method] = {
         reward=rule("answer_rewards", "within_limit"),
         credit=chain(rule("credit_chain", "step_scaled")),
         options={"clip_high": 0.28, "kl": "k3", "kl_weight": 0.0005},
-        **_UNREAD,
+        **NO_ENTROPIES,
     ),
     "riskpo": Method(
         "mixed value-at-risk of the vote over bundles of questions",
@@ -130,7 +124,7 @@ ROWS: Mapping[str, Method] = {
         "abstract.",
         credit=chain(rule("credit_chain", "mixed_risk")),
         section=RiskConfig,
-        **_UNREAD,
+        **NO_ENTROPIES,
     ),
     "arm": Method(
         "ttrl with advantages that level the confidence of responses (ProGRPO)",
@@ -145,7 +139,7 @@ ROWS: Mapping[str, Method] = {
         credit=chain(NORMALISED, rule("credit_chain", "levelled")),
         section=ArmConfig,
         options={"clip_high": 0.28},
-        **_UNREAD,
+        **NO_ENTROPIES,
     ),
     "pear": Method(
         "ttrl with less reward for entropy while the model thinks (models that think between tags)",
@@ -171,7 +165,7 @@ ROWS: Mapping[str, Method] = {
         "abstract.",
         step_loss=rule("step_losses", "supervised"),
         section=PacsConfig,
-        **_UNREAD,
+        **NO_ENTROPIES,
     ),
     "real": Method(
         "the vote as labels, the mean log-ratio as the logit",
@@ -184,7 +178,7 @@ ROWS: Mapping[str, Method] = {
         reported="With labels, pass@1 6.7 points (1.5B) and 6.2 (7B) above DAPO; arXiv 2602.05630, abstract.",
         step_loss=rule("step_losses", "as_classes"),
         section=RealConfig,
-        **_UNREAD,
+        **NO_ENTROPIES,
     ),
     "entrocraft": Method(
         "ttrl that leaves out responses of one sign of advantage while the entropy is out of its range",

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from operator import attrgetter
 
 from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import Method, chain, made, rule
+from mm_spine.methods.method import NO_ENTROPIES, TTRL_KL, Method, chain, made, rule
 from mm_spine.methods.sections import EntropyConfig, EpoConfig, R3Config, SirenConfig, T1Config, TeaConfig
 
-_BASE = {"kl": "k3", "kl_weight": 0.001}
 _VOTED = "r_i, A_i, L_ttrl: as in ttrl"
-
 
 ROWS: Mapping[str, Method] = {
     "entropy-bonus": Method(
@@ -24,11 +22,10 @@ ROWS: Mapping[str, Method] = {
         "The weight is the default of EPO's code (0.001); papers use 0.001 to 0.01. The entropy is exact over the "
         "vocabulary, at the sampling temperature.",
         reported="With labels (arXiv 2509.25133, abstract): on long reasoning it does not help, entropy explodes.",
-        signal=token_position,
         terms=made("entropy_terms", "entropy_bonus"),
-        entropies=False,
+        **NO_ENTROPIES,
         section=EntropyConfig,
-        options=_BASE,
+        options=TTRL_KL,
     ),
     "epo": Method(
         "ttrl with an entropy bonus, and entropy kept near its running mean",
@@ -46,7 +43,7 @@ ROWS: Mapping[str, Method] = {
         terms=made("entropy_terms", "entropy_bonus"),
         remember=rule("entropy_terms", "running_mean"),
         section=EpoConfig,
-        options={**_BASE, "band_low_weight": 0.001, "band_high_weight": 0.001},
+        options={**TTRL_KL, "band_low_weight": 0.001, "band_high_weight": 0.001},
     ),
     "t1": Method(
         "ttrl with an entropy bonus, and a KL to an anchor that follows the policy",
@@ -60,10 +57,9 @@ ROWS: Mapping[str, Method] = {
         "sampling.train_rollouts.",
         reported="With labels, as a part of a recipe (arXiv 2501.11651, abstract): Qwen2.5-32B above QwQ-32B-Preview "
         "on MATH500, AIME2024 and Omni-math-500.",
-        signal=token_position,
         terms=made("entropy_terms", "bonus_and_anchor"),
         anchor_decay=attrgetter("anchor_decay"),
-        entropies=False,
+        **NO_ENTROPIES,
         section=T1Config,
         options={"kl": "none"},
     ),
@@ -76,12 +72,11 @@ ROWS: Mapping[str, Method] = {
         "over the step; its weights carry a gradient by the current log-probs, ours are fixed before the update.",
         reported="With rewards for instructions kept, as a part of a recipe (arXiv 2508.03178, abstract): above larger "
         "models on benchmarks of instruction following.",
-        signal=token_position,
         choice=rule("entropy_terms", "covariance_weights"),
         terms=made("entropy_terms", "weighted_entropy"),
-        entropies=False,
+        **NO_ENTROPIES,
         section=TeaConfig,
-        options=_BASE,
+        options=TTRL_KL,
     ),
     "siren": Method(
         "ttrl with the entropy of peak tokens held at its first value",
@@ -96,13 +91,12 @@ ROWS: Mapping[str, Method] = {
         reported="With labels (arXiv 2509.25133, abstract): maj@k on AIME 2024/25 6.6 points above earlier "
         "methods of this kind, Qwen2.5-Math-7B.",
         statistic=made("entropy_terms", "masked_entropy"),
-        signal=token_position,
         choice=rule("entropy_terms", "peak_weights"),
         terms=made("entropy_terms", "peak_entropy"),
         remember=rule("entropy_terms", "peak_means"),
-        entropies=False,
+        **NO_ENTROPIES,
         section=SirenConfig,
-        options=_BASE,
+        options=TTRL_KL,
     ),
     "r3": Method(
         "ttrl, unanimous groups set against earlier responses that answered otherwise",
@@ -120,11 +114,10 @@ ROWS: Mapping[str, Method] = {
         "model of 1.5B.",
         replay=rule("replay", "recall_opposed"),
         credit=chain(rule("replay", "mixed")),
-        signal=token_position,
         remember=rule("replay", "keep_losers"),
-        entropies=False,
+        **NO_ENTROPIES,
         section=R3Config,
-        options=_BASE,
+        options=TTRL_KL,
     ),
 }
 """Name -> row."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import Method, chain, rule
+from mm_spine.methods.method import NO_ENTROPIES, TTRL_KL, Method, chain, rule
 
 WORDINGS = (
     "Look at this question closely, then answer it.\n{question}",
@@ -26,9 +25,8 @@ ROWS: Mapping[str, Method] = {
         "ordered root by root; entropies are exact and ranked to 4 decimals, ties by position",
         reported="with labels, on Qwen2.5-Math-7B: entropy stays high in this stage; after the second, a gain of 5 % "
         "on six benchmarks of mathematics over other methods (2508.11016, abstract)",
-        signal=token_position,
         choice=rule("drawn", "own_tokens"),
-        entropies=False,
+        **NO_ENTROPIES,
         options={"clip_high": 0.28, "policy_denominator": "selected"},
         sampling={"regenerate": {}},
     ),
@@ -44,9 +42,8 @@ ROWS: Mapping[str, Method] = {
         "suit the model",
         reported="not in this form; 2511.01191, in its own form, is the first of those compared in 28 of 30 settings",
         credit=chain(rule("drawn", "over_wordings")),
-        signal=token_position,
-        entropies=False,
-        options={"kl": "k3", "kl_weight": 0.001},
+        **NO_ENTROPIES,
+        options=TTRL_KL,
         sampling={"wordings": list(WORDINGS)},
     ),
 }

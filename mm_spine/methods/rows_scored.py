@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mm_spine.config import ConfigError
-from mm_spine.methods.choices import token_position
-from mm_spine.methods.method import Method, rule
+from mm_spine.methods.method import NO_ENTROPIES, TTRL_KL, Method, rule
 from mm_spine.methods.sections import ClipConfig, LikelihoodConfig
 
 
@@ -50,10 +49,9 @@ ROWS: Mapping[str, Method] = {
         "(arXiv 2602.03979). The paper sees responses get shorter.",
         asks=rule("likelihood", "voted_asks"),
         reward=rule("likelihood", "likelihood_reward"),
-        signal=token_position,
-        entropies=False,
+        **NO_ENTROPIES,
         section=LikelihoodConfig,
-        options={"kl": "k3", "kl_weight": 0.001, "eps": 0.01},
+        options={**TTRL_KL, "eps": 0.01},
     ),
     "rlcf": Method(
         "reward: CLIP's similarity of image and answer (method.clip)",
@@ -67,8 +65,7 @@ ROWS: Mapping[str, Method] = {
         "Nothing is known for answers that CLIP cannot see, such as numbers and letters of choices.",
         judge=rule("clip_reward", "clip_judge"),
         reward=rule("clip_reward", "clip_reward"),
-        signal=token_position,
-        entropies=False,
+        **NO_ENTROPIES,
         check=check_clip,
         reads=clip_folder,
         section=ClipConfig,

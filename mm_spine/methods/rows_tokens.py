@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mm_spine.methods.choices import token_entropy, token_position, top_share
-from mm_spine.methods.method import NORMALISED, Method, chain, made, rule
+from mm_spine.methods.choices import token_entropy, top_share
+from mm_spine.methods.method import NO_ENTROPIES, NORMALISED, TTRL_KL, Method, chain, made, rule
 from mm_spine.methods.sections import (
     ClipCovConfig,
     EmpgConfig,
@@ -71,8 +71,7 @@ ROWS: Mapping[str, Method] = {
         f"Only the limits of DAPO. {_FIRST_EPOCH} no limit acts. {_NO_KL}",
         "With labels, mean of seven benchmarks of mathematics: Qwen2.5-7B 38.8 %, 38.6 with GRPO; Qwen2.5-32B 47.2, "
         "45.8 with GRPO (arXiv 2505.22617).",
-        signal=token_position,
-        entropies=False,
+        **NO_ENTROPIES,
         options=_CLIP_HIGHER,
     ),
     "clip-cov": Method(
@@ -83,8 +82,7 @@ ROWS: Mapping[str, Method] = {
         f"{_ONCE} Equal responses have equal draws. {_NO_KL}",
         "With labels, mean of seven benchmarks of mathematics: Qwen2.5-7B 40.4 %, 38.6 with GRPO; Qwen2.5-32B 50.3, "
         "45.8 with GRPO (arXiv 2505.22617).",
-        signal=token_position,
-        entropies=False,
+        **NO_ENTROPIES,
         choice=rule("token_masks", "without_covarying"),
         section=ClipCovConfig,
     ),
@@ -97,8 +95,7 @@ ROWS: Mapping[str, Method] = {
         f"{_NO_KL}",
         "With labels, mean of seven benchmarks of mathematics: Qwen2.5-7B +2.0 points over GRPO, Qwen2.5-32B +6.4 "
         "(arXiv 2505.22617).",
-        signal=token_position,
-        entropies=False,
+        **NO_ENTROPIES,
         choice=rule("token_masks", "with_covarying"),
         terms=made("token_masks", "covariance_terms"),
         section=KlCovConfig,
@@ -168,8 +165,7 @@ ROWS: Mapping[str, Method] = {
         f"those tokens. {_ONCE} {_NO_KL}",
         "With labels: 60.17 % on average over five benchmarks of mathematics, 2.66 points above the next best; stable "
         "where methods that raise all entropy collapse (arXiv 2510.03222).",
-        signal=token_position,
-        entropies=False,
+        **NO_ENTROPIES,
         choice=rule("token_masks", "with_least_likely"),
         terms=made("token_masks", "proxy_terms"),
         section=LpRegConfig,
@@ -184,7 +180,7 @@ ROWS: Mapping[str, Method] = {
         "With rewards of a simulator, on Verilog: pass rates up to 14.7 % above other models (arXiv 2511.12033).",
         policy_mask=top_share,
         choice=rule("token_masks", "anchored_everywhere"),
-        options={"kl": "k3", "kl_weight": 0.001},
+        options=TTRL_KL,
     ),
     "position-perplexity": Method(
         "advantages by perplexity or by position (method.shaping: perplexity | position)",
@@ -194,8 +190,7 @@ ROWS: Mapping[str, Method] = {
         f"Both weights, and that the bonus grows linearly: the source says that it grows with the position. {_NO_KL}",
         "With labels, in mathematics, on average: +1.51 % over GRPO with Qwen2.5-7B, +2.31 % with Qwen2.5-Math-7B "
         "(arXiv 2508.02260).",
-        signal=token_position,
-        entropies=False,
+        **NO_ENTROPIES,
         credit=chain(NORMALISED, rule("token_weights", "by_perplexity")),
         choice=rule("token_weights", "by_position"),
         section=ShapingConfig,

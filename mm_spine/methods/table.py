@@ -20,21 +20,19 @@ from mm_spine.methods.choices import (
     otsu_split,
     quantile_band,
     random_draw,
-    token_position,
     top_share,
 )
-from mm_spine.methods.method import NORMALISED, Method, chain, rule
+from mm_spine.methods.method import NO_ENTROPIES, NORMALISED, TTRL_KL, Method, chain, rule
 from mm_spine.methods.sections import EarConfig, RentConfig
 from mm_spine.words import PLUGIN_HINT, nearest
 
 TTRL = "arXiv 2504.16084"
 ETTRL = "arXiv 2508.11356"
 SPINE = "arXiv 2511.17938"
-_TTRL_OPTIONS = {"kl": "k3", "kl_weight": 0.001}
 _SPINE_OPTIONS = {"kl": "exact", "kl_weight": 0.01}
 # Equations 2 and 3 of ETTRL: the population's standard deviation, and each response averaged over its own tokens.
 _ETTRL_OPTIONS = {
-    **_TTRL_OPTIONS,
+    **TTRL_KL,
     "std": "population",
     "policy_denominator": "response",
     "kl_denominator": "response",
@@ -92,9 +90,8 @@ METHODS: dict[str, Method] = {
         f"{_VOTED}\n{_PPO}\n{_K3}",
         f"The sample's standard deviation, as verl and TRL have it. {_UNSAID}",
         _TTRL_REPORTED,
-        signal=token_position,
-        entropies=False,
-        options=_TTRL_OPTIONS,
+        **NO_ENTROPIES,
+        options=TTRL_KL,
     ),
     "ttrl-ear": Method(
         "ttrl with entropy-shaped advantages (method.ear: adv_res | adv_clip)",
@@ -192,9 +189,8 @@ METHODS: dict[str, Method] = {
         f"r_i = 1 if answer i is correct by the labels, else 0\n{_ADVANTAGE}\n{_PPO}\n{_K3}",
         "It reads the labels: a bound to compare label-free methods with.",
         reward=from_labels,
-        signal=token_position,
-        entropies=False,
-        options=_TTRL_OPTIONS,
+        **NO_ENTROPIES,
+        options=TTRL_KL,
         label_free=False,
     ),
     **rows_credit.ROWS,
