@@ -251,6 +251,7 @@ def for_method(config: RunConfig | None, method: str | Method | None) -> tuple[R
             # A section that was made without `configure` lacks the method's own options.
             section = row.section.model_validate(config.method.model_dump(exclude_unset=True))
             config = config.model_copy(update={"method": section})
+        _check_step_loss(row, config)
         return config, row
     given: dict[str, Any] = {} if config is None else config.model_dump(exclude_unset=True)
     if isinstance(method, str):
@@ -287,6 +288,17 @@ def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
     """Lay `given` over the options of `row`."""
     own = {"method": dict(row.options), "sampling": dict(row.sampling)}
     config = build(own, given, method=row.section, others=_only_others_have(row))
+    _check_step_loss(row, config)
+    for name, options in own.items():
+        section = given.get(name)
+        getattr(config, name).model_fields_set.difference_update(
+            options.keys() - (section.keys() if isinstance(section, Mapping) else ())
+        )
+    return config
+
+
+def _check_step_loss(row: Method, config: RunConfig) -> None:
+    """Raise ConfigError where a loss of the whole step would miss later epochs or responses of earlier steps."""
     if row.step_loss is not None and config.optim.epochs > 1:
         raise ConfigError(
             f"optim.epochs={config.optim.epochs}: the loss of method {config.method.name} is of a whole step and known "
@@ -297,12 +309,6 @@ def _over(row: Method, given: Mapping[str, Any]) -> RunConfig:
             f"method {config.method.name}: a loss of the whole step knows no responses of earlier steps; leave out "
             "step_loss or replay"
         )
-    for name, options in own.items():
-        section = given.get(name)
-        getattr(config, name).model_fields_set.difference_update(
-            options.keys() - (section.keys() if isinstance(section, Mapping) else ())
-        )
-    return config
 
 
 def _only_others_have(row: Method) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from small import digit_policy, small_config
 from tiny import tiny_questions
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
-from mm_spine.config import ConfigError, MethodConfig, RunConfig, TreeConfig
+from mm_spine.config import ConfigError, MethodConfig, OptimConfig, RunConfig, TreeConfig
 from mm_spine.draws import uniforms
 from mm_spine.methods import rows_sampling
 from mm_spine.methods.choices import random_draw
@@ -284,6 +284,8 @@ def test_a_section_made_by_hand_gets_the_options_of_its_method() -> None:
     assert row is METHODS["rent"]
     assert config.method == RentConfig(name="rent", share=0.5)
     assert for_method(config, None)[0] is config
+    with pytest.raises(ConfigError, match=r"^optim\.epochs=2: the loss of method pacs is of a whole step"):
+        for_method(RunConfig(method=MethodConfig(name="pacs"), optim=OptimConfig(epochs=2)), None)
 
 
 def test_a_row_of_the_users_own_brings_its_section() -> None:
