@@ -85,7 +85,7 @@ def covariance_weights(options: TeaConfig, batch: Batch, tokens: list[list[Token
     """
 
     def weighed(chosen: Tokens, covariance_T: Tensor) -> Tokens:
-        share_T = torch.softmax(covariance_T.masked_fill(~chosen.policy_T, -torch.inf), 0).nan_to_num(0.0)
+        share_T = torch.softmax(covariance_T.masked_fill(~chosen.policy_T, -torch.inf), 0).where(chosen.policy_T, 0.0)
         return chosen.weighed("tea", (options.tea_scale * share_T).clamp(max=options.tea_cap))
 
     return replaced(tokens, over_the_step(batch, tokens, covariance), weighed)

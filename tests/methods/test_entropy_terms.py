@@ -106,6 +106,10 @@ def test_tea_weighs_by_the_covariance_of_log_prob_and_advantage() -> None:
     np.testing.assert_allclose(weights[1], 10 * second / second.sum(), rtol=1e-5)
     np.testing.assert_array_equal(weights[1], weights[2])
     assert not weights[3].any(), "a dropped response"
+    odd = replace(of.groups[0].rollouts[0], logp=np.array([np.nan, -1.0], np.float32))
+    broken = of._replace(groups=[replace(of.groups[0], rollouts=(odd, *of.groups[0].rollouts[1:]))])
+    ((first_of_odd, *_),) = covariance_weights(TeaConfig(), broken, all_tokens(broken))
+    assert first_of_odd.weights["tea"].isnan().all(), "the step must not hide it"
     few = merged(of)
     (leaves,) = covariance_weights(TeaConfig(), few, all_tokens(few))
     for mine, copy in zip(leaves, [found[0], found[1], found[3]], strict=True):
