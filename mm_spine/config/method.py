@@ -61,6 +61,11 @@ class MethodConfig(Section):
         description="groups without advantage: keep their band and KL terms, or leave them out of these too",
     )
 
+    @property
+    def kl_acts(self) -> bool:
+        """Whether the loss has a KL term that moves the weights."""
+        return self.kl != "none" and self.kl_weight > 0
+
     @model_validator(mode="after")
     def _ordered(self) -> MethodConfig:
         if self.band_quantiles[0] >= self.band_quantiles[1]:

@@ -64,11 +64,10 @@ def choose_tokens(batch: Batch, method: Method, options: MethodConfig) -> list[l
             fixed = Bounds(*map(torch.tensor, batch.memory[BAND]))
             bounds = [fixed] * len(bounds)
         chosen = [Tokens(policy[i], band[i], bounds[i], band[i] if method.anchor_on_forks else None) for i in first]
-    anchored = options.kl != "none" and options.kl_weight > 0
     by_group, in_order = [], iter(chosen)
     for group in batch.groups:
         own = [(rollout.index in group.dropped, next(in_order)) for rollout in group.rollouts]
-        by_group.append([found.without_policy(anchored) if dropped else found for dropped, found in own])
+        by_group.append([found.without_policy(options.kl_acts) if dropped else found for dropped, found in own])
     return by_group if method.choice is None else method.choice(options)(batch, by_group)
 
 

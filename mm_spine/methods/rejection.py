@@ -40,10 +40,9 @@ def towards_range(options: EntrocraftConfig, batch: Batch, tokens: list[list[Tok
     now = level(batch)
     low, high = (bound * batch.memory.get(START, now) for bound in bounds(options, batch.step))
     drift = (now > high) - (now < low)
-    anchored = options.kl != "none" and options.kl_weight > 0
 
     def kept(chosen: Tokens, advantage: float) -> Tokens:
-        return chosen.without_policy(anchored) if drift * advantage < 0 else chosen
+        return chosen.without_policy(options.kl_acts) if drift * advantage < 0 else chosen
 
     return [
         [kept(*pair) for pair in zip(own, advantages_of(group).tolist(), strict=True)]

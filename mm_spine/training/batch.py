@@ -143,10 +143,9 @@ def prefers(group: Group, tokens: Sequence[Tokens]) -> bool:
 
 def _is_regularised(tokens: Sequence[Tokens], options: MethodConfig, terms: Sequence[Term]) -> bool:
     """Whether band, KL or a further term act on a group without a preference."""
-    anchored = options.kl != "none" and options.kl_weight > 0
     banded = options.band_low_weight + options.band_high_weight > 0 and any(t.bounds is not None for t in tokens)
     further = any(term.coefficient and any(t.weights_of(term.name).any() for t in tokens) for term in terms)
-    return options.unanimous == "regularise" and (anchored or banded or further)
+    return options.unanimous == "regularise" and (options.kl_acts or banded or further)
 
 
 def micro_batches(policy: Policy, groups: Sequence[LeafGroup], token_budget: int) -> list[list[LeafGroup]]:
