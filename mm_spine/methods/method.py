@@ -1,7 +1,8 @@
 """What a method may choose: one row, made of functions. Their types are the seams between methods and the trainer.
 
-A rule is a function; a row holds makers of rules, functions of the method's options that return one. `rule` is a maker
-that imports its rule when it is made, because importing torch takes seconds and `mm-spine methods` only lists rows.
+A rule is a function; a row holds makers of rules, functions of the method's options that return one. `rule` and `made`
+import tensor code only when a rule is made, because importing torch takes seconds and `mm-spine methods` only lists
+rows.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
+from mm_spine.methods.apply import credited_places
 from mm_spine.methods.laid import advantages_of
 from mm_spine.methods.method import Batch
 from mm_spine.methods.rewards import mean_entropies
@@ -17,12 +19,9 @@ START = "start_entropy"
 
 def level(batch: Batch) -> float:
     """Return the mean of the mean token entropies of all responses with credit, nats; 0 without any."""
-    total = weight = 0.0
-    for group in batch.groups:
-        for rollout, entropy in zip(group.rollouts, mean_entropies(group.rollouts).tolist(), strict=True):
-            counts = 0 if rollout.index in group.dropped else rollout.weight
-            total, weight = total + counts * entropy, weight + counts
-    return total / weight if weight else 0.0
+    parts = [mean_entropies(group.rollouts)[credited_places(group)] for group in batch.groups]
+    entropies = [entropy for part_M in parts for entropy in part_M.tolist()]
+    return fmean(entropies) if entropies else 0.0
 
 
 def bounds(options: EntrocraftConfig, step: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The methods: one row each. A new method is a row here, and where it needs one a function in `choices`.
+"""The methods: one row each, here or in a module `rows_*`.
 
 The trainer never asks for a method's name.
 """
