@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -172,8 +172,8 @@ class Rollout:
     the sampler gives none. `statistic` (T,) is the method's statistic of the head, None where it has none. A branch of
     a tree names its `parent` rollout's index and `fork_at`, the first token of its own. `weight` counts the identical
     rollouts that a leaf stands for. One that is `replayed` was drawn at an earlier step, by the policy of then.
-    `thinking` counts the tokens up to the end of the first tag that closes a block of
-    thinking, None where the text has no such tag.
+    `thinking` counts the tokens up to the end of the first tag that closes a block of thinking, None where the text has
+    no such tag.
     """
 
     question_id: str
@@ -276,6 +276,19 @@ class Group:
     measured: tuple[np.ndarray | None, ...] | None = field(default=None, kw_only=True)
     wording_of: str | None = field(default=None, kw_only=True)
 
+    def only(self, places: Sequence[int]) -> Group:
+        """Return the group with the rollouts at `places`, in that order, under the same vote; a place may recur."""
+        at = list(places)
+        return replace(
+            self,
+            rollouts=tuple(self.rollouts[i] for i in at),
+            answers=tuple(self.answers[i] for i in at),
+            parsed=tuple(self.parsed[i] for i in at),
+            rewards=None if self.rewards is None else self.rewards[at],
+            advantages=None if self.advantages is None else self.advantages[at],
+            measured=None if self.measured is None else tuple(self.measured[i] for i in at),
+        )
+
 
 class Ask(NamedTuple):
     """Tokens whose log-probs under the policy a method wants to know, as if they were a response to the question.
@@ -351,19 +364,14 @@ class StepReport:
 
     def row(self) -> dict[str, Any]:
         """Return the line of steps.jsonl. What only some methods and settings have is left out of other runs."""
-        some = (
-            *(
-                "questions_sampled",
-                "questions_kept",
-                "loss_terms",
-                "loss_step",
-                "ratio_truncated",
-                "memory",
-                "replayed",
-            ),
-            "reward_mean",
-        )
-        return {name: value for name, value in vars(self).items() if value is not None or name not in some}
+        return {name: value for name, value in vars(self).items() if value is not None or name not in NOT_IN_ALL_STEPS}
+
+
+NOT_IN_ALL_STEPS = {
+    "questions_sampled", "questions_kept", "loss_terms", "loss_step", "ratio_truncated", "memory", "replayed",
+    "reward_mean",
+}  # fmt: skip
+"""Fields of a `StepReport` that only some methods and settings have."""
 
 
 @dataclass(frozen=True)

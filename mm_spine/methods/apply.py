@@ -103,15 +103,7 @@ def by_step_loss(
 
 def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> Group:
     """Return the group with the rollouts that have credit, each as often as it counts."""
-    return replace(
-        group,
-        rollouts=tuple(group.rollouts[i] for i in chosen),
-        answers=tuple(group.answers[i] for i in chosen),
-        parsed=tuple(group.parsed[i] for i in chosen),
-        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
-        rewards=rewards_M,
-        dropped=frozenset(),
-    )
+    return replace(group.only(chosen), rewards=rewards_M, dropped=frozenset())
 
 
 def first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import Trained
 from mm_spine.training.batch import MicroBatch
-from mm_spine.training.loss import Losses, view_of
+from mm_spine.training.loss import Losses
 from mm_spine.training.parity import Gap, gap_of
 from mm_spine.types import Group, StepReport
 
@@ -55,14 +54,17 @@ class Sums(NamedTuple):
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
     """Sum the figures of one micro-batch."""
-    view = view_of(trained, micro, old_logp_NT, options)
     stats, weight_N1 = trained.stats, micro.weight_N[:, None]
     gap = gap_of(micro, stats)
     weighted_NT = stats.selected_NT.float() * weight_N1
-    clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_NT, view.clip_low, view.clip_high)
-    truncated_NT = torch.zeros_like(micro.policy_NT)
+    clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_NT, *micro.limits(options))
+
+    def chosen(where_NT: Tensor) -> float:
+        return float((where_NT & micro.policy_NT).float().mul(weight_N1).sum())
+
+    truncated = 0.0
     if options.truncate is not None:
-        truncated_NT = truncated_ratio(old_logp_NT, micro.sampled_logp_NT, math.inf) > options.truncate
+        truncated = chosen(truncated_ratio(old_logp_NT, micro.sampled_logp_NT, math.inf) > options.truncate)
     return Sums(
         policy=float(parts.policy.detach()),
         band=float(parts.band.detach()),
@@ -72,9 +74,9 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         gap=gap.total,
         gap_max=gap.most,
         gap_kl=gap.kl,
-        clipped=float((clipped_NT & micro.policy_NT).float().mul(weight_N1).sum()),
-        truncated=float((truncated_NT & micro.policy_NT).float().mul(weight_N1).sum()),
-        chosen=float(micro.policy_NT.float().mul(weight_N1).sum()),
+        clipped=chosen(clipped_NT),
+        truncated=truncated,
+        chosen=chosen(micro.policy_NT),
         entropy=float((stats.entropy_NT.detach() * weighted_NT).sum()),
         weighted=float(weighted_NT.sum()),
         gap_kl2=gap.kl2,
@@ -156,24 +158,10 @@ def without_replayed(batch: Batch, tokens: Sequence[Sequence[Tokens]]) -> tuple[
     groups, kept = [], []
     for group, chosen in zip(batch.groups, tokens, strict=True):
         own = [i for i, rollout in enumerate(group.rollouts) if not rollout.replayed]
-        groups.append(only(group, own))
+        groups.append(group.only(own))
         kept.append([chosen[i] for i in own])
     count = sum(len(group.rollouts) for group in batch.groups) - sum(map(len, kept))
     return batch._replace(groups=groups), kept, count
-
-
-def only(group: Group, chosen: Sequence[int]) -> Group:
-    """Return the group with the rollouts at `chosen` places."""
-    places = torch.tensor(chosen, dtype=torch.long)
-    return replace(
-        group,
-        rollouts=tuple(group.rollouts[i] for i in chosen),
-        answers=tuple(group.answers[i] for i in chosen),
-        parsed=tuple(group.parsed[i] for i in chosen),
-        rewards=None if group.rewards is None else group.rewards[places],
-        advantages=None if group.advantages is None else group.advantages[places],
-        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
-    )
 
 
 def encodes_saved(policy: Policy, groups: Sequence[Group]) -> int:

@@ -15,7 +15,7 @@ from small import digit_policy
 from mm_spine.methods.apply import assign_credit, choose_tokens
 from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
-from mm_spine.methods.tokens import Tokens
+from mm_spine.methods.tokens import Limits, Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.training.batch import (
     Leaf,
@@ -139,6 +139,14 @@ def test_a_batch_is_within_the_budget() -> None:
         batches = micro_batches(policy(), rows, budget)
         assert sum(chain(*lengths(batches))) == 17
         assert all(len(sizes) * prompt + 10 * sum(sizes) <= budget for sizes in lengths(batches))
+
+
+def test_clipping_limits_of_some_responses_only_are_refused() -> None:
+    groups, tokens, own = credited("ttrl")
+    limits_T = torch.full((3,), 0.2)
+    tokens[0][0] = tokens[0][0]._replace(clip=Limits(limits_T, limits_T))
+    with pytest.raises(ValueError, match=r"question 'q0', rollout 2: no clipping limits, but other responses have"):
+        collate(policy(), trained_groups(groups, tokens, own))
 
 
 def test_collate_puts_everything_in_its_place() -> None:
