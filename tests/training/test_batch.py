@@ -58,6 +58,14 @@ def test_equal_responses_with_other_masks_or_credit_are_leaves_of_their_own() ->
     assert counted == denominators([equal], [chosen], options("spine", policy_denominator="selected")).policy == 3
 
 
+def test_equal_responses_that_other_policies_drew_are_leaves_of_their_own() -> None:
+    groups, tokens, _ = credited("ttrl")
+    fresh = groups[1].rollouts
+    earlier = [replace(r, logp=r.logp - n, replayed=True) for n, r in zip((1, 1, 2), fresh[1:], strict=True)]
+    row = merge_identical(replace(groups[1], rollouts=(fresh[0], *earlier)), tokens[1])
+    assert [(leaf.rollout.replayed, leaf.rollout.weight) for leaf in row.leaves] == [(False, 1), (True, 2), (True, 1)]
+
+
 def test_a_group_without_a_selected_token_is_no_row() -> None:
     """All forks of the batch lie in the unanimous group, which is skipped: nothing is left to run."""
     quiet = group([rollout(i, [i], [0.1 * i]) for i in range(4)], ["1", "2", "2", "2"])
