@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from credited_groups import polled
 from PIL import Image
 
 from mm_spine.processors.vision import open_image
-from mm_spine.types import AnswerSpec, Question
+from mm_spine.types import Answer, AnswerSpec, Question
 
 PICTURE = Image.new("RGB", (4, 2), "red")
 SPEC = AnswerSpec("integer")
@@ -75,3 +77,24 @@ def test_a_question_stays_a_frozen_dataclass() -> None:
 def test_an_id_or_a_prompt_that_is_no_text_is_refused_with_the_order(id: Any, prompt: Any) -> None:
     with pytest.raises(TypeError, match=r"is text, not (int|Image).*Question\(id, images, prompt, spec\)"):
         Question(id, "scan.png", prompt, "integer")
+
+
+def test_a_part_of_a_group_has_all_that_belongs_to_its_rollouts() -> None:
+    whole = replace(
+        polled(["7", "8", None]),
+        parsed=(Answer("7", "7"), Answer("8", "8"), None),
+        rewards=torch.tensor([1.0, 0.0, 0.5]),
+        advantages=torch.tensor([1.0, -1.0, 0.0]),
+        measured=(np.ones(1), None, np.zeros(1)),
+        dropped=frozenset({2}),
+    )
+    part = whole.only([2, 0, 0])
+    assert [r.index for r in part.rollouts] == [2, 0, 0] and part.answers == (None, "7", "7")
+    assert part.parsed == (None, Answer("7", "7"), Answer("7", "7"))
+    assert part.rewards is not None and part.rewards.tolist() == [0.5, 1.0, 1.0]
+    assert part.advantages is not None and part.advantages.tolist() == [0.0, 1.0, 1.0]
+    assert part.measured is not None and [float(x[0]) for x in part.measured if x is not None] == [0.0, 1.0, 1.0]
+    assert (part.vote, part.question, part.dropped) == (whole.vote, whole.question, whole.dropped)
+    nothing = whole.only([])
+    assert nothing.rewards is not None and (nothing.rollouts, len(nothing.rewards)) == ((), 0)
+    assert polled(["7", "8"]).only([1]).rewards is None

@@ -97,12 +97,17 @@ class GrowingSampler:
     def _grow(self, question: Question, root: Rollout) -> Script[list[Rollout]]:
         """Draw the rollouts of a family except its root, in no order."""
         drawn, asked = [root], {root.index}
+        family = range(root.index, root.index + self.whole)
 
         def follow() -> Script[None]:
             if len(asked) == self.whole:
                 return
             rng = generator(self.backend.seed, "grow", *self._call, question.id, root.index)
             new = [ask for ask in self.growth.propose(question, drawn, rng) if ask.index not in asked]
+            if strange := [ask.index for ask in new if ask.index not in family]:
+                raise ValueError(
+                    f"question {question.id!r}: proposed was rollout {strange[0]}, which is not of the family {family}"
+                )
             asked.update(ask.index for ask in new)
             yield [one(ask) for ask in new]
 
@@ -111,8 +116,7 @@ class GrowingSampler:
             yield from follow()
 
         yield from follow()
-        missing = [i for i in range(root.index, root.index + self.whole) if i not in asked]
-        drawn += yield [self._drawn(Request(question, i)) for i in missing]
+        drawn += yield [self._drawn(Request(question, i)) for i in family if i not in asked]
         return drawn[1:]
 
     def _drawn(self, request: Request, family: Sequence[Rollout] = ()) -> Script[Rollout]:

@@ -70,6 +70,10 @@ class MicroBatch(NamedTuple):
     weights: Mapping[str, Tensor] = NO_WEIGHTS
     replayed_N: Tensor | None = None
 
+    def limits(self, options: MethodConfig) -> tuple[Tensor | float, Tensor | float]:
+        """Return how far importance ratios may go below and above 1: the tokens' own limits, else the configured."""
+        return self.clip or (options.clip_low, options.clip_high)
+
     def old_logp(self, before_NT: Tensor) -> Tensor:
         """Return what importance ratios are taken against: the log-probs `before_NT` the update, of replayed leaves
         those of the step that drew them."""
@@ -231,10 +235,16 @@ def _replayed(leaves: Sequence[Leaf], device: torch.device) -> Tensor | None:
 
 
 def _clip_limits(leaves: Sequence[Leaf], device: torch.device) -> ClipLimits | None:
-    """Return the limits of each token, None where no response has its own. A method gives them to all or none."""
+    """Return the limits of each token, None where no response has its own. Raises ValueError where only some have."""
     limits = [leaf.tokens.clip for leaf in leaves if leaf.tokens.clip is not None]
     if not limits:
         return None
+    if len(limits) < len(leaves):
+        bare = next(leaf.rollout for leaf in leaves if leaf.tokens.clip is None)
+        raise ValueError(
+            f"question {bare.question_id!r}, rollout {bare.index}: no clipping limits, but other responses have their "
+            "own; the method's `choice` must give `Tokens.clip` to all responses or to none"
+        )
     return ClipLimits(_pad((low_T for low_T, _ in limits), device), _pad((high_T for _, high_T in limits), device))
 
 

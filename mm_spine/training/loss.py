@@ -131,7 +131,9 @@ def losses(
         weight_N = token_weights(micro.length_N, micro.weight_N, kind)
         return weighted_mean(values_NT, mask_NT, weight_N, values_NT.new_tensor(count))
 
-    view = view_of(trained, micro, old_logp_NT, options)
+    low, high = micro.limits(options)
+    advantage_NT = micro.advantage_NT
+    view = View(stats.logp_NT, old_logp_NT, micro.sampled_logp_NT, stats.entropy_NT, advantage_NT, low, high)
     below_NT, above_NT = hinge_band(stats.entropy_NT, micro.low_N1, micro.high_N1)
     below_NT, above_NT = (_beyond(hinge_NT, on_bound) for hinge_NT in (below_NT, above_NT))
     hinges_NT = options.band_low_weight * below_NT + options.band_high_weight * above_NT
@@ -140,8 +142,7 @@ def losses(
         own = view if term.statistic is None else view._replace(statistic_NT=next(measured))
         # Without weights of its own a term acts where the policy term does.
         weight_NT = micro.weights.get(term.name, micro.policy_NT)
-        values_NT = term.value(own).where(weight_NT != 0, 0.0) * weight_NT
-        further.append(term.coefficient * mean(values_NT, weight_NT, count, term.denominator))
+        further.append(term.coefficient * mean(term.value(own) * weight_NT, weight_NT, count, term.denominator))
     objective_NT = rules.objective(view)
     if options.truncate is not None:
         objective_NT = objective_NT * truncated_ratio(old_logp_NT, micro.sampled_logp_NT, options.truncate)
@@ -150,20 +151,6 @@ def losses(
         mean(hinges_NT, micro.band_NT, over.band, options.band_denominator),
         options.kl_weight * mean(trained.kl_NT, micro.kl_NT, over.kl, options.kl_denominator),
         tuple(further),
-    )
-
-
-def view_of(trained: Trained, micro: MicroBatch, old_logp_NT: Tensor, options: MethodConfig) -> View:
-    """Return what the terms see of a micro-batch."""
-    low, high = (options.clip_low, options.clip_high) if micro.clip is None else micro.clip
-    return View(
-        logp_NT=trained.stats.logp_NT,
-        old_logp_NT=old_logp_NT,
-        sampled_logp_NT=micro.sampled_logp_NT,
-        entropy_NT=trained.stats.entropy_NT,
-        advantage_NT=micro.advantage_NT,
-        clip_low=low,
-        clip_high=high,
     )
 
 

@@ -55,6 +55,14 @@ def test_what_is_never_proposed_is_drawn_flat() -> None:
     assert [len(call) for call in backend.calls] == [9, 18]
 
 
+def test_a_proposal_outside_its_family_is_refused() -> None:
+    def strange(question: Question, drawn: Sequence[Rollout], rng: Generator) -> list[Request]:
+        return [Request(question, drawn[0].index + 3)]
+
+    with pytest.raises(ValueError, match=r"proposed was rollout 3, which is not of the family range\(0, 3\)"):
+        GrowingSampler(scripted(), Growth(3, strange)).sample(QUESTIONS[:1], 6, **CALL)
+
+
 def test_no_index_is_drawn_twice() -> None:
     def again(question: Question, drawn: Sequence[Rollout], rng: Generator) -> list[Request]:
         return [Request(question, i) for i in range(2)]

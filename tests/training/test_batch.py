@@ -15,7 +15,7 @@ from small import digit_policy
 from mm_spine.methods.apply import assign_credit, choose_tokens
 from mm_spine.methods.method import Batch
 from mm_spine.methods.table import find
-from mm_spine.methods.tokens import Tokens
+from mm_spine.methods.tokens import Limits, Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.training.batch import (
     Leaf,
@@ -56,6 +56,14 @@ def test_equal_responses_with_other_masks_or_credit_are_leaves_of_their_own() ->
     assert [(leaf.rollout.weight, leaf.advantage) for leaf in row.leaves] == [(3, 1.0), (1, 1.0), (1, 2.0), (1, 1.0)]
     counted = sum(leaf.rollout.weight * int(leaf.tokens.policy_T.sum()) for leaf in row.leaves)
     assert counted == denominators([equal], [chosen], options("spine", policy_denominator="selected")).policy == 3
+
+
+def test_equal_responses_that_other_policies_drew_are_leaves_of_their_own() -> None:
+    groups, tokens, _ = credited("ttrl")
+    fresh = groups[1].rollouts
+    earlier = [replace(r, logp=r.logp - n, replayed=True) for n, r in zip((1, 1, 2), fresh[1:], strict=True)]
+    row = merge_identical(replace(groups[1], rollouts=(fresh[0], *earlier)), tokens[1])
+    assert [(leaf.rollout.replayed, leaf.rollout.weight) for leaf in row.leaves] == [(False, 1), (True, 2), (True, 1)]
 
 
 def test_a_group_without_a_selected_token_is_no_row() -> None:
@@ -139,6 +147,14 @@ def test_a_batch_is_within_the_budget() -> None:
         batches = micro_batches(policy(), rows, budget)
         assert sum(chain(*lengths(batches))) == 17
         assert all(len(sizes) * prompt + 10 * sum(sizes) <= budget for sizes in lengths(batches))
+
+
+def test_clipping_limits_of_some_responses_only_are_refused() -> None:
+    groups, tokens, own = credited("ttrl")
+    limits_T = torch.full((3,), 0.2)
+    tokens[0][0] = tokens[0][0]._replace(clip=Limits(limits_T, limits_T))
+    with pytest.raises(ValueError, match=r"question 'q0', rollout 2: no clipping limits, but other responses have"):
+        collate(policy(), trained_groups(groups, tokens, own))
 
 
 def test_collate_puts_everything_in_its_place() -> None:

@@ -14,7 +14,8 @@ import torch
 from adapting import PLAIN, run, stopping_after
 
 from mm_spine.config import ConfigError
-from mm_spine.training.checkpoint import newest_checkpoint
+from mm_spine.methods.apply import BAND
+from mm_spine.training.checkpoint import SavedState, newest_checkpoint
 
 
 def rewrite(saved: Path, state: str) -> None:
@@ -96,3 +97,11 @@ def test_a_checkpoint_without_the_gap_of_the_first_step_is_read(tmp_path: Path) 
     del state["first_gaps"]
     rewrite(saved, json.dumps(state))
     assert run(PLAIN, checkpoints=tmp_path, resume=True)[3].steps == 3
+
+
+@pytest.mark.parametrize(("anchored", "memory"), [([0.25, 0.75], {BAND: [0.25, 0.75]}), (None, {})])
+def test_the_fixed_band_of_an_older_checkpoint_is_remembered(
+    anchored: list[float] | None, memory: dict[str, list[float]]
+) -> None:
+    older = {"world_size": 1, "threads": 1, "token_budget": None, "token_budget_set": "auto", "step": 2}
+    assert SavedState(**older, anchored=anchored).memory == memory  # type: ignore[arg-type]

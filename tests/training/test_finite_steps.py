@@ -31,6 +31,16 @@ def test_a_loss_that_is_not_finite_names_step_and_questions(stage: int, monkeypa
     assert not moved(policy, start)
 
 
+def test_a_further_term_that_is_not_finite_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where its gradient is."""
+    usual = update.losses
+    monkeypatch.setattr(update, "losses", lambda *a: usual(*a)._replace(terms=(torch.tensor(torch.nan),)))
+    policy, start = digit_policy(), digit_policy().weights()
+    with pytest.raises(NotFinite, match="step 0: the loss is not finite in the micro-batch of q"):
+        adapt(QUESTIONS, policy, config=small_config(MIXED))
+    assert not moved(policy, start)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_gradient_that_is_not_finite_moves_nothing(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = TextPolicy.trunk

@@ -11,10 +11,10 @@ from tiny import END, TEMPERATURE, entropy, plain_log_probs, tiny_model, tiny_po
 
 from mm_spine.adapt import Hooks, StepRecord, adapt
 from mm_spine.config import RunConfig
-from mm_spine.methods.table import configure
+from mm_spine.methods.table import configure, find
 from mm_spine.policy.distribution import Distribution
 from mm_spine.sampling.hf import HFSampler
-from mm_spine.training.scoring import score
+from mm_spine.training.scoring import needs_scores, score
 from mm_spine.types import Rollout
 from mm_spine.voting import make_group
 
@@ -88,6 +88,8 @@ def test_a_statistic_is_measured_at_every_token_with_a_sampler_that_gives_entrop
     rollouts = HFSampler(policy, config.sampling).sample(questions, 3, step=0, purpose="train")
     groups = [make_group(q, rs) for q, rs in zip(questions, rollouts, strict=True)]
     entropy_again = lambda log_probs, anchor, target: -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)  # noqa: E731
+    assert needs_scores(groups, replace(find("ttrl"), statistic=lambda options: entropy_again))
+    assert not needs_scores(groups, find("spine"))
     scored, _ = score(policy, groups, Distribution(0.8, policy.banned), 10_000, statistic=entropy_again)
     for group in scored:
         for rollout in group.rollouts:
