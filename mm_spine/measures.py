@@ -1,8 +1,5 @@
-"""The measures of an evaluation: their keys in the files of a run, their order and names, and how those are computed
-that need plain values only.
-
-The evaluation computes them from what it graded, reports from the lines of its files.
-"""
+"""The measures of an evaluation: their keys in the files of a run, their order and names; and functions that compute
+some of them from plain values: the evaluation from what it graded, reports from the lines of its files."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ VOTE = "vote"
 """Key of the votes beside `GREEDY`, where questions are counted that turned right or wrong."""
 
 SHARE_BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 1.0))
-"""Bins of the vote's share at the start, (low, high]; the last is for votes without dissent. The bins are ours."""
+"""Bins of the vote's share at the start: above low, up to high. A share of 1 is in the last one only. They are ours."""
 
 
 def majority_label(samples: int | None) -> str:
@@ -96,9 +93,19 @@ class Turn(NamedTuple):
     after: bool
     share: float
 
+    @property
+    def learnt(self) -> bool:
+        """Wrong before, right after."""
+        return self.after and not self.before
+
+    @property
+    def corrupted(self) -> bool:
+        """Right before, wrong after."""
+        return self.before and not self.after
+
 
 class TurnBin(TypedDict):
-    """The `n` questions whose vote had a share in (low, high] at the start; `right_before` of them were right then."""
+    """The `n` questions of one of `SHARE_BINS`; `right_before` of them were right before."""
 
     low: float
     high: float
@@ -123,8 +130,8 @@ class Turned(TypedDict):
 
 def turned(turns: Sequence[Turn]) -> Turned:
     """Count the questions learnt and corrupted, in all and by the vote's share at the start."""
-    learnt = [turn.share for turn in turns if turn.after and not turn.before]
-    corrupted = [turn.share for turn in turns if turn.before and not turn.after]
+    learnt = [turn.share for turn in turns if turn.learnt]
+    corrupted = [turn.share for turn in turns if turn.corrupted]
     bins = []
     for place, (low, high) in enumerate(SHARE_BINS):
         inside = [turn for turn in turns if _bin_of(turn.share) == place]
@@ -134,8 +141,8 @@ def turned(turns: Sequence[Turn]) -> Turned:
                 high=high,
                 n=len(inside),
                 right_before=sum(turn.before for turn in inside),
-                learnt=sum(turn.after and not turn.before for turn in inside),
-                corrupted=sum(turn.before and not turn.after for turn in inside),
+                learnt=sum(turn.learnt for turn in inside),
+                corrupted=sum(turn.corrupted for turn in inside),
             )
         )
     return Turned(

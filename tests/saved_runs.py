@@ -142,7 +142,8 @@ def _placeholder(what: Any) -> page_figures.PageFigure:
     name = f"scores_{what.name}" if isinstance(what, result.SplitResult) else name
     chart = isinstance(what, curves.Chart)
     title, note = (what.heading, what.note) if chart else (name, "")
-    return page_figures.PageFigure(name, title, note, Markup("<svg></svg>"), {"lines": []} if chart else None)
+    data = {"lines": []} if chart and what.over == "step" else None
+    return page_figures.PageFigure(name, title, note, Markup("<svg></svg>"), data)
 
 
 def text_of(folder: Path) -> str:

@@ -42,7 +42,7 @@ def compare(
         raise ValueError("--curves needs --output with a name that ends in .pdf, .svg or .png")
     comparison = compare_runs(runs, against)
     further = [columns_table(comparison, name) for name in columns or ()]
-    printing.console.print(comparison_table(runs, against))
+    printing.console.print(comparison_table(comparison))
     for table in further:
         printing.console.print("", table)
     if comparison.contrasts:

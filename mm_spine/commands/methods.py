@@ -46,7 +46,8 @@ def methods(
     from mm_spine.methods.table import METHODS, find
 
     if name is not None:
-        print_method(name, find(name))
+        for line in method_lines(name, find(name)):
+            printing.print_line(line)
         return
     table = Table("method", "what it does", "source", Column("own defaults", overflow="fold"))
     for changed, names in grouped(METHODS).items():
@@ -103,14 +104,10 @@ def own_defaults(row: Method) -> dict[str, Any]:
     return {**further, **row.options, **sampling}
 
 
-def print_method(name: str, row: Method) -> None:
-    """Print a method's formula, source and options, its own with their meaning."""
-    for line in method_lines(name, row):
-        printing.print_line(line)
-
-
 def method_lines(name: str, row: Method) -> Iterator[str]:
-    """Yield the lines of `print_method`."""
+    """Yield a method's formula, source and options, its own with their meaning."""
+    from mm_spine.methods.table import own_options
+
     yield f"{name}: {row.summary}{'' if row.label_free else ' (reads labels)'}"
     yield f"source: {row.source}"
     yield f"changes: {changes(row)}"
@@ -120,7 +117,7 @@ def method_lines(name: str, row: Method) -> Iterator[str]:
         yield from ("", "ours", f"  {row.ours}")
     if row.reported:
         yield from ("", "reported", f"  {row.reported}")
-    if further := [key for key in row.section.model_fields if key not in MethodConfig.model_fields]:
+    if further := own_options(row):
         yield from ("", "options of its own (method.KEY=VALUE)")
         yield from (_described(row, key) for key in further)
     common = {

@@ -58,9 +58,9 @@ def print_own_values(config: RunConfig, target: str, overrides: Sequence[str], s
 
 def print_runs(runs: Sequence[Path]) -> None:
     """Print the table that compares runs."""
-    from mm_spine.reporting.compare import comparison_table
+    from mm_spine.reporting.compare import compare_runs, comparison_table
 
-    console.print(comparison_table(runs))
+    console.print(comparison_table(compare_runs(runs)))
 
 
 def print_result(run: Path) -> None:

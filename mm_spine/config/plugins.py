@@ -27,13 +27,15 @@ def load(path: str | Path) -> ModuleType:
     Raises ConfigError naming the file, and its line where an error in it is the cause.
     """
     path = Path(path)
-    name, place = _PREFIX + path.stem, path.resolve()
+    # The file itself: a link to it is the same plugin.
+    place = path.resolve()
+    name = _PREFIX + place.stem
     if place in _digests:
         return sys.modules[name]
     if path.suffix != ".py":
         raise ConfigError(f"--plugin {path}: not a Python file; give one whose name ends in .py")
     if name in sys.modules:
-        raise ConfigError(f"--plugin {path}: another plugin has the name {path.name}; rename one of them")
+        raise ConfigError(f"--plugin {path}: another plugin has the name {place.name}; rename one of them")
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -65,9 +67,9 @@ def digests() -> dict[str, str]:
 def place_of(error: BaseException) -> str | None:
     """Return the innermost place of an error in a loaded file, "my.py, line 7", None for an error elsewhere."""
     for path in _digests:
-        name = getattr(sys.modules[_PREFIX + path.stem], "__file__", "")
-        if line := _line(error, str(name)):
-            return f"{name}{line}"
+        file = str(sys.modules[_PREFIX + path.stem].__file__)
+        if line := _line(error, file):
+            return f"{file}{line}"
     return None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from mm_spine.files import sha256
 from mm_spine.types import AnswerSpec, ImageLike, ImagePart, Question
 
 FILE = "fingerprint.json"
@@ -58,6 +59,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], shared_only: boo
             yield f"a gold answer of the split {split!r} changed"
 
 
+def all_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Say what differs in anything but configuration and code."""
+    yield from differences(old, new)
+    yield from plugin_differences(old, new)
+    yield from file_differences(old, new)
+
+
 def plugin_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """Say which plugins changed, were left out or were added; a run of an earlier version had none."""
     before, after = old.get("plugins", {}), new.get("plugins", {})
@@ -73,7 +81,7 @@ def plugin_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterat
 def of_folders(folders: Sequence[Path]) -> dict[str, str]:
     """Return file -> digest of the files directly in `folders`, which a method reads."""
     files = (path for folder in folders for path in sorted(folder.iterdir()) if path.is_file())
-    return {str(path): _file_digest(path) for path in files}
+    return {str(path): sha256(path)[:16] for path in files}
 
 
 def file_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -82,11 +90,6 @@ def file_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator
     for name in dict.fromkeys([*before, *after]):
         if before.get(name) != after.get(name):
             yield f"{name}, which the method reads, changed"
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _spec(spec: AnswerSpec) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class FurtherTable(NamedTuple):
 
 
 class ColumnSet(NamedTuple):
-    """Columns that belong together: their table's title and note, their heads, and the cells of a row.
+    """Columns that belong together: their table's title and note, their heads, and the cells of a row among all rows.
 
     `of_all`: they are of all questions, also those without a gold answer.
     """
@@ -63,7 +63,7 @@ class ColumnSet(NamedTuple):
     title: str
     note: str
     heads: Callable[[Sequence[ComparisonRow]], list[str]]
-    cells: Callable[[ComparisonRow, Sequence[str]], list[Cell]]
+    cells: Callable[[ComparisonRow, Sequence[ComparisonRow]], list[Cell]]
     of_all: bool = False
 
 
@@ -89,12 +89,11 @@ def _value(found: BeforeAfter | None, digits: int | None) -> Cell:
 
 
 def _ks(rows: Sequence[ComparisonRow]) -> list[int]:
-    found = {name for row in rows for name in row.measured.values if name.startswith(f"{PASS_AT_K}_")}
-    return sorted(int(name.removeprefix(f"{PASS_AT_K}_")) for name in found)
+    return sorted({k for row in rows for k in row.measured.pass_at_k})
 
 
-def _pass_at_k_cells(row: ComparisonRow, heads: Sequence[str]) -> list[Cell]:
-    return [_value(row.measured.values.get(f"{PASS_AT_K}_{head.removeprefix('pass@')}"), None) for head in heads]
+def _pass_at_k_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[Cell]:
+    return [_value(row.measured.pass_at_k.get(k), None) for k in _ks(rows)]
 
 
 _DIGITS = {VOTE_SHARE: None, ANSWER_ENTROPY: 3, DISTINCT_ANSWERS: 2}
@@ -111,7 +110,7 @@ def _turned(row: ComparisonRow, by: str) -> Turned:
     return turned(row.measured.turns.get(by, ()))
 
 
-def _learnt_cells(row: ComparisonRow, _: Sequence[str]) -> list[Cell]:
+def _learnt_cells(row: ComparisonRow, _: Sequence[ComparisonRow]) -> list[Cell]:
     cells = []
     for by in (GREEDY, VOTE):
         found = _turned(row, by)
@@ -124,7 +123,7 @@ def _learnt_cells(row: ComparisonRow, _: Sequence[str]) -> list[Cell]:
     return cells
 
 
-def _share_cells(row: ComparisonRow, _: Sequence[str]) -> list[Cell]:
+def _share_cells(row: ComparisonRow, _: Sequence[ComparisonRow]) -> list[Cell]:
     found = _turned(row, GREEDY)
     if not found["n"]:
         return [Cell(formats.NONE)] * len(SHARE_BINS)
@@ -143,7 +142,7 @@ COLUMN_SETS: Mapping[str, ColumnSet] = {
         "means over all questions, also those without a gold answer. entropy: of the samples' answers; those without "
         "an answer count as one more",
         lambda rows: list(_ANSWER_HEADS.values()),
-        lambda row, _: [_value(row.measured.values.get(name), _DIGITS[name]) for name in ANSWERS],
+        lambda row, _: [_value(row.measured.answers.get(name), _DIGITS[name]) for name in ANSWERS],
         of_all=True,
     ),
     "learnt": ColumnSet(
@@ -177,14 +176,10 @@ def further_table(comparison: Comparison, name: str, for_paper: bool = False) ->
     for split, title in SPLITS.items():
         if of_split := [row for row in rows if row.split == split]:
             shown = of_paper(of_split) if for_paper else of_split
-            lines = [_table_row(row, chosen.cells(row, heads)) for row in shown]
+            lines = [TableRow(row.method_text, row.seed_text, row.seeds, chosen.cells(row, rows)) for row in shown]
             questions = of_split[0].measured.asked if chosen.of_all else of_split[0].questions
             sections.append(Section(title, questions, lines))
     return FurtherTable(chosen.title, chosen.note, heads, sections)
-
-
-def _table_row(row: ComparisonRow, cells: Sequence[Cell]) -> TableRow:
-    return TableRow(row.method_text, row.seed_text, row.seeds, cells)
 
 
 def columns_table(comparison: Comparison, name: str) -> Table:
@@ -227,24 +222,23 @@ def pass_at_k_charts(comparison: Comparison) -> list[Chart]:
 
 
 def csv_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Iterator[tuple[str, object]]:
-    """Yield column and value of everything in a row's further columns, "" where there is no value.
+    """Yield column and value of everything in a row's further columns, None where there is no value.
 
     Of several seeds, the counts are over the questions of all of them.
     """
-    for name in (*(f"{PASS_AT_K}_{k}" for k in _ks(rows)), *ANSWERS):
-        pair, gain = row.measured.values.get(name, BeforeAfter((None, None), None))
-        yield f"{name}_before", _csv(pair[0])
-        yield f"{name}_after", _csv(pair[1])
-        value, low, high = gain or (None, None, None)
-        yield from ((f"{name}_gain", _csv(value)), (f"{name}_gain_low", _csv(low)), (f"{name}_gain_high", _csv(high)))
+    values = {f"{PASS_AT_K}_{k}": row.measured.pass_at_k.get(k) for k in _ks(rows)}
+    for name, found in (values | {name: row.measured.answers.get(name) for name in ANSWERS}).items():
+        (before, after), gain = found or BeforeAfter((None, None), None)
+        yield from ((f"{name}_before", before), (f"{name}_after", after), *csv_interval(f"{name}_gain", gain))
     for by in (GREEDY, VOTE):
-        found = _turned(row, by)
-        yield f"{by}_turned_n", found["n"]
-        yield f"{by}_learnt", found["learnt"] if found["n"] else ""
-        yield f"{by}_learnt_share", _csv(found["learnt_share"])
-        yield f"{by}_corrupted", found["corrupted"] if found["n"] else ""
-        yield f"{by}_corrupted_share", _csv(found["corrupted_share"])
+        counts = _turned(row, by)
+        yield f"{by}_turned_n", counts["n"]
+        yield f"{by}_learnt", counts["learnt"] if counts["n"] else None
+        yield f"{by}_learnt_share", counts["learnt_share"]
+        yield f"{by}_corrupted", counts["corrupted"] if counts["n"] else None
+        yield f"{by}_corrupted_share", counts["corrupted_share"]
 
 
-def _csv(value: float | None) -> object:
-    return "" if value is None else value
+def csv_interval(name: str, interval: Interval | None) -> Iterator[tuple[str, float | None]]:
+    """Yield column and value of an estimate and its bounds."""
+    yield from zip((name, f"{name}_low", f"{name}_high"), interval or (None, None, None), strict=True)

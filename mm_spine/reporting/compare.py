@@ -156,12 +156,8 @@ def _finished_reference(
     return found
 
 
-def comparison_table(paths: Sequence[Path], against: Path | None = None) -> Table:
-    """Return the comparison of the runs as a table for the terminal, in percent.
-
-    Raises what `compare_runs` raises.
-    """
-    comparison = compare_runs(paths, against)
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the comparison as a table for the terminal, in percent."""
     rows, compared = comparison.rows, comparison.compared
     table = Table(title=_title(compared), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.caption, table.caption_justify = escape("\n".join(comparison_notes(rows))), "left"

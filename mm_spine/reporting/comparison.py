@@ -8,9 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mm_spine.files import write_bytes, write_csv
-from mm_spine.intervals import Interval
 from mm_spine.reporting import contrasts, curves, figures, forest
-from mm_spine.reporting.column_sets import COLUMN_SETS, csv_cells, further_table, pass_at_k_charts
+from mm_spine.reporting.column_sets import COLUMN_SETS, csv_cells, csv_interval, further_table, pass_at_k_charts
 from mm_spine.reporting.compare import (
     Comparison,
     compare_runs,
@@ -22,7 +21,7 @@ from mm_spine.reporting.contrasts import Contrast
 from mm_spine.reporting.finished_run import SPLITS
 from mm_spine.reporting.latex import latex_columns, latex_table
 from mm_spine.reporting.page import frame, load_template, write_page
-from mm_spine.reporting.page_figures import PageFigure, draw_chart, page_figure
+from mm_spine.reporting.page_figures import PageFigure, draw_chart, draw_pass_at_k, page_figure
 from mm_spine.reporting.saved_run import SavedRun, read_run
 from mm_spine.words import visible_line
 
@@ -118,28 +117,19 @@ def _csv_rows(comparison: Comparison) -> Iterator[dict[str, object]]:
     for row in comparison.compared:
         contrast = comparison.contrast_of(row)
         yield {
-            "split": row.split, "method": row.method, "run": row.run, "seed": _cell(row.seed), "seeds": row.seeds,
+            "split": row.split, "method": row.method, "run": row.run, "seed": row.seed, "seeds": row.seeds,
             "questions": row.questions, "samples": row.samples, "label_free": row.label_free,
-            "greedy_before": _cell(row.greedy[0]), "greedy_after": _cell(row.greedy[1]),
-            **_interval("greedy_gain", row.greedy_gain),
-            "pass_at_1_before": _cell(row.pass_at_1[0]), "pass_at_1_after": _cell(row.pass_at_1[1]),
-            **_interval("pass_at_1_gain", row.pass_at_1_gain),
-            "vote_before": _cell(row.maj_at_n[0]), "vote_after": _cell(row.maj_at_n[1]),
+            "greedy_before": row.greedy[0], "greedy_after": row.greedy[1],
+            **dict(csv_interval("greedy_gain", row.greedy_gain)),
+            "pass_at_1_before": row.pass_at_1[0], "pass_at_1_after": row.pass_at_1[1],
+            **dict(csv_interval("pass_at_1_gain", row.pass_at_1_gain)),
+            "vote_before": row.maj_at_n[0], "vote_after": row.maj_at_n[1],
             "against": contrast.against if contrast else "",
-            **_interval("difference", contrast.difference if contrast else None),
-            "p": _cell(contrast.p if contrast else None), "p_holm": _cell(contrast.p_holm if contrast else None),
+            **dict(csv_interval("difference", contrast.difference if contrast else None)),
+            "p": contrast.p if contrast else None, "p_holm": contrast.p_holm if contrast else None,
             "test": contrast.test if contrast else "", "note": row.note,
             **dict(csv_cells(row, comparison.compared)),
         }  # fmt: skip
-
-
-def _cell(value: float | None) -> object:
-    return "" if value is None else value
-
-
-def _interval(name: str, interval: Interval | None) -> dict[str, object]:
-    value, low, high = interval or (None, None, None)
-    return {name: _cell(value), f"{name}_low": _cell(low), f"{name}_high": _cell(high)}
 
 
 def _paper_notes(comparison: Comparison) -> list[str]:
@@ -172,7 +162,7 @@ def _render(comparison: Comparison, charts: Sequence[curves.Chart], runs: int) -
     ]
     with figures.style():
         drawn = [draw_chart(chart, False) for chart in charts]
-        over_k = [draw_chart(chart, False)._replace(data=None) for chart in pass_at_k_charts(comparison)]
+        over_k = [draw_pass_at_k(chart, False) for chart in pass_at_k_charts(comparison)]
         plot = _forest_figure(comparison.contrasts)
     against = comparison.contrasts[0].against if comparison.contrasts else ""
     return load_template("compare.html.j2").render(

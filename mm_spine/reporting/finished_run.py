@@ -35,7 +35,8 @@ SUMMARY_KEYS = ("benchmark", "method", "model", "seed", "label_free")
 """Keys that summary.json must have for a comparison."""
 
 VOTE_SHARE, RIGHT_SAMPLES, GREEDY_IS_RIGHT, VOTE_IS_RIGHT = "vote_share", "right_samples", "greedy_right", "vote_right"
-"""What is known of a question beside its scores: the vote's share, how many samples are right, and 1 or 0."""
+"""What is known of a question beside its scores: the vote's share, how many samples are right, and whether the greedy
+answer and the vote's are (1 or 0)."""
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """Measure -> question id -> value, a score in [0, 1] or what else is measured, None where it needs a gold answer and

@@ -85,14 +85,14 @@ def _lines(row: TableRow) -> Iterator[str]:
         yield " & ".join(["", "", *below]) + r" \\"
 
 
-_SHOWN = {"\u2192": r"$\rightarrow$", "\u2013": "--", "\u00a0": "~"}
+_OWN_SIGNS = {"\u2192": r"$\rightarrow$", "\u2013": "--", "\u00a0": "~"}
 """Sign of our own tables -> its LaTeX."""
 
 
 def _shown(text: str) -> str:
     """Return a text of our tables as LaTeX: signed numbers in mathematics, arrows and dashes in their form."""
     shown = re.sub(r"(?<![\w.,])[+-][\d.,]*\d", lambda found: minus(found[0]), escape(text))
-    return "".join(_SHOWN.get(sign, sign) for sign in shown)
+    return "".join(_OWN_SIGNS.get(sign, sign) for sign in shown)
 
 
 def _sentence(text: str) -> str:

@@ -46,7 +46,8 @@ def draw_all(
     """
     as_files = folder is not None
     drawings = [partial(draw_scores, split, as_files) for split in splits if split.known]
-    drawings += [partial(draw_pass_at_k, split, as_files) for split in splits if split.pass_at_k_chart]
+    over_k = [split.pass_at_k_chart for split in splits if split.pass_at_k_chart]
+    drawings += [partial(draw_pass_at_k, chart, as_files) for chart in over_k]
     charts = attempt(lambda: list(curves.charts(saved)), missing) or []
     drawings += [partial(draw_chart, chart, as_files) for chart in charts]
     if entropy is not None:
@@ -67,10 +68,8 @@ def draw_scores(split: SplitResult, as_files: bool) -> PageFigure:
     return page_figure(f"scores_{split.name}", split.title, figures.draw_scores(split), description, as_files)
 
 
-def draw_pass_at_k(split: SplitResult, as_files: bool) -> PageFigure:
-    """Draw pass@k of a split over k, before and after."""
-    chart = split.pass_at_k_chart
-    assert chart is not None
+def draw_pass_at_k(chart: curves.Chart, as_files: bool) -> PageFigure:
+    """Draw a chart of pass@k over k; a table has its values."""
     return page_figure(chart.name, chart.title, figures.draw_chart(chart), figures.describe_chart(chart), as_files)
 
 

@@ -152,10 +152,8 @@ def _split_result(
 def _further(split: str, scores: tuple[Scores, Scores], samples: int) -> dict[str, Any]:
     """Return the fields of a split's result that need every question: pass@k, and what turned right or wrong."""
     before, after = scores
-    curves = [(when, pass_at_k.curve_of(each, samples)) for when, each in (("before", before), ("after", after))]
-    # The colours are those of the figure of the scores.
-    places = {"before": 1, "after": 0}
-    lines = [(when, curve, places[when]) for when, curve in curves]
+    # The places give the colours of the figure of the scores.
+    lines = [("before", pass_at_k.curve_of(before, samples), 1), ("after", pass_at_k.curve_of(after, samples), 0)]
     return {
         "pass_at_k": tuple(pass_at_k.rows_of(before, after, samples)),
         "pass_at_k_chart": pass_at_k.chart_of(f"pass_at_k_{split}", f"pass@k, {SPLITS[split].lower()}", lines),

@@ -92,12 +92,13 @@ def share_words(share: float | None) -> str:
 def sentence(turns: Turns) -> str:
     """Say how many greedy answers were learnt and corrupted, and how sure the start's votes were; "" without any."""
     found = turned(turns.get(GREEDY, ()))
-    parts = []
-    for kind, words, share in (
-        ("learnt", "wrong before, right after", found["learnt_share"]),
-        ("corrupted", "right before, wrong after", found["corrupted_share"]),
-    ):
-        count = found["learnt"] if kind == "learnt" else found["corrupted"]
-        of_vote = "" if share is None else f"; mean vote share at the start {percent(share)}"
-        parts.append(f"{count:,} {kind} ({words}{of_vote})")
-    return f"Of {found['n']:,} greedy answers: {', '.join(parts)}." if found["learnt"] or found["corrupted"] else ""
+    if not found["learnt"] and not found["corrupted"]:
+        return ""
+    learnt, corrupted = (
+        "" if share is None else f"; mean vote share at the start {percent(share)}"
+        for share in (found["learnt_share"], found["corrupted_share"])
+    )
+    return (
+        f"Of {found['n']:,} greedy answers: {found['learnt']:,} learnt (wrong before, right after{learnt}), "
+        f"{found['corrupted']:,} corrupted (right before, wrong after{corrupted})."
+    )

@@ -58,11 +58,7 @@ def check_resumed(run: Path, current: Mapping[str, Any]) -> None:
             fingerprint.FILE,
         )
         return
-    problems = [
-        *fingerprint.differences(started, current),
-        *fingerprint.plugin_differences(started, current),
-        *fingerprint.file_differences(started, current),
-    ]
+    problems = list(fingerprint.all_differences(started, current))
     saved = in_todays_form(started["config"], run / fingerprint.FILE)
     for key, old, new in changed_keys(saved, current["config"]):
         problems.append(f"{key} was {old!r}, now {new!r}")

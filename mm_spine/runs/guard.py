@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from mm_spine import distributed, files
 from mm_spine.adapt import StepRecord
@@ -191,6 +191,20 @@ def window(history: Sequence[T], count: str, least: int) -> Sequence[T]:
     return history[first:]
 
 
+def lines_so_far(lines: files.JsonLines, folder: RunFolder, who: str) -> list[dict[str, Any]]:
+    """Return on every rank the lines of the steps that `folder`, the run's, has done.
+
+    Warns where some are absent or damaged: "the guard judges", or what else `who` is, "by what follows".
+    """
+    saved = lines.steps()[: folder.steps_done] if folder.writes else []
+    if folder.writes and len(saved) < folder.steps_done:
+        log.warning(
+            "%s: lines of %d of %d steps can be read; %s by what follows",
+            lines.path, len(saved), folder.steps_done, who,
+        )  # fmt: skip
+    return distributed.same_on_all(saved)
+
+
 class Guard:
     """The guard of one run: what it has seen, the weights it may go back to, and what it did. Every rank has one."""
 
@@ -203,13 +217,7 @@ class Guard:
         self.checkpoints = folder.checkpoints
         self.writes = folder.writes
         self.record = CALM
-        saved = self.log.steps()[: folder.steps_done] if self.writes else []
-        self.history = [Signals(**line) for line in distributed.same_on_all(saved)]
-        if len(self.history) < folder.steps_done and self.writes:
-            log.warning(
-                "%s: lines of %d of %d steps can be read; the guard judges by what follows",
-                self.log.path, len(self.history), folder.steps_done,
-            )  # fmt: skip
+        self.history = [Signals(**line) for line in lines_so_far(self.log, folder, "the guard judges")]
         # Weights that ranks divide are whole on none of them, so that none can keep them.
         self.stops = limits.act == "stop" and not policy.partitioned
         if limits.act == "stop" and not self.stops:

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -80,8 +79,7 @@ def check_same_start(found: Mapping[str, Any]) -> None:
     first = distributed.same_on_all(same)
     problem = None
     if same != first:
-        found_by = chain(fingerprint.differences(first, same), fingerprint.plugin_differences(first, same))
-        what = next(found_by, "its configuration differs")
+        what = next(fingerprint.all_differences(first, same), "its configuration differs")
         problem = f"{what}{_here()}, compared with rank 0; give every host the same model, data and configuration"
     _raise_first(problem)
 

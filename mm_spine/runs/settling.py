@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
-from mm_spine import distributed, files
+from mm_spine import files
 from mm_spine.adapt import StepRecord
 from mm_spine.config import GuardConfig, RunConfig
 from mm_spine.runs.folder import RunFolder
-from mm_spine.runs.guard import same_vote, window, winner_of
+from mm_spine.runs.guard import lines_so_far, same_vote, window, winner_of
 from mm_spine.types import Answer
 
 log = logging.getLogger(__name__)
@@ -77,14 +77,8 @@ class Settling:
         self.limits = limits
         self.log = files.JsonLines(folder.votes_file)
         self.writes = folder.writes
-        lines = self.log.steps()[: folder.steps_done] if self.writes else []
-        if len(lines) < folder.steps_done and self.writes:
-            log.warning(
-                "%s: lines of %d of %d steps can be read; the votes settle by what follows",
-                self.log.path, len(lines), folder.steps_done,
-            )  # fmt: skip
         self.history, self.last = list[Compared](), dict[str, Answer | None]()
-        for line in distributed.same_on_all(lines):
+        for line in lines_so_far(self.log, folder, "the votes settle"):
             votes: Mapping[str, Any] = line.pop("votes")
             self.history.append(Compared(**line))
             self.last |= {name: None if vote is None else Answer(*vote) for name, vote in votes.items()}

@@ -165,10 +165,13 @@ def test_what_is_wrong_is_said_on_the_page(served: Served, picture: Path) -> Non
         page = opened.page
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_text("There is no image yet").wait_for()
+        assert "There is no image yet" in page.locator("#answer").inner_text()
         page.set_input_files("input[type=file]", str(picture))
         page.get_by_label("Question").fill("  ")
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_text("the question is empty").wait_for()
+        said = page.locator("#answer").inner_text()
+        assert "the question is empty" in said and "There is no image yet" not in said
         clean(opened)
 
 

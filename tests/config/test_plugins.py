@@ -112,6 +112,16 @@ def test_an_error_while_a_plugin_works_is_placed_in_its_file(write: Write) -> No
     assert place_of(ValueError("elsewhere")) is None
 
 
+def test_a_link_is_the_file_that_it_leads_to(write: Write, tmp_path: Path) -> None:
+    path, link = write("def reward(x):\n    raise ValueError('no')\n"), tmp_path / "latest.py"
+    link.symlink_to(path)
+    module = load(link)
+    with pytest.raises(ValueError, match="no") as caught:
+        module.reward(1)
+    assert place_of(caught.value) == f"{link}, line 2"
+    assert load(path) is module and list(digests()) == ["my.py"]
+
+
 @pytest.mark.slow
 def test_spawned_processes_start_while_a_plugin_is_loaded(write: Write, repository: Path) -> None:
     """vLLM's workers are spawned: they import the main module again, and must not need the plugin."""

@@ -55,7 +55,7 @@ def only(split: str, saved: Sequence[Item]) -> list[Item]:
 
 def text(runs: Sequence[Path], width: int = 140) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(comparison_table(runs))
+    console.print(comparison_table(compare_runs(runs)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -193,7 +193,7 @@ def test_other_benchmarks_or_models_are_refused(tmp_path: Path, key: str, value:
     before, after = items(0.4, 0), items(0.5, 1)
     runs = [save(tmp_path / "a", "ttrl", before, after), save(tmp_path / "b", "spine", before, after, **{key: value})]
     with pytest.raises(ValueError, match=f"their {key} differs: a has '.*', b has '{value}'"):
-        comparison_table(runs)
+        compare_runs(runs)
 
 
 def test_other_questions_and_no_runs_are_refused(tmp_path: Path) -> None:

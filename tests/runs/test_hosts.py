@@ -129,6 +129,7 @@ START = {"model": "m", "questions": {"adapted": {"q": {"prompt": "p"}}}, "answer
         ({"questions": {"adapted": {"q": {"prompt": "x"}}}}, "prompt of question 'q' changed"),
         ({"config": {"seed": 1}}, "its configuration differs"),
         ({"plugins": {"my.py": "1"}}, "the plugin my.py was added"),
+        ({"files": {"clip/config.json": "1"}}, "clip/config.json, which the method reads, changed"),
     ],
 )
 def test_another_start_on_a_host_is_refused(ranks: Ranks, other: dict[str, Any], what: str) -> None:
