@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_spine.commands.methods import UNTRAINED, changes
+from mm_spine.commands.methods import changes
 from mm_spine.config import ConfigError, MethodConfig
 from mm_spine.methods.method import Method
 from mm_spine.methods.table import METHODS, configure, own_options
@@ -41,8 +41,9 @@ mm-spine adapt digits --method ttrl --output runs/ttrl
 CHOOSING = """\
 ## How to choose
 
-- Begin with `ttrl`, which changes least, and with `none`, the vote of the starting model: what does not end above that
-  vote is not worth its training. `mm-spine adapt` says so at the end of a run, and forecasts it before.
+- Begin with `ttrl`, which changes least, and with `none`, the vote of the starting model. A run whose greedy answers
+  end at that vote saves its samples; one that ends below it gives less than voting does without training. With labels
+  `mm-spine adapt` compares the two at the end of a run; without labels, its forecast says whether to try.
 - Compare a method that selects tokens with `random-mask`: it trains as many tokens, drawn at random.
 - Compare rewards with `ttrl` at the same learning rate and seeds: `mm-spine compare`.
 - Other published results are of other models, data and settings. What a row is reported to do says where to look, not
@@ -135,11 +136,9 @@ def costs(name: str, row: Method) -> Iterator[str]:
     if any(term.statistic is not None for term in row.terms(options)):
         yield "a statistic of the distribution at each token"
     if any(term.anchored for term in row.terms(options)):
-        yield "the log-probs of an anchor that follows the policy"
+        yield "a second model, the anchor, and its log-probs"
     if options.kl != "none":
         yield f"KL to the starting model ({options.kl})"
-    if row.anchor_decay is not None:
-        yield "an anchor that follows the policy"
     if row.remember is not None:
         yield "a memory across steps"
 
@@ -152,7 +151,7 @@ def section(name: str, row: Method, measured: Measured) -> str:
         lines += ["```text", row.formula, "```\n"]
     facts = {
         "Source": row.source if row.source != "-" else "",
-        "Changes": changes(row) if row.trains else UNTRAINED,
+        "Changes": changes(row),
         "Needs": needs(name, row),
         "Cost": "; ".join(costs(name, row)),
         "Options of its own": "; ".join(described(row, key) for key in own_options(row)),
