@@ -49,8 +49,8 @@ class Task:
     cell: AnyCell | None = None
 
 
-def tasks(chosen: Iterable[Cell], output: Path) -> list[Task]:
-    """List what is to be done for `chosen`, in order. Cells that have a summary are finished and left out."""
+def tasks(chosen: Iterable[AnyCell], output: Path) -> list[Task]:
+    """List what is to be done for `chosen`, in order, with the models to build. Cells with a summary are left out."""
     todo = [cell for cell in chosen if not (output / cell.name / "summary.json").is_file()]
     listed: dict[str, Task] = {}
     for cell in todo:
@@ -269,8 +269,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.rows is not None:
         if options.study == "digits":
             parser.error("--rows: the study digits has its own; give --study catalogue or frontier, or use --only")
-        if unknown := [name for name in options.rows if name not in rows(readers=options.study == "catalogue")]:
-            parser.error(f"--rows {unknown[0]}: no such row; they are {', '.join(rows())}")
+        known = rows(readers=options.study == "catalogue")
+        if unknown := [name for name in options.rows if name not in known]:
+            parser.error(f"--rows {unknown[0]}: no such row; they are {', '.join(known)}")
     if options.overrides and (options.output == OUTPUT or options.results == RESULTS):
         parser.error("KEY=VALUE is for a trial: give it an --output and a --results of its own")
     return options
