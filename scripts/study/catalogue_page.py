@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cells import COMMON, COMMON_FACTOR, Cell, digits_config, rows
+from cells import BASE, COMMON, COMMON_FACTOR, Cell, digits_config, rows
 from ended import Ended, excluded, load_all, status
 from tables import NONE, arrow, grid, mean, points
 
@@ -57,7 +57,7 @@ def comparisons(cells: Labelled) -> Families:
     """Compare every row with each reference by pass@1 after adaptation, paired by seed; each family corrected alone."""
     found = {}
     for group in RATES:
-        labels = [label for name, label in cells if name == group and label != "none"]
+        labels = [label for name, label in cells if name == group and label != BASE]
         for reference in REFERENCES:
             for split in SPLITS:
                 others = [contrast(cells, group, label, reference, split) for label in labels if label != reference]
@@ -134,7 +134,7 @@ def in_short(families: Families) -> Iterator[str]:
 def table_of(cells: Labelled, families: Families) -> str:
     lines = []
     for (group, label), ended in cells.items():
-        if label == "none" or group not in RATES:
+        if label == BASE or group not in RATES:
             continue
         starts = [
             arrow([mean(e.score(when, split) for e in ended) for when in ("before", "after")], scale=100)

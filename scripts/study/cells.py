@@ -194,7 +194,7 @@ def frontier_group(steps: int, rate: int) -> str:
 
 
 def _runnable(labels: Sequence[str], extra: Sequence[str]) -> list[str]:
-    return [label for label in labels if label != BASE and left_out(label, extra) is None]
+    return [label for label in labels if left_out(label, extra) is None]
 
 
 def _trained(group: str, label: str, seed: int, overrides: tuple[str, ...]) -> Cell:

@@ -86,7 +86,7 @@ Runs = Mapping[tuple[Setting, int], Mapping[str, Any]]
 class Pair:
     """The figures in percent of one seed: at the start, after the run without the guard, and after the one with it.
 
-    The other properties are points of pass@1.
+    `without`, `with_guard` and `cost` are points of pass@1.
     """
 
     seed: int
@@ -124,7 +124,7 @@ def finished(folders: Iterable[Path], kind: str) -> tuple[Runs, set[str]]:
 
 
 def pairs_by_setting(warned: Runs, stopped: Runs) -> tuple[dict[Setting, list[Pair]], list[str]]:
-    """Pair the runs. Returns the names of those, too, that the guard would stop and whose other run is not there."""
+    """Pair the runs. Also name those that the guard would stop and whose run in `stop/` is not finished."""
     found: dict[Setting, list[Pair]] = {}
     alone = []
     for (setting, seed), summary in sorted(warned.items()):
