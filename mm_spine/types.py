@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -172,8 +172,7 @@ class Rollout:
     the sampler gives none. `statistic` (T,) is the method's statistic of the head, None where it has none. A branch of
     a tree names its `parent` rollout's index and `fork_at`, the first token of its own. `weight` counts the identical
     rollouts that a leaf stands for. One that is `replayed` was drawn at an earlier step, by the policy of then.
-    `thinking` counts the tokens up to the end of the first tag that closes a block of
-    thinking, None where the text has no such tag.
+    `thinking` counts the tokens up to the end of the first tag that closes thinking, None where there is no such tag.
     """
 
     question_id: str
@@ -275,6 +274,18 @@ class Group:
     dropped: frozenset[int] = field(default=frozenset(), kw_only=True)
     measured: tuple[np.ndarray | None, ...] | None = field(default=None, kw_only=True)
     wording_of: str | None = field(default=None, kw_only=True)
+
+    def at(self, chosen: list[int]) -> Group:
+        """Return the group with the rollouts at these places, in this order, under the same vote."""
+        return replace(
+            self,
+            rollouts=tuple(self.rollouts[i] for i in chosen),
+            answers=tuple(self.answers[i] for i in chosen),
+            parsed=tuple(self.parsed[i] for i in chosen),
+            measured=None if self.measured is None else tuple(self.measured[i] for i in chosen),
+            rewards=None if self.rewards is None else self.rewards[chosen],
+            advantages=None if self.advantages is None else self.advantages[chosen],
+        )
 
 
 class Ask(NamedTuple):

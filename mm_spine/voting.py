@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from itertools import accumulate, combinations
 
@@ -203,12 +202,7 @@ def subsample(group: Group, keep: int) -> Group:
     if group.rewards is not None or group.advantages is not None:
         raise ValueError(f"question {group.question.id!r}: subsample before rewards and advantages are computed")
     order = sorted(range(len(group.rollouts)), key=lambda i: group.rollouts[i].index)[:keep]
-    return replace(
-        group,
-        rollouts=tuple(group.rollouts[i] for i in order),
-        answers=tuple(group.answers[i] for i in order),
-        parsed=tuple(group.parsed[i] for i in order),
-    )
+    return group.at(order)
 
 
 def _shortest_first(answer: Answer) -> tuple[int, str]:

@@ -32,8 +32,10 @@ def assign_credit(batch: Batch, method: Method, options: MethodConfig) -> list[G
         for group in batch.groups
     ]
     credited = [rewards_N[chosen] for rewards_N, chosen in zip(rewards, copies, strict=True)]
-    pairs = zip(batch.groups, credited, copies, strict=True)
-    expanded = batch._replace(groups=[_expanded(*each) for each in pairs])
+    triples = zip(batch.groups, credited, copies, strict=True)
+    expanded = batch._replace(
+        groups=[replace(group.at(chosen), rewards=own, dropped=frozenset()) for group, own, chosen in triples]
+    )
     for step in method.credit(options):
         credited = step(expanded, credited)
     groups = []
@@ -99,19 +101,6 @@ def by_step_loss(
         for group, own in zip(batch.groups, tokens, strict=True)
     ]
     return float(value.detach()), found
-
-
-def _expanded(group: Group, rewards_M: torch.Tensor, chosen: Sequence[int]) -> Group:
-    """Return the group with the rollouts that have credit, each as often as it counts."""
-    return replace(
-        group,
-        rollouts=tuple(group.rollouts[i] for i in chosen),
-        answers=tuple(group.answers[i] for i in chosen),
-        parsed=tuple(group.parsed[i] for i in chosen),
-        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
-        rewards=rewards_M,
-        dropped=frozenset(),
-    )
 
 
 def first_of_equal(groups: Sequence[Group]) -> Iterator[Rollout]:

@@ -96,12 +96,10 @@ def by_wording(group: Group, wordings: Sequence[str]) -> list[Group]:
         return [group]
     count, parts = 1 + len(wordings), []
     for number in range(count):
-        chosen = [i for i, rollout in enumerate(group.rollouts) if rollout.index % count == number]
         asked = worded(group.question, wordings, number)
-        rollouts = tuple(replace(group.rollouts[i], question_id=asked.id) for i in chosen)
-        answers, parsed = tuple(group.answers[i] for i in chosen), tuple(group.parsed[i] for i in chosen)
-        part = replace(group, question=asked, rollouts=rollouts, answers=answers, parsed=parsed)
-        parts.append(replace(part, wording_of=group.question.id))
+        own = group.at([i for i, rollout in enumerate(group.rollouts) if rollout.index % count == number])
+        rollouts = tuple(replace(rollout, question_id=asked.id) for rollout in own.rollouts)
+        parts.append(replace(own, question=asked, rollouts=rollouts, wording_of=group.question.id))
     return [part for part in parts if part.rollouts]
 
 

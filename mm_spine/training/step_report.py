@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -156,24 +155,10 @@ def without_replayed(batch: Batch, tokens: Sequence[Sequence[Tokens]]) -> tuple[
     groups, kept = [], []
     for group, chosen in zip(batch.groups, tokens, strict=True):
         own = [i for i, rollout in enumerate(group.rollouts) if not rollout.replayed]
-        groups.append(only(group, own))
+        groups.append(group.at(own))
         kept.append([chosen[i] for i in own])
     count = sum(len(group.rollouts) for group in batch.groups) - sum(map(len, kept))
     return batch._replace(groups=groups), kept, count
-
-
-def only(group: Group, chosen: Sequence[int]) -> Group:
-    """Return the group with the rollouts at `chosen` places."""
-    places = torch.tensor(chosen, dtype=torch.long)
-    return replace(
-        group,
-        rollouts=tuple(group.rollouts[i] for i in chosen),
-        answers=tuple(group.answers[i] for i in chosen),
-        parsed=tuple(group.parsed[i] for i in chosen),
-        rewards=None if group.rewards is None else group.rewards[places],
-        advantages=None if group.advantages is None else group.advantages[places],
-        measured=None if group.measured is None else tuple(group.measured[i] for i in chosen),
-    )
 
 
 def encodes_saved(policy: Policy, groups: Sequence[Group]) -> int:
