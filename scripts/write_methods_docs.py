@@ -80,7 +80,7 @@ NOT_BUILT = {
 
 
 def page() -> str:
-    """The text of docs/methods.md."""
+    """Return the text of docs/methods.md."""
     groups = grouped()
     parts = [HEAD, CHOOSING, overview(groups)]
     measured = Measured(DOCS / "results")
@@ -91,7 +91,7 @@ def page() -> str:
 
 
 def grouped() -> dict[str, list[str]]:
-    """Heading -> names of its methods, in the order of the table; headings without one are left out."""
+    """Return heading -> names of its methods, in the order of the table; headings without one are left out."""
     found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
     for name, row in METHODS.items():
         changed = changes(row).split(", ")
@@ -102,7 +102,7 @@ def grouped() -> dict[str, list[str]]:
 
 
 def overview(groups: Mapping[str, Sequence[str]]) -> str:
-    """One table of all methods."""
+    """Write one table of all methods."""
     lines = ["| method | what it does | changes | further cost |", "|---|---|---|---|"]
     for names in groups.values():
         for name in names:
@@ -117,7 +117,7 @@ def in_cell(text: str) -> str:
 
 
 def costs(name: str, row: Method) -> Iterator[str]:
-    """What a step of the method costs beyond sampling and one update."""
+    """Yield what a step of the method costs beyond sampling and one update."""
     if not row.trains:
         return
     options = configure({"method": {"name": name}}).method
@@ -144,7 +144,7 @@ def costs(name: str, row: Method) -> Iterator[str]:
 
 
 def section(name: str, row: Method, measured: Measured) -> str:
-    """All about one method."""
+    """Write the section of one method."""
     labels = "" if row.label_free else " It reads the labels: a control, not a method."
     lines = [f"### {name}\n", f"{row.summary}.{labels}\n"]
     if row.formula:
@@ -165,7 +165,7 @@ def section(name: str, row: Method, measured: Measured) -> str:
 
 
 def needs(name: str, row: Method) -> str:
-    """What must be given before the method runs; empty where its defaults suffice."""
+    """Return what must be given before the method runs; empty where its defaults suffice."""
     if not row.label_free:
         return "the labels (`--allow-labels`)"
     try:
@@ -183,7 +183,7 @@ def described(row: Method, key: str) -> str:
 
 
 def changed(row: Method) -> Iterator[str]:
-    """The defaults of all methods that this one replaces."""
+    """Yield the defaults of all methods that this one replaces."""
     for key, value in row.options.items():
         field = MethodConfig.model_fields.get(key)
         if field is not None and field.default != value:
@@ -192,13 +192,13 @@ def changed(row: Method) -> Iterator[str]:
 
 
 class Measured:
-    """What the pages under docs/results say of each method; nothing where a page does not exist."""
+    """Quotes what the pages under docs/results say of each method; nothing where a page does not exist."""
 
     def __init__(self, folder: Path) -> None:
         self._rows = {name: rows_of(folder / f"{name}.md") for name in ("digits", "catalogue", "frontier")}
 
     def of(self, name: str) -> str:
-        """The figures of one method with links to where they stand."""
+        """Return the figures of one method with links to where they stand."""
         return " ".join(filter(None, (self._catalogue(name) or self._digits(name), self._frontier(name))))
 
     def _catalogue(self, name: str) -> str:
@@ -236,7 +236,7 @@ def plain(cell: str) -> str:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of all tables of a page by column, each with the heading above it; none without the page."""
+    """Return the rows of all tables of a page by column, each with the heading above it; none without the page."""
     if not path.is_file():
         return []
     found: list[dict[str, Any]] = []
