@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_spine.commands.methods import UNTRAINED, changes
+from mm_spine.commands.methods import changes
 from mm_spine.config import ConfigError, MethodConfig
 from mm_spine.methods.method import Method
 from mm_spine.methods.table import METHODS, configure, own_options
@@ -41,8 +41,9 @@ mm-spine adapt digits --method ttrl --output runs/ttrl
 CHOOSING = """\
 ## How to choose
 
-- Begin with `ttrl`, which changes least, and with `none`, the vote of the starting model: what does not end above that
-  vote is not worth its training. `mm-spine adapt` says so at the end of a run, and forecasts it before.
+- Begin with `ttrl`, which changes least, and with `none`, the vote of the starting model. A run whose greedy answers
+  end at that vote saves its samples; one that ends below it gives less than voting does without training. With labels
+  `mm-spine adapt` compares the two at the end of a run; without labels, its forecast says whether to try.
 - Compare a method that selects tokens with `random-mask`: it trains as many tokens, drawn at random.
 - Compare rewards with `ttrl` at the same learning rate and seeds: `mm-spine compare`.
 - Other published results are of other models, data and settings. What a row is reported to do says where to look, not
@@ -79,7 +80,7 @@ NOT_BUILT = {
 
 
 def page() -> str:
-    """The text of docs/methods.md."""
+    """Return the text of docs/methods.md."""
     groups = grouped()
     parts = [HEAD, CHOOSING, overview(groups)]
     measured = Measured(DOCS / "results")
@@ -90,7 +91,7 @@ def page() -> str:
 
 
 def grouped() -> dict[str, list[str]]:
-    """Heading -> names of its methods, in the order of the table; headings without one are left out."""
+    """Return heading -> names of its methods, in the order of the table; headings without one are left out."""
     found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
     for name, row in METHODS.items():
         changed = changes(row).split(", ")
@@ -101,7 +102,7 @@ def grouped() -> dict[str, list[str]]:
 
 
 def overview(groups: Mapping[str, Sequence[str]]) -> str:
-    """One table of all methods."""
+    """Write one table of all methods."""
     lines = ["| method | what it does | changes | further cost |", "|---|---|---|---|"]
     for names in groups.values():
         for name in names:
@@ -116,7 +117,7 @@ def in_cell(text: str) -> str:
 
 
 def costs(name: str, row: Method) -> Iterator[str]:
-    """What a step of the method costs beyond sampling and one update."""
+    """Yield what a step of the method costs beyond sampling and one update."""
     if not row.trains:
         return
     options = configure({"method": {"name": name}}).method
@@ -135,24 +136,22 @@ def costs(name: str, row: Method) -> Iterator[str]:
     if any(term.statistic is not None for term in row.terms(options)):
         yield "a statistic of the distribution at each token"
     if any(term.anchored for term in row.terms(options)):
-        yield "the log-probs of an anchor that follows the policy"
+        yield "a second model, the anchor, and its log-probs"
     if options.kl != "none":
         yield f"KL to the starting model ({options.kl})"
-    if row.anchor_decay is not None:
-        yield "an anchor that follows the policy"
     if row.remember is not None:
         yield "a memory across steps"
 
 
 def section(name: str, row: Method, measured: Measured) -> str:
-    """All about one method."""
+    """Write the section of one method."""
     labels = "" if row.label_free else " It reads the labels: a control, not a method."
     lines = [f"### {name}\n", f"{row.summary}.{labels}\n"]
     if row.formula:
         lines += ["```text", row.formula, "```\n"]
     facts = {
         "Source": row.source if row.source != "-" else "",
-        "Changes": changes(row) if row.trains else UNTRAINED,
+        "Changes": changes(row),
         "Needs": needs(name, row),
         "Cost": "; ".join(costs(name, row)),
         "Options of its own": "; ".join(described(row, key) for key in own_options(row)),
@@ -166,7 +165,7 @@ def section(name: str, row: Method, measured: Measured) -> str:
 
 
 def needs(name: str, row: Method) -> str:
-    """What must be given before the method runs; empty where its defaults suffice."""
+    """Return what must be given before the method runs; empty where its defaults suffice."""
     if not row.label_free:
         return "the labels (`--allow-labels`)"
     try:
@@ -184,7 +183,7 @@ def described(row: Method, key: str) -> str:
 
 
 def changed(row: Method) -> Iterator[str]:
-    """The defaults of all methods that this one replaces."""
+    """Yield the defaults of all methods that this one replaces."""
     for key, value in row.options.items():
         field = MethodConfig.model_fields.get(key)
         if field is not None and field.default != value:
@@ -193,13 +192,13 @@ def changed(row: Method) -> Iterator[str]:
 
 
 class Measured:
-    """What the pages under docs/results say of each method; nothing where a page does not exist."""
+    """Quotes what the pages under docs/results say of each method; nothing where a page does not exist."""
 
     def __init__(self, folder: Path) -> None:
         self._rows = {name: rows_of(folder / f"{name}.md") for name in ("digits", "catalogue", "frontier")}
 
     def of(self, name: str) -> str:
-        """The figures of one method with links to where they stand."""
+        """Return the figures of one method with links to where they stand."""
         return " ".join(filter(None, (self._catalogue(name) or self._digits(name), self._frontier(name))))
 
     def _catalogue(self, name: str) -> str:
@@ -237,7 +236,7 @@ def plain(cell: str) -> str:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of all tables of a page by column, each with the heading above it; none without the page."""
+    """Return the rows of all tables of a page by column, each with the heading above it; none without the page."""
     if not path.is_file():
         return []
     found: list[dict[str, Any]] = []

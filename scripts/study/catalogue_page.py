@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cells import COMMON, COMMON_FACTOR, Cell, digits_config, left_out, rows
+from cells import BASE, COMMON, COMMON_FACTOR, Cell, digits_config, rows
 from ended import Ended, excluded, load_all, status
 from tables import NONE, arrow, grid, mean, points
 
@@ -41,9 +41,8 @@ def write_page(output: Path, results_folder: Path, table: Sequence[Cell], extra:
     families = comparisons(cells)
     results_folder.mkdir(parents=True, exist_ok=True)
     drawn = forest(families, results_folder / "catalogue.png")
-    reasons = {label: why for label in rows(readers=True) if (why := left_out(label, extra)) is not None}
     path = results_folder / "catalogue.md"
-    path.write_text(page(finished, absent, cells, families, reasons, drawn, extra))
+    path.write_text(page(finished, absent, cells, families, drawn, extra))
     return path
 
 
@@ -58,7 +57,7 @@ def comparisons(cells: Labelled) -> Families:
     """Compare every row with each reference by pass@1 after adaptation, paired by seed; each family corrected alone."""
     found = {}
     for group in RATES:
-        labels = [label for name, label in cells if name == group and label != "none"]
+        labels = [label for name, label in cells if name == group and label != BASE]
         for reference in REFERENCES:
             for split in SPLITS:
                 others = [contrast(cells, group, label, reference, split) for label in labels if label != reference]
@@ -95,12 +94,11 @@ def page(
     absent: Mapping[str, str],
     cells: Labelled,
     families: Families,
-    reasons: Mapping[str, str],
     drawn: bool,
     extra: Sequence[str],
 ) -> str:
     """Write the text. Every figure in it is computed, and its sentences follow from the corrected p-values."""
-    parts = ["# The catalogue on `digits`", status(COMMAND, finished, absent), excluded(reasons)]
+    parts = ["# The catalogue on `digits`", status(COMMAND, finished, absent), excluded(rows(readers=True), extra)]
     if any(families.values()):
         rate = COMMON_FACTOR * digits_config().optim.lr
         parts += ["## In short", "\n".join(in_short(families))]
@@ -136,7 +134,7 @@ def in_short(families: Families) -> Iterator[str]:
 def table_of(cells: Labelled, families: Families) -> str:
     lines = []
     for (group, label), ended in cells.items():
-        if label == "none" or group not in RATES:
+        if label == BASE or group not in RATES:
             continue
         starts = [
             arrow([mean(e.score(when, split) for e in ended) for when in ("before", "after")], scale=100)

@@ -160,13 +160,13 @@ def catalogue(extra: Sequence[str] = (), labels: Sequence[str] | None = None) ->
     """
     chosen = _runnable(labels or rows(readers=True), extra)
     rate = f"optim.lr={COMMON_FACTOR * digits_config().optim.lr:g}"
-    groups: Mapping[str, tuple[str, ...]] = {"main": (), "common-lr": (rate,)}
+    rates: Mapping[str, tuple[str, ...]] = {"main": (), "common-lr": (rate,)}
     return [
         cell
         for seed in range(CATALOGUE_SEEDS)
         for cell in (
             Cell("main", BASE, seed, tuple(extra)),
-            *(_trained(name, label, seed, (*given, *extra)) for name, given in groups.items() for label in chosen),
+            *(_trained(name, label, seed, (*given, *extra)) for name, given in rates.items() for label in chosen),
         )
     ]
 
@@ -174,7 +174,7 @@ def catalogue(extra: Sequence[str] = (), labels: Sequence[str] | None = None) ->
 def frontier(extra: Sequence[str] = (), labels: Sequence[str] | None = None) -> list[Cell]:
     """List the cells of the stability frontier: steps by steps, seed by seed, without the guard.
 
-    Only the adapted questions are evaluated, which is half of what else takes most of a cell's time.
+    Only the adapted questions are evaluated: evaluation takes most of a cell's time, and this halves it.
     """
     chosen, default = _runnable(labels or rows(), extra), digits_config().optim.lr
     common = ("guard.act=off", "evaluation.held_out=false", *extra)
@@ -194,7 +194,7 @@ def frontier_group(steps: int, rate: int) -> str:
 
 
 def _runnable(labels: Sequence[str], extra: Sequence[str]) -> list[str]:
-    return [label for label in labels if label != BASE and left_out(label, extra) is None]
+    return [label for label in labels if left_out(label, extra) is None]
 
 
 def _trained(group: str, label: str, seed: int, overrides: tuple[str, ...]) -> Cell:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, missing
+from cells import Cell, left_out, missing
 
 from mm_spine.files import read_json, read_json_lines
 from mm_spine.measures import PASS_AT_1
@@ -56,12 +56,11 @@ def load_ended(cell: Cell, output: Path) -> Ended | str:
         return reason
     folder = output / cell.name
     steps = folder / "steps.jsonl"
-    environment = folder / "environment.json"
     return Ended(
         cell,
         read_json(folder / "summary.json"),
         read_json_lines(steps) if steps.is_file() else [],
-        str(read_json(environment)["commit"]) if environment.is_file() else "unknown",
+        str(read_json(folder / "environment.json")["commit"]),
     )
 
 
@@ -91,6 +90,7 @@ def status(command: str, finished: Sequence[Ended], absent: Mapping[str, str]) -
     return lines[0] + ("\n\n" + "\n".join(lines[1:]) if lines[1:] else "")
 
 
-def excluded(reasons: Mapping[str, str]) -> str:
-    """Say which rows the study leaves out, and why; empty where it has all."""
-    return "\n".join(f"- Left out: `{label}`: {reason}." for label, reason in reasons.items())
+def excluded(labels: Iterable[str], extra: Sequence[str]) -> str:
+    """Say which of the rows cannot run with the options `extra`, and why; empty where all can."""
+    reasons = {label: left_out(label, extra) for label in labels}
+    return "\n".join(f"- Left out: `{label}`: {reason}." for label, reason in reasons.items() if reason is not None)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cells import COMMON, FRONTIER_SEEDS, RATES, STEPS, Cell, digits_config, frontier_group, left_out, rows
+import numpy as np
+from cells import COMMON, FRONTIER_SEEDS, RATES, STEPS, Cell, digits_config, frontier_group, rows
 from ended import Ended, excluded, load_all, status
 from tables import NONE, arrow, grid, mean, number
 
@@ -21,13 +22,21 @@ CLAIM = ("ttrl", "spine", "spine-v2", "forks-only", "band-only", "random-mask", 
 class Point(NamedTuple):
     """The finished seeds of one row at one rate for one number of steps."""
 
-    gains: tuple[float, ...]
     ended: tuple[Ended, ...]
 
     @property
+    def gains(self) -> list[float]:
+        """What adapted pass@1 gained in each run, in [-1, 1]."""
+        return [gain for ended in self.ended if (gain := ended.gain()) is not None]
+
+    @property
+    def broken(self) -> list[Ended]:
+        """The runs that ended below their start."""
+        return [ended for ended, gain in zip(self.ended, self.gains, strict=True) if gain < 0]
+
+    @property
     def below(self) -> int:
-        """How many of the runs ended below their start: adapted pass@1."""
-        return sum(gain < 0 for gain in self.gains)
+        return len(self.broken)
 
     @property
     def all_gain(self) -> bool:
@@ -45,9 +54,8 @@ def write_page(output: Path, results_folder: Path, table: Sequence[Cell], extra:
     points = points_of(finished)
     results_folder.mkdir(parents=True, exist_ok=True)
     drawn = draw(points, results_folder / "frontier.png")
-    reasons = {label: why for label in rows() if (why := left_out(label, extra)) is not None}
     path = results_folder / "frontier.md"
-    path.write_text(page(finished, absent, points, reasons, drawn, extra))
+    path.write_text(page(finished, absent, points, drawn, extra))
     return path
 
 
@@ -57,7 +65,7 @@ def points_of(finished: Sequence[Ended]) -> Points:
     for ended in finished:
         if ended.cell.group in places and ended.gain() is not None:
             found.setdefault((ended.cell.label, *places[ended.cell.group]), []).append(ended)
-    return {key: Point(tuple(e.gain() or 0.0 for e in cells), tuple(cells)) for key, cells in found.items()}
+    return {key: Point(tuple(cells)) for key, cells in found.items()}
 
 
 def labels_of(points: Points, steps: int | None = None) -> list[str]:
@@ -80,7 +88,7 @@ def breaking(points: Points, label: str, steps: int) -> tuple[int, list[Ended]] 
     for rate in RATES:
         point = points.get((label, steps, rate))
         if point is not None and point.below:
-            return rate, [e for e, gain in zip(point.ended, point.gains, strict=True) if gain < 0]
+            return rate, point.broken
     return None
 
 
@@ -88,12 +96,11 @@ def page(
     finished: Sequence[Ended],
     absent: Mapping[str, str],
     points: Points,
-    reasons: Mapping[str, str],
     drawn: bool,
     extra: Sequence[str],
 ) -> str:
     """Write the text. Every figure in it is computed."""
-    parts = ["# The stability frontier on `digits`", status(COMMAND, finished, absent), excluded(reasons)]
+    parts = ["# The stability frontier on `digits`", status(COMMAND, finished, absent), excluded(rows(), extra)]
     if points:
         default = digits_config().optim.lr
         parts += [
@@ -185,8 +192,6 @@ def _all_below(points: Points, label: str) -> float:
 
 
 def draw_map(axis: Any, points: Points, labels: Sequence[str], steps: int) -> None:
-    import numpy as np
-
     table = np.full((len(labels), len(RATES)), np.nan)
     for y, label in enumerate(labels):
         for x, rate in enumerate(RATES):

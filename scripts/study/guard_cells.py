@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import run_cells
 from cells import BASE, CLEAN, HEAVY, digits_config
 from run_cells import Stopped, Task, choose, drive, perform
 
@@ -104,18 +105,15 @@ class GuardCell:
 
 def guard_cells() -> list[GuardCell]:
     """List the cells in the order in which they are run: short runs first, seed by seed."""
-    return [*_runs(), *_settling()]
+    # Runs of both numbers of steps share the evaluation of their start.
+    return [*dict.fromkeys(_runs()), *_settling()]
 
 
 def _runs() -> Iterator[GuardCell]:
-    known = set[str]()
     for steps in STEPS:
         for seed in SEEDS:
             for start in STARTS:
-                before = GuardCell("before", start, seed)
-                if before.name not in known:
-                    known.add(before.name)
-                    yield before
+                yield GuardCell("before", start, seed)
                 for method in METHODS:
                     for rate in RATES:
                         yield GuardCell("warn", start, seed, rate, steps, method)
@@ -136,16 +134,8 @@ def fires(cell: GuardCell, output: Path) -> bool | None:
 
 
 def tasks(chosen: Iterable[GuardCell], output: Path) -> list[Task]:
-    """List what is to be done for `chosen`, in order, with the models to build. Finished cells are left out, and runs
-    that the guard would not stop: those would be the runs of `warn/` again."""
-    listed: dict[str, Task] = {}
-    for cell in chosen:
-        if (output / cell.name / "summary.json").is_file() or (cell.act == "stop" and fires(cell, output) is False):
-            continue
-        if cell.model is not None and not (output / cell.model).is_dir():
-            listed.setdefault(cell.model, Task(cell.model, ()))
-        listed[cell.name] = Task(cell.name, cell.needs, cell)
-    return list(listed.values())
+    """List what is to be done, without runs that the guard would not stop: they would be those of `warn/` again."""
+    return run_cells.tasks((c for c in chosen if c.act != "stop" or fires(c, output) is not False), output)
 
 
 def do(task: Task, output: Path) -> str | None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from guard_cells import SEEDS, SETTLE, STEPS, GuardCell, guard_cells
+from tables import grid
 
 from mm_spine.config.layers import read_yaml
 from mm_spine.files import read_json
@@ -46,6 +47,9 @@ COLUMNS = (
     *("start", "lr", "method", "seeds", "lost", "fired", "pass@1: start → without / with"),
     *("change without", "change with", "greedy: start → without / with"),
 )
+
+WORDS = COLUMNS.index("method") + 1
+"""How many of the first columns of the tables are words."""
 
 SETTLED_HEAD = """\
 ## Where to stop
@@ -82,7 +86,7 @@ Runs = Mapping[tuple[Setting, int], Mapping[str, Any]]
 class Pair:
     """The figures in percent of one seed: at the start, after the run without the guard, and after the one with it.
 
-    The other properties are points of pass@1.
+    `without`, `with_guard` and `cost` are points of pass@1.
     """
 
     seed: int
@@ -120,7 +124,7 @@ def finished(folders: Iterable[Path], kind: str) -> tuple[Runs, set[str]]:
 
 
 def pairs_by_setting(warned: Runs, stopped: Runs) -> tuple[dict[Setting, list[Pair]], list[str]]:
-    """Pair the runs. Returns the names of those, too, that the guard would stop and whose other run is not there."""
+    """Pair the runs. Also name those that the guard would stop and whose run in `stop/` is not finished."""
     found: dict[Setting, list[Pair]] = {}
     alone = []
     for (setting, seed), summary in sorted(warned.items()):
@@ -144,23 +148,13 @@ def mean_with_bounds(values: Sequence[float]) -> str:
     """Write the mean in points, signed, with the 95 % interval over seeds where there are several."""
     found = over_seeds(values)
     bounds = "" if found.low is None or found.high is None else f" [{found.low:+.1f}, {found.high:+.1f}]"
-    # No -0.0.
-    return f"{round(found.value, 1) + 0:+.1f}{bounds}"
+    return f"{found.value:+z.1f}{bounds}"
 
 
 def change(pairs: Sequence[Any], measure: str, sides: Sequence[str]) -> str:
     """Write the means of a measure at the start and after the two runs of a pair."""
     start, *ends = (f"{np.mean([getattr(pair, side)[measure] for pair in pairs]):.1f}" for side in ("start", *sides))
     return f"{start} → {' / '.join(ends)}"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table whose first columns, up to the method, are words."""
-    words = columns.index("method")
-    yield f"| {' | '.join(columns)} |"
-    yield "|" + "|".join(" --- " if place <= words else " ---: " for place in range(len(columns))) + "|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 def row(setting: Setting, pairs: Sequence[Pair]) -> list[str]:
@@ -246,7 +240,7 @@ def verdict(met: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Ended:
+class SettledPair:
     """One seed with a fixed number of steps and with settled votes: figures in percent, steps, and tokens sampled."""
 
     seed: int
@@ -261,9 +255,9 @@ class Ended:
         return self.settled[measure] - self.fixed[measure]
 
 
-def ended_by_setting(warned: Runs, stopped: Runs, settling: Runs) -> dict[Setting, list[Ended]]:
+def settled_by_setting(warned: Runs, stopped: Runs, settling: Runs) -> dict[Setting, list[SettledPair]]:
     """Pair each run of `settle/` with the one of a fixed number of steps; where the guard stops that, with that one."""
-    found: dict[Setting, list[Ended]] = {}
+    found: dict[Setting, list[SettledPair]] = {}
     for (setting, seed), own in sorted(settling.items()):
         pairs = found.setdefault(setting, [])
         fixed = warned.get((setting, seed))
@@ -272,7 +266,7 @@ def ended_by_setting(warned: Runs, stopped: Runs, settling: Runs) -> dict[Settin
         if fixed is None:
             continue
         pairs.append(
-            Ended(
+            SettledPair(
                 seed, percent(own["before"]), percent(fixed["after"]), percent(own["after"]),
                 own["stopped_by"] == "settled", own["steps"],
                 1 - own["tokens"]["sampled"] / fixed["tokens"]["sampled"],
@@ -281,7 +275,7 @@ def ended_by_setting(warned: Runs, stopped: Runs, settling: Runs) -> dict[Settin
     return found
 
 
-def settled_row(setting: Setting, pairs: Sequence[Ended]) -> list[str]:
+def settled_row(setting: Setting, pairs: Sequence[SettledPair]) -> list[str]:
     """Write a line of the table of settled votes."""
     words = [setting.model, f"{setting.lr:g}", f"`{setting.method}`", str(len(pairs))]
     if not pairs:
@@ -307,13 +301,13 @@ def commits_in_words(commits: Iterable[str]) -> str:
 def settled_section(folders: Sequence[Path], warned: Runs, stopped: Runs) -> Iterator[str]:
     """Yield the lines on where votes settle, next to runs of a fixed number of steps."""
     settling, commits = finished(folders, "settle")
-    ended = ended_by_setting(warned, stopped, settling)
-    planned, both = sum(cell.act == "settle" for cell in guard_cells()), sum(map(len, ended.values()))
+    settled = settled_by_setting(warned, stopped, settling)
+    planned, both = sum(cell.act == "settle" for cell in guard_cells()), sum(map(len, settled.values()))
     yield f"\n{SETTLED_HEAD.format(limit=SETTLE)}"
     made = f" (commit {commits_in_words(commits)})" if settling else ""
     yield f"{len(settling)} of {planned} runs that settle are finished{made}; {both} have the other run, too.\n"
-    if ended:
-        yield from table(SETTLED_COLUMNS, (settled_row(setting, pairs) for setting, pairs in ended.items()))
+    if settled:
+        yield grid(SETTLED_COLUMNS, (settled_row(setting, pairs) for setting, pairs in settled.items()), WORDS)
 
 
 def page(folders: Sequence[Path]) -> Iterator[str]:
@@ -330,7 +324,7 @@ def page(folders: Sequence[Path]) -> Iterator[str]:
     for steps in sorted({setting.steps for setting in found}):
         chosen = {setting: pairs for setting, pairs in found.items() if setting.steps == steps}
         yield f"\n## {steps} steps\n"
-        yield from table(COLUMNS, (row(setting, pairs) for setting, pairs in chosen.items()))
+        yield grid(COLUMNS, (row(setting, pairs) for setting, pairs in chosen.items()), WORDS)
     yield from settled_section(folders, warned, stopped)
 
 

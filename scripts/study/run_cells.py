@@ -6,7 +6,8 @@
 frontier` runs them at growing learning rates without the guard. Both write a page of their own.
 
 One folder per cell, `<output>/<group>/<method>/seed_<k>`. A cell is finished when its summary.json exists; finished
-cells are skipped, half-written ones are removed and redone. The report is computed from finished cells alone.
+cells are skipped, half-written ones are removed and redone. The report is computed from finished cells alone. The exit
+code is 1 where a cell failed, or came out differently when it was run again.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Task:
     cell: AnyCell | None = None
 
 
-def tasks(chosen: Iterable[Cell], output: Path) -> list[Task]:
-    """List what is to be done for `chosen`, in order. Cells that have a summary are finished and left out."""
+def tasks(chosen: Iterable[AnyCell], output: Path) -> list[Task]:
+    """List what is to be done for `chosen`, in order, with the models to build. Cells with a summary are left out."""
     todo = [cell for cell in chosen if not (output / cell.name / "summary.json").is_file()]
     listed: dict[str, Task] = {}
     for cell in todo:
@@ -269,8 +270,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.rows is not None:
         if options.study == "digits":
             parser.error("--rows: the study digits has its own; give --study catalogue or frontier, or use --only")
-        if unknown := [name for name in options.rows if name not in rows(readers=options.study == "catalogue")]:
-            parser.error(f"--rows {unknown[0]}: no such row; they are {', '.join(rows())}")
+        known = rows(readers=options.study == "catalogue")
+        if unknown := [name for name in options.rows if name not in known]:
+            parser.error(f"--rows {unknown[0]}: no such row; they are {', '.join(known)}")
     if options.overrides and (options.output == OUTPUT or options.results == RESULTS):
         parser.error("KEY=VALUE is for a trial: give it an --output and a --results of its own")
     return options
@@ -315,19 +317,23 @@ def main() -> int:
     # The workers inherit it.
     os.environ["OMP_NUM_THREADS"] = "1"
     table = cells_of(options.study, options.overrides, options.rows)
+    failed = False
     if options.repeat is not None:
         for cell in choose(table, [options.repeat]):
-            log.info("%s again: %s", cell.name, "the same" if repeat(cell, options.output) else "NOT the same")
+            same = repeat(cell, options.output)
+            log.info("%s again: %s", cell.name, "the same" if same else "NOT the same")
+            failed |= not same
     elif not options.report_only:
         todo = tasks(choose(table, options.only), options.output)
         log.info("%d tasks to do", len(todo))
         try:
-            drive(todo, options.output, options.jobs)
+            ended = drive(todo, options.output, options.jobs)
         except Stopped as stopped:
             log.warning("stopped: run this again to go on, with --report-only for the report of what is finished")
             return 128 + stopped.number
+        failed = any(reason is not None for reason in ended.values())
     log.info("report: %s", write_page(options))
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

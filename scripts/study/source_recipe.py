@@ -41,7 +41,7 @@ RECIPES: Mapping[str, Config] = {
     "direct-heavy": Config(recipe="direct-heavy", habits=replace(Config().habits, direct=0.8)),
     "clean": Config(recipe="clean", habits=replace(Config().habits, direct=0.0)),
 }
-"""Two habits of which reasoning is the stronger one; answering directly is; there is no second habit."""
+"""`two-habits`: reasoning is the stronger habit; `direct-heavy`: answering directly is; `clean`: reasoning only."""
 
 
 def reasoned(kind: str, shown: Sequence[int], opener: str, closer: str) -> str:

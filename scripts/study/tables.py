@@ -54,9 +54,9 @@ def limits(interval: Interval) -> str:
     )
 
 
-def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table with its figures aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Write a Markdown table: the first `words` columns are words, the others figures, aligned to the right."""
+    lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

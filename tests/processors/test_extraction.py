@@ -139,5 +139,8 @@ def test_what_is_left_is_a_part_of_the_response(response: str) -> None:
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_megabyte_is_read_in_linear_time(piece: str) -> None:
+    start, end = piece * (1_000_000 // len(piece)), '{"answer": ' + '"\\' * 1000 + "}"
     with linear(piece):
-        unwrapped(piece * (1_000_000 // len(piece)) + '{"answer": ' + '"\\' * 1000 + "}")
+        left = unwrapped(start + end)
+    # Thinking that never ends hides all that follows; what ends it, or announces the answer, goes with all before.
+    assert left == {"<think>": "", "</think>": end, "### Answer\n": end}.get(piece, start + end)

@@ -173,6 +173,8 @@ def test_the_demands_are_checked_and_false_alarms_and_misses_counted(study: Path
         "+7.5 [-24.3, +39.3] | 50.0 → 67.0 / 59.5 |"
     ) in text
     assert "- 12 steps: 4 of 72 runs are finished. Of 18 cells 0 have all 4 seeds, 16 have none." in text
+    # Start, rate and method are words, aligned to the left; the other columns are figures.
+    assert f"\n|{' --- |' * 3}{' ---: |' * 7}\n" in text
     assert "- 120 steps: 0 of 72 runs" in text and "Commit of the runs: `abcdef01`. Seeds: 2, 3." in text
 
 

@@ -107,6 +107,10 @@ def test_batched_attention_of_the_tower_equals_its_loop(shipped: tuple[Any, Any]
 @pytest.mark.slow
 def test_the_processor_is_built_in_a_process_of_its_own() -> None:
     """As the script does, which imports nothing that has mended torchvision before."""
-    code = "import source_model, source_recipe; source_model.build_processor(source_recipe.RECIPES['direct-heavy'])"
+    code = (
+        "import source_model, source_recipe; "
+        "print(type(source_model.build_processor(source_recipe.RECIPES['direct-heavy'])).__name__)"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(SCRIPTS), str(SCRIPTS.parents[1])))}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert (found.returncode, found.stdout.split()) == (0, ["Qwen2_5_VLProcessor"]), found.stderr

@@ -165,6 +165,21 @@ def test_a_worker_that_fails_or_dies_costs_one_cell_and_an_interrupt_ends_them_a
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("reason", "code"), [(None, 0), ("broken", 1)])
+def test_a_cell_that_fails_is_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str | None, code: int
+) -> None:
+    given = ["--only", "main/none/seed_0", "--output", str(tmp_path), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["run_cells.py", *given])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(study, "drive", lambda todo, output, jobs: {task.name: reason for task in todo})
+    monkeypatch.setattr(study, "repeat", lambda cell, output: reason is None)
+    monkeypatch.setattr(study, "write_page", lambda options: tmp_path / "digits.md")
+    assert study.main() == code
+    sys.argv += ["--repeat", "main/none/seed_0"]
+    assert study.main() == code
+
+
 # --- Figures ------------------------------------------------------------------------------------------------------
 
 
