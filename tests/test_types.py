@@ -88,13 +88,13 @@ def test_a_part_of_a_group_has_all_that_belongs_to_its_rollouts() -> None:
         measured=(np.ones(1), None, np.zeros(1)),
         dropped=frozenset({2}),
     )
-    part = whole.only([2, 0, 0])
+    part = whole.at([2, 0, 0])
     assert [r.index for r in part.rollouts] == [2, 0, 0] and part.answers == (None, "7", "7")
     assert part.parsed == (None, Answer("7", "7"), Answer("7", "7"))
     assert part.rewards is not None and part.rewards.tolist() == [0.5, 1.0, 1.0]
     assert part.advantages is not None and part.advantages.tolist() == [0.0, 1.0, 1.0]
     assert part.measured is not None and [float(x[0]) for x in part.measured if x is not None] == [0.0, 1.0, 1.0]
     assert (part.vote, part.question, part.dropped) == (whole.vote, whole.question, whole.dropped)
-    nothing = whole.only([])
+    nothing = whole.at([])
     assert nothing.rewards is not None and (nothing.rollouts, len(nothing.rewards)) == ((), 0)
-    assert polled(["7", "8"]).only([1]).rewards is None
+    assert polled(["7", "8"]).at([1]).rewards is None

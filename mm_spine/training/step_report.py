@@ -18,7 +18,7 @@ from mm_spine.methods.tokens import Tokens
 from mm_spine.policy.model import Policy
 from mm_spine.policy.text import Trained
 from mm_spine.training.batch import MicroBatch
-from mm_spine.training.loss import Losses, view_of
+from mm_spine.training.loss import Losses
 from mm_spine.training.parity import Gap, gap_of
 from mm_spine.types import Group, StepReport
 
@@ -54,14 +54,17 @@ class Sums(NamedTuple):
 
 def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Tensor, options: MethodConfig) -> Sums:
     """Sum the figures of one micro-batch."""
-    view = view_of(trained, micro, old_logp_NT, options)
     stats, weight_N1 = trained.stats, micro.weight_N[:, None]
     gap = gap_of(micro, stats)
     weighted_NT = stats.selected_NT.float() * weight_N1
-    clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_NT, view.clip_low, view.clip_high)
-    truncated_NT = torch.zeros_like(micro.policy_NT)
+    clipped_NT = clipped_share(stats.logp_NT, old_logp_NT, micro.advantage_NT, *micro.limits(options))
+
+    def chosen(where_NT: Tensor) -> float:
+        return float((where_NT & micro.policy_NT).float().mul(weight_N1).sum())
+
+    truncated = 0.0
     if options.truncate is not None:
-        truncated_NT = truncated_ratio(old_logp_NT, micro.sampled_logp_NT, math.inf) > options.truncate
+        truncated = chosen(truncated_ratio(old_logp_NT, micro.sampled_logp_NT, math.inf) > options.truncate)
     return Sums(
         policy=float(parts.policy.detach()),
         band=float(parts.band.detach()),
@@ -71,9 +74,9 @@ def sums_of(micro: MicroBatch, trained: Trained, parts: Losses, old_logp_NT: Ten
         gap=gap.total,
         gap_max=gap.most,
         gap_kl=gap.kl,
-        clipped=float((clipped_NT & micro.policy_NT).float().mul(weight_N1).sum()),
-        truncated=float((truncated_NT & micro.policy_NT).float().mul(weight_N1).sum()),
-        chosen=float(micro.policy_NT.float().mul(weight_N1).sum()),
+        clipped=chosen(clipped_NT),
+        truncated=truncated,
+        chosen=chosen(micro.policy_NT),
         entropy=float((stats.entropy_NT.detach() * weighted_NT).sum()),
         weighted=float(weighted_NT.sum()),
         gap_kl2=gap.kl2,
