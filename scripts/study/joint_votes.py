@@ -167,7 +167,7 @@ def balanced(shares_CV: np.ndarray, power: float, rounds: int = 100) -> np.ndarr
 
 
 class Joint(NamedTuple):
-    """How readings are joined: neighbours of a cell and their weight (0: none), and the power of the balance (0: none)."""
+    """How readings are joined: `k` neighbours of a cell with a `weight` (0: none), `power` of the balance (0: none)."""
 
     k: int = 4
     weight: float = 0.7

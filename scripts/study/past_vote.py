@@ -12,158 +12,28 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import logging
-import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from cells import BASE, COMMON, Cell, digits_config
-from joint_votes import Cells, Drawn, Joint, Reading, heaviest, joint_readings, joint_shares, reading_of
-from pydantic import Field
-from run_cells import Task, perform
-from torch import Tensor
+from joint_votes import Joint
+from past_vote_labels import LABELS_FILE, QUESTIONS, Rule, compare_rules, make_labels, register
+from run_cells import OUTPUT, RESULTS, Task, perform
+from transformers.utils.logging import disable_progress_bar
 
-from mm_spine import Method, register_method
 from mm_spine.benchmarks import digits
-from mm_spine.config import MethodConfig, NonNegative, RunConfig
+from mm_spine.config import RunConfig
 from mm_spine.files import read_json, write_json
-from mm_spine.methods.method import NO_ENTROPIES, TTRL_KL
-from mm_spine.methods.table import configure
 from mm_spine.policy.model import Policy
-from mm_spine.processors.answers import parse_all
-from mm_spine.sampling import Request
-from mm_spine.sampling.registry import make_sampler
-from mm_spine.types import Group, Question, Reward, Rollout
 
 log = logging.getLogger("past_vote")
 
-QUESTIONS = 256
-"""Questions 0-255 of `tune` are built like those of `adapt`, which has no others."""
-MAX_NEW_TOKENS, COMPLETIONS = 48, 16
-
-
-# --- The method: rewards from labels that were voted on before ------------------------------------------------------
-
-
-class PseudoConfig(MethodConfig):
-    """Pseudo-labels that were made before."""
-
-    labels: Path | None = Field(default=None, description="a folder with labels.json, as this study writes it")
-    reading_weight: NonNegative = Field(default=0.0, description="the reward of naming the label's reading")
-
-
-def pseudo_reward(options: PseudoConfig) -> Reward:
-    """Reward a response 1 for the label's answer, plus `reading_weight` for the label's reading."""
-    labels = read_json(options.labels / "labels.json")
-
-    def reward(group: Group) -> Tensor:
-        label = labels[group.question.id]
-        answers = [answer is not None and answer.key == label["answer"] for answer in group.parsed]
-        wanted = tuple(label["reading"] or ())
-        read = [bool(wanted) and reading_of(r.text, len(wanted)) == wanted for r in group.rollouts]
-        return torch.tensor(answers, dtype=torch.float) + options.reading_weight * torch.tensor(read)
-
-    return reward
-
-
-PSEUDO = Method(
-    "rewards from a file of pseudo-labels", "this study", "r_i = 1[answer_i = y*] + reading_weight 1[reading_i = z*]",
-    reward=pseudo_reward, section=PseudoConfig, options=TTRL_KL, **NO_ENTROPIES,
-    reads=lambda options: [options.labels],
-)  # fmt: skip
-register_method("pseudo", PSEUDO)
-
-
-# --- Pseudo-labels --------------------------------------------------------------------------------------------------
-
-
-class Rule(NamedTuple):
-    """How labels are made: `votes` rollouts a question; with `joint` one reading for all questions of an image.
-
-    `after` is the arm whose adapted model draws as many rollouts more, and answers.
-    """
-
-    votes: int
-    joint: Joint | None = None
-    after: str | None = None
-
-
-def draw(policy: Policy, questions: Sequence[Question], n: int, seed: int) -> list[list[Rollout]]:
-    """Draw n rollouts of each question, apart from those that train."""
-    return _sampler(policy, seed).sample(questions, n, step=0, purpose="label")
-
-
-def _sampler(policy: Policy, seed: int) -> Any:
-    sampling = {"votes": 16, "train_rollouts": 16, "max_new_tokens": MAX_NEW_TOKENS}
-    return make_sampler(policy, configure({"seed": seed, "sampling": sampling}))
-
-
-def drawn_of(question: Question, rollouts: Sequence[Rollout], cells: int) -> Drawn:
-    """Read answers and readings from rollouts."""
-    answers = parse_all([rollout.text for rollout in rollouts], question.spec)
-    entropies = [r.entropy if r.entropy is not None else np.full(len(r.logp), np.nan) for r in rollouts]
-    return Drawn(
-        [None if answer is None else answer.key for answer in answers],
-        [reading_of(rollout.text, cells) for rollout in rollouts],
-        [float(r.logp.sum()) for r in rollouts],
-        [float(r.logp.mean()) for r in rollouts],
-        [float(e.mean()) for e in entropies],
-    )
-
-
-def images_of(policy: Policy, questions: Sequence[Question]) -> tuple[list[str], Cells]:
-    """Return the image of each question, by the hash of its patches, and the cells of all images."""
-    images, at, features = [], dict[str, range](), list[np.ndarray]()
-    for question in questions:
-        prompt = policy.prompt(question)
-        (key,) = prompt.image_keys
-        images.append(key)
-        if key not in at:
-            start = sum(map(len, features))
-            features.append(prompt.features_ID.detach().cpu().double().numpy())
-            at[key] = range(start, start + len(features[-1]))
-    return images, Cells(at, np.concatenate(features))
-
-
-def answered(policy: Policy, questions: Sequence[Question], readings: Sequence[Reading], seed: int) -> list[Counter[str]]:
-    """Let the model go on from a first sentence that names the reading; count its answers to each question."""
-    tokenizer, sampler = policy.tokenizer, _sampler(policy, seed)
-    begun = [tuple(tokenizer.encode(f"I see {' '.join(map(str, r))}.", add_special_tokens=False)) for r in readings]
-
-    def script(question: Question, prefix: tuple[int, ...]) -> Any:
-        drawn = yield [Request(question, i, prefix) for i in range(COMPLETIONS)]
-        return [tokenizer.decode([*prefix, *one.token_ids], skip_special_tokens=True) for one in drawn]
-
-    scripts = [script(*each) for each in zip(questions, begun, strict=True)]
-    texts = sampler.run(scripts, step=0, purpose="label-answer")
-    parsed = [parse_all(own, question.spec) for own, question in zip(texts, questions, strict=True)]
-    return [Counter(a.key for a in own if a is not None and a.key is not None) for own in parsed]
-
-
-def make_labels(
-    rule: Rule, policies: Sequence[Policy], questions: Sequence[Question], seed: int
-) -> dict[str, dict[str, Any]]:
-    """Return question id -> answer, its share, and the reading (None without a joint one). No label is read."""
-    images, cells = images_of(policies[0], questions)
-    drawn = [[*map(list, ())] for _ in questions]
-    for policy in policies:
-        for own, new in zip(drawn, draw(policy, questions, rule.votes, seed), strict=True):
-            own.extend(new)
-    read = [drawn_of(q, own, len(cells.at[key])) for q, own, key in zip(questions, drawn, images, strict=True)]
-    readings: Sequence[Reading | None] = [None] * len(questions)
-    counts = [Counter(answer for answer in own.answers if answer is not None) for own in read]
-    if rule.joint is not None:
-        joint = joint_readings(cells, images, joint_shares(cells, images, read, rule.joint))
-        readings, counts = joint, answered(policies[-1], questions, joint, seed)
-    return {
-        q.id: {"answer": (winner := heaviest(own, q.id)), "share": own[winner or ""] / max(1, own.total()), "reading": r}
-        for q, own, r in zip(questions, counts, readings, strict=True)
-    }
+COMMAND = "python scripts/study/past_vote.py"
 
 
 # --- The cells ------------------------------------------------------------------------------------------------------
@@ -197,26 +67,38 @@ ARMS: Mapping[str, Arm] = {
     "revote": Arm("pseudo", rule="revote-64"),
     "rejoint": Arm("pseudo", rule="rejoint-16"),
 }
-LONG = 36
+
+SEEDS = 8
+"""Seeds of the one table."""
+DRAWN_SEEDS = 4
+"""Seeds on which the rules are compared on `tune`."""
+REFERENCES = ("spine", "ttrl")
+CHOSEN: Mapping[str, tuple[str, int | None]] = {}
+"""Name in the one table -> its arm and its steps (None: the default), chosen on `tune` before the table was run."""
+TRIALS: Sequence[tuple[str, int | None]] = ()
+"""The arms that were trained on `tune`, and their steps."""
+TRIAL_SEEDS = 2
+LARGE = "vote-64"
+"""The rule whose labels show what a larger vote of the start is worth."""
 
 
 @dataclass(frozen=True)
 class PastCell(Cell):
-    """A cell of this study: `label` names its arm, `split` the questions."""
+    """A cell of this study, which trains `arm` on the questions of `split`."""
 
+    arm: str = BASE
     split: str = "tune"
 
     @property
-    def labels(self) -> str | None:
-        """The folder of the pseudo-labels that it trains on."""
-        rule = None if self.label == BASE else ARMS[self.label].rule
-        return None if rule is None else labels_name(self.split, rule, self.seed)
+    def rule(self) -> str | None:
+        return None if self.arm == BASE else ARMS[self.arm].rule
 
     def config(self, output: Path) -> RunConfig:
-        arm = Arm(BASE) if self.label == BASE else ARMS[self.label]
+        arm = Arm(BASE) if self.arm == BASE else ARMS[self.arm]
         shared = self.before is not None and (output / self.before / "summary.json").is_file()
         before = [f"evaluation.before={output / str(self.before)}"] if shared else []
-        labels = [] if self.labels is None else [f"method.labels={output / self.labels}"]
+        name = None if arm.rule is None else labels_name(self.split, arm.rule, self.seed)
+        labels = [] if name is None else [f"method.labels={output / name}"]
         return digits_config([*COMMON, *arm.overrides, *labels, *self.overrides, *before], arm.method, self.seed)
 
 
@@ -224,7 +106,111 @@ def labels_name(split: str, rule: str, seed: int) -> str:
     return f"labels/{split}/{rule}/seed_{seed}"
 
 
-def tune_cell(label: str, seed: int, steps: int | None = None) -> PastCell:
+def votes_name(seed: int) -> str:
+    return f"votes/seed_{seed}.json"
+
+
+def tune_cell(arm: str, seed: int, steps: int | None = None) -> PastCell:
+    """Return a cell on `tune`, whose other half has no part in this study."""
     group = "tune" if steps is None else f"tune-{steps}"
     overrides = ("split=tune", f"limit={QUESTIONS}", *(() if steps is None else (f"optim.steps={steps}",)))
-    return PastCell(group, label, seed, overrides, None if label == BASE else f"tune/{BASE}/seed_{seed}")
+    return PastCell(group, arm, seed, overrides, None if arm == BASE else f"tune/{BASE}/seed_{seed}", arm=arm)
+
+
+def table_cell(label: str, seed: int) -> Cell:
+    """Return a cell of the one table. The start and the references are cells of the study of `digits`."""
+    before = None if label == BASE else f"main/{BASE}/seed_{seed}"
+    if label not in CHOSEN:
+        return Cell("main", label, seed, (), before)
+    arm, steps = CHOSEN[label]
+    overrides = () if steps is None else (f"optim.steps={steps}",)
+    return PastCell("past", label, seed, overrides, before, arm=arm, split="adapt")
+
+
+# --- Running them ---------------------------------------------------------------------------------------------------
+
+
+def graded_labels(folder: Path, split: str) -> dict[str, float] | None:
+    """Return question id -> whether its pseudo-label is right, 1 or 0; None where there are none yet."""
+    path, key = folder / LABELS_FILE, digits.load(split).key
+    if not path.is_file():
+        return None
+    return {name: float(label["answer"] == key[name][0]) for name, label in read_json(path).items()}
+
+
+def ensure_labels(split: str, name: str, seed: int, output: Path) -> None:
+    """Make the pseudo-labels of a rule unless they exist."""
+    path = output / labels_name(split, name, seed) / LABELS_FILE
+    if path.is_file():
+        return
+    rule, questions = RULES[name], digits.load(split).questions[:QUESTIONS]
+    policies = [Policy.load(digits.MODEL_DIR)]
+    if rule.after is not None:
+        # Labels of a second round: the first one's model of the same seed draws too.
+        before = tune_cell(rule.after, seed) if split == "tune" else table_cell(rule.after, seed)
+        policies.append(Policy.load(output / before.name / "adapted"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, make_labels(rule, policies, questions, seed))
+
+
+def ensure_votes(seed: int, output: Path) -> None:
+    """Measure every rule's pseudo-labels on `tune` unless that was done."""
+    path = output / votes_name(seed)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, compare_rules(Policy.load(digits.MODEL_DIR), digits.load("tune"), seed))
+
+
+def run_cell(cell: Cell, output: Path) -> None:
+    """Run a cell unless it is finished, with the labels that it needs. Raises RuntimeError where it failed."""
+    if (output / cell.name / "summary.json").is_file():
+        return
+    if isinstance(cell, PastCell) and cell.rule is not None:
+        ensure_labels(cell.split, cell.rule, cell.seed, output)
+    started = time.monotonic()
+    reason = perform(Task(cell.name, cell.needs, cell), output)
+    log.info("%s: %s, %.0f s", cell.name, reason or "done", time.monotonic() - started)
+    if reason is not None:
+        raise RuntimeError(f"{cell.name}: {reason}")
+
+
+def stages(output: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """List what is to be done in order: (name, what does it)."""
+    for seed in range(DRAWN_SEEDS):
+        yield f"votes/seed_{seed}", partial(ensure_votes, seed, output)
+    for seed in range(TRIAL_SEEDS):
+        for arm, steps in ((BASE, None), *TRIALS):
+            cell = tune_cell(arm, seed, steps)
+            yield cell.name, partial(run_cell, cell, output)
+    for seed in range(SEEDS):
+        for label in (BASE, *REFERENCES, *CHOSEN):
+            cell = table_cell(label, seed)
+            yield cell.name, partial(run_cell, cell, output)
+        for split in ("adapt", "held_out"):
+            yield labels_name(split, LARGE, seed), partial(ensure_labels, split, LARGE, seed, output)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what is left of the stages that match, then write the page."""
+    parser = argparse.ArgumentParser(description="Search for ways past the starting vote on digits.")
+    parser.add_argument("--only", action="append", metavar="GLOB", help="stages by name, e.g. 'past/*'")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, write the page")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the cells (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the page (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    register()
+    for name, do in stages(options.output.resolve()):
+        if not options.report_only and any(fnmatch.fnmatch(name, glob) for glob in options.only or ["*"]):
+            do()
+    # Imported here: the page imports this module.
+    from past_vote_page import write_page
+
+    log.info("page: %s", write_page(options.output.resolve(), options.results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

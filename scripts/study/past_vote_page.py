@@ -1,0 +1,218 @@
+"""Write the page about ways past the starting vote on `digits`, from finished cells and graded pseudo-labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from cells import BASE
+from past_vote import (
+    ARMS,
+    CHOSEN,
+    COMMAND,
+    REFERENCES,
+    SEEDS,
+    TRIALS,
+    graded_labels,
+    labels_name,
+    table_cell,
+    tune_cell,
+    votes_name,
+)
+from results import Result, difference, load, paired, seed_differences, verdict
+from tables import COLUMNS, NONE, grid, mean, percent, points
+
+from mm_spine.files import read_json
+from mm_spine.intervals import Interval, over_seeds
+from mm_spine.measures import GREEDY, LABELS, MAJ_AT_N, PASS_AT_1
+from mm_spine.reporting.finished_run import SPLITS
+
+Finished = Mapping[str, Sequence[Result]]
+"""Label -> finished cells in the order of their seeds."""
+
+
+def write_page(output: Path, results_folder: Path) -> Path:
+    """Write past_vote.md; return its path."""
+    results_folder.mkdir(parents=True, exist_ok=True)
+    path = results_folder / "past_vote.md"
+    path.write_text(page(output))
+    return path
+
+
+def page(output: Path) -> str:
+    """Write the text. Every figure in it is computed."""
+    main, absent = finished(output)
+    parts = [
+        "# Past the starting vote on `digits`",
+        INTRODUCTION,
+        *in_short(main, output),
+        "## The idea that was chosen\n\n" + IDEA,
+        "## Pseudo-labels on `tune`\n\n" + VOTES,
+        votes_table(output),
+        "## Training on `tune`\n\n" + TRAINED,
+        trials_table(output),
+        "## The choice\n\n" + CHOICE,
+        "## The one table",
+        *one_table(main, output),
+        set_up(main, absent),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def finished(output: Path) -> tuple[dict[str, list[Result]], list[str]]:
+    """Return the finished cells of the one table by label, and those that are missing with the reason."""
+    found, absent = dict[str, list[Result]](), list[str]()
+    for label in (BASE, *REFERENCES, *CHOSEN):
+        for seed in range(SEEDS):
+            cell = table_cell(label, seed)
+            loaded = load(cell, output)
+            if isinstance(loaded, str):
+                absent.append(f"{cell.name}: {loaded}")
+            else:
+                found.setdefault(label, []).append(loaded)
+    return found, absent
+
+
+def in_short(main: Finished, output: Path) -> Iterator[str]:
+    lines = []
+    for label in (*CHOSEN, *REFERENCES):
+        for split in SPLITS if label in main else ():
+            for measure in (GREEDY, PASS_AT_1):
+                found = past_vote(main[label], split, measure)
+                if found is not None:
+                    where = f"`{label}`, {split.replace('_', '-')} {LABELS[measure]} after − vote of 16 before"
+                    lines.append(f"- {where}: {points(found)} points: {verdict(found)}.")
+    if lines:
+        yield "## In short\n\nMeans over seeds, the wider of two 95 % intervals (over seeds, over questions).\n"
+        yield "\n".join(lines)
+
+
+def past_vote(results: Sequence[Result], split: str, measure: str) -> Interval | None:
+    """Return what `measure` after adaptation is above the vote before, paired by seed and question."""
+    found = difference([(r, r) for r in results], split, ("before", MAJ_AT_N), ("after", measure))
+    return None if found is None else found.claimed
+
+
+def one_table(main: Finished, output: Path) -> Iterator[str]:
+    """Write levels, distances to the votes before, and paired differences to the references."""
+    for split in SPLITS:
+        rows = [
+            [
+                f"`{label}`", str(len(results)),
+                *(percent(mean(r.score("after", split, m) for r in results)) for m in (GREEDY, PASS_AT_1, MAJ_AT_N)),
+                *(points(past_vote(results, split, m)) for m in (GREEDY, PASS_AT_1)),
+                *(points(above_large_vote(results, split, output)),),
+            ]
+            for label, results in main.items()
+        ]  # fmt: skip
+        base = main.get(BASE, ())
+        before = percent(mean(r.score("before", split, MAJ_AT_N) for r in base))
+        large = percent(mean(large_vote(split, seed, output) for seed in range(SEEDS)))
+        yield f"### {split.replace('_', '-').capitalize()} questions"
+        yield (
+            f"The start's vote of 16: {before} %; of 64, apart from it: {large} %. `{BASE}` is the start itself.\n\n"
+            + grid(
+                ["method", "seeds", "greedy", "pass@1", "maj@16", "greedy − vote of 16", "pass@1 − vote of 16",
+                 "greedy − vote of 64"], rows,
+            )
+        )  # fmt: skip
+    yield "### Against the references\n\nAfter adaptation, in points, paired by seed; intervals over seeds."
+    rows = []
+    for label in CHOSEN:
+        for reference in REFERENCES:
+            pairs = paired(main, label, reference)
+            values = [seed_differences(pairs, split, measure) for split, measure in COLUMNS]
+            if pairs:
+                rows.append([f"`{label}`", f"`{reference}`", str(len(pairs)), *(points(over_seeds(v)) for v in values)])
+    names = [f"{split.replace('_', '-')} {LABELS[measure]}" for split, measure in COLUMNS]
+    yield grid(["method", "against", "seeds", *names], rows, words=2)
+    yield labels_line(output)
+
+
+def large_vote(split: str, seed: int, output: Path) -> float | None:
+    """Return how often the start's vote of 64 is right, in [0, 1]; None where it was not drawn."""
+    found = graded_labels(output / labels_name(SPLIT_OF[split], "vote-64", seed), SPLIT_OF[split])
+    return None if found is None else float(np.mean(list(found.values())))
+
+
+SPLIT_OF = {"adapted": "adapt", "held_out": "held_out"}
+
+
+def above_large_vote(results: Sequence[Result], split: str, output: Path) -> Interval | None:
+    """Return what greedy answers after adaptation are above the start's vote of 64, paired by seed."""
+    values = []
+    for r in results:
+        after, vote = r.score("after", split, GREEDY), large_vote(split, r.cell.seed, output)
+        if after is not None and vote is not None:
+            values.append(after - vote)
+    return over_seeds(values) if values else None
+
+
+def labels_line(output: Path) -> str:
+    """Say how often the pseudo-labels that were trained on are right, by the labels, after everything."""
+    said = []
+    for label, (arm, _) in CHOSEN.items():
+        rule = ARMS[arm].rule
+        graded = [graded_labels(output / labels_name("adapt", str(rule), s), "adapt") for s in range(SEEDS)]
+        values = [float(np.mean(list(found.values()))) for found in graded if found is not None]
+        if values:
+            spread = f"{percent(min(values))} to {percent(max(values))}"
+            said.append(f"`{label}` {percent(mean(values))} % ({len(values)} seeds, {spread})")
+    return (
+        f"Pseudo-labels of the adapted questions that are right, graded afterwards: {'; '.join(said)}." if said else ""
+    )
+
+
+def votes_table(output: Path) -> str:
+    """Write how often each rule's pseudo-labels are right on `tune`."""
+    found = [read_json(path) for s in range(SEEDS) if (path := output / votes_name(s)).is_file()]
+    if not found:
+        return "No seed is finished."
+    sizes = sorted({n for seed in found for n in seed}, key=int)
+    rows = []
+    for rule in found[0][sizes[0]]:
+        shown = [over_seeds([seed[n][rule] for seed in found if rule in seed[n]]) for n in sizes]
+        rows.append([rule, *(levels(interval) for interval in shown)])
+    return f"{len(found)} seeds, 95 % intervals over them.\n\n" + grid(
+        ["rule", *(f"{n} rollouts, %" for n in sizes)], rows
+    )
+
+
+def levels(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return percent(interval.value)
+    return f"{percent(interval.value)} [{percent(interval.low)}, {percent(interval.high)}]"
+
+
+def trials_table(output: Path) -> str:
+    """Write what the trained arms came to on `tune`."""
+    rows = []
+    for label, steps in TRIALS:
+        loaded = [load(tune_cell(label, seed, steps), output) for seed in range(SEEDS)]
+        done = [r for r in loaded if isinstance(r, Result)]
+        if done:
+            scores = [mean(r.score("after", "adapted", m) for r in done) for m in (GREEDY, PASS_AT_1, MAJ_AT_N)]
+            seeds = ", ".join(percent(r.score("after", "adapted", GREEDY)) for r in done)
+            count = str(12 if steps is None else steps)
+            rows.append([f"`{label}`", count, str(len(done)), *map(percent, scores), seeds])
+    base = [r for s in range(SEEDS) if isinstance(r := load(tune_cell(BASE, s), output), Result)]
+    starts = [mean(r.score("before", "adapted", m) for r in base) for m in (GREEDY, PASS_AT_1, MAJ_AT_N)]
+    rows.insert(0, ["the start", "0", str(len(base)), *map(percent, starts), NONE])
+    return grid(["arm", "steps", "seeds", "greedy", "pass@1", "maj@16", "greedy by seed"], rows)
+
+
+def set_up(main: Finished, absent: Sequence[str]) -> str:
+    done = [r for results in main.values() for r in results]
+    commits = sorted({str(r.environment["commit"]) for r in done})
+    machines = sorted({f"{r.environment['machine']}, Python {r.environment['python']}" for r in done})
+    missing = "none is missing" if not absent else "missing: " + "; ".join(absent)
+    return (
+        f"## Set-up\n\nCommand: `{COMMAND}`. {len(done)} cells of the one table are finished; {missing}.\n\n"
+        f"- machine: {'; '.join(machines)}, no GPU, one thread a cell\n- commits of the cells: {', '.join(commits)}\n"
+        f"- configuration: `configs/digits.yaml`, {SEEDS} seeds; arms and rules: `ARMS` and `RULES` of "
+        "`scripts/study/past_vote.py`"
+    )
+
+
+INTRODUCTION = IDEA = VOTES = TRAINED = CHOICE = ""
