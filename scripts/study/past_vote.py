@@ -51,10 +51,7 @@ class Arm:
 RULES: Mapping[str, Rule] = {
     "vote-64": Rule(64),
     "joint-16": Rule(16, Joint()),
-    "joint-64": Rule(64, Joint()),
-    "joint-unbalanced-64": Rule(64, Joint(power=0.0)),
     "revote-64": Rule(64, after="ttrl"),
-    "rejoint-16": Rule(16, Joint(), after="joint"),
 }
 ARMS: Mapping[str, Arm] = {
     "ttrl": Arm("ttrl"),
@@ -65,7 +62,6 @@ ARMS: Mapping[str, Arm] = {
     "joint": Arm("pseudo", rule="joint-16"),
     "joint-reading": Arm("pseudo", ("method.reading_weight=1",), "joint-16"),
     "revote": Arm("pseudo", rule="revote-64"),
-    "rejoint": Arm("pseudo", rule="rejoint-16"),
 }
 
 SEEDS = 8
@@ -75,8 +71,11 @@ DRAWN_SEEDS = 4
 REFERENCES = ("spine", "ttrl")
 CHOSEN: Mapping[str, tuple[str, int | None]] = {}
 """Name in the one table -> its arm and its steps (None: the default), chosen on `tune` before the table was run."""
-TRIALS: Sequence[tuple[str, int | None]] = ()
-"""The arms that were trained on `tune`, and their steps."""
+TRIALS: Sequence[tuple[str, int | None]] = (
+    *((arm, None) for arm in ("ttrl", "spine", "votes-64", "share", "fixed-64", "revote", "joint", "joint-reading")),
+    *((arm, 36) for arm in ("ttrl", "votes-64", "joint", "joint-reading")),
+)
+"""The arms that were trained on `tune`, and their steps (None: the default)."""
 TRIAL_SEEDS = 2
 LARGE = "vote-64"
 """The rule whose labels show what a larger vote of the start is worth."""

@@ -23,9 +23,11 @@ from joint_votes import (
     weighted_vote,
 )
 from pydantic import Field
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from mm_spine import Method, register_method
+from mm_spine.benchmarks import digits
 from mm_spine.config import MethodConfig, NonNegative
 from mm_spine.files import read_json
 from mm_spine.methods.method import NO_ENTROPIES, TTRL_KL
@@ -41,13 +43,15 @@ QUESTIONS = 256
 MAX_NEW_TOKENS, COMPLETIONS = 48, 16
 SIZES = (16, 64)
 """Rollouts a question on which the rules are compared."""
+SKEWED = (0, 1)
+"""Digits that are left out to see what the balance is worth where it does not hold."""
 LABELS_FILE = "labels.json"
 
 JOINTS: Mapping[str, Joint] = {
-    "one reading for the questions of an image": Joint(weight=0, power=0),
-    "and for alike cells": Joint(power=0),
-    "and digits equally frequent": Joint(weight=0),
-    "both": Joint(),
+    "one reading an image": Joint(weight=0, power=0),
+    "one reading an image, alike cells": Joint(power=0),
+    "one reading an image, equal frequency": Joint(weight=0),
+    "one reading an image, alike cells, equal frequency": Joint(),
 }
 """Ways to join readings. Each is measured twice: it weighs the rollouts there are, or the model answers after it."""
 
@@ -90,6 +94,10 @@ def register() -> None:
 
 
 # --- Pseudo-labels --------------------------------------------------------------------------------------------------
+
+
+Known = dict[tuple[str, Reading], Counter[str]]
+"""(question id, reading) -> how often the model gave each answer after it."""
 
 
 class Rule(NamedTuple):
@@ -141,20 +149,26 @@ def images_of(policy: Policy, questions: Sequence[Question]) -> tuple[list[str],
 
 
 def answered(
-    policy: Policy, questions: Sequence[Question], readings: Sequence[Reading], seed: int
+    policy: Policy, questions: Sequence[Question], readings: Sequence[Reading], seed: int, known: Known | None = None
 ) -> list[Counter[str]]:
-    """Let the model go on from a first sentence that names the reading; count its answers to each question."""
+    """Let the model go on from a first sentence that names the reading; count its answers to each question.
+
+    What is `known` is not drawn again, and what is drawn is added to it.
+    """
+    known = {} if known is None else known
+    todo = [pair for pair in zip(questions, readings, strict=True) if (pair[0].id, pair[1]) not in known]
     tokenizer, sampler = policy.tokenizer, _sampler(policy, seed)
-    begun = [tuple(tokenizer.encode(f"I see {' '.join(map(str, r))}.", add_special_tokens=False)) for r in readings]
 
-    def script(question: Question, prefix: tuple[int, ...]) -> Any:
-        drawn = yield [Request(question, i, prefix) for i in range(COMPLETIONS)]
-        return [tokenizer.decode([*prefix, *one.token_ids], skip_special_tokens=True) for one in drawn]
+    def script(question: Question, reading: Reading) -> Any:
+        begun = tuple(tokenizer.encode(f"I see {' '.join(map(str, reading))}.", add_special_tokens=False))
+        drawn = yield [Request(question, i, begun) for i in range(COMPLETIONS)]
+        return [tokenizer.decode([*begun, *one.token_ids], skip_special_tokens=True) for one in drawn]
 
-    scripts = [script(*each) for each in zip(questions, begun, strict=True)]
-    texts = sampler.run(scripts, step=0, purpose="label-answer")
-    parsed = [parse_all(own, question.spec) for own, question in zip(texts, questions, strict=True)]
-    return [Counter(a.key for a in own if a is not None and a.key is not None) for own in parsed]
+    texts = sampler.run([script(*pair) for pair in todo], step=0, purpose="label-answer")
+    for (question, reading), own in zip(todo, texts, strict=True):
+        answers = parse_all(own, question.spec)
+        known[question.id, reading] = Counter(a.key for a in answers if a is not None and a.key is not None)
+    return [known[question.id, reading] for question, reading in zip(questions, readings, strict=True)]
 
 
 def make_labels(
@@ -183,26 +197,51 @@ def make_labels(
 
 
 def compare_rules(policy: Policy, labelled: LabelledSet, seed: int) -> dict[str, dict[str, float]]:
-    """Return number of rollouts -> rule -> share of the first questions of `labelled` that it labels right."""
+    """Return what was drawn -> rule -> share of the first questions of `labelled` that it labels right.
+
+    The last entry leaves out all images that show a 0 or a 1, so that digits are not equally frequent.
+    """
     questions = labelled.questions[:QUESTIONS]
-    images, cells = images_of(policy, questions)
     rollouts = draw(policy, questions, max(SIZES), seed)
-    every = [drawn_of(q, own, len(cells.at[key])) for q, own, key in zip(questions, rollouts, images, strict=True)]
-    found = {}
-    for n in SIZES:
-        drawn = [own.first(n) for own in every]
-        answers = {name: [weighted_vote(d, q.id, weigh(d)) for q, d in zip(questions, drawn, strict=True)]
-                   for name, weigh in WEIGHTS.items()}  # fmt: skip
-        for name, joint in JOINTS.items():
-            shares_CV = joint_shares(cells, images, drawn, joint)
-            answers[f"{name}, weighed"] = [
-                weighted_vote(d, q.id, by_joint_reading(d, cells.at[key], shares_CV))
-                for q, d, key in zip(questions, drawn, images, strict=True)
-            ]
-            counts = answered(policy, questions, joint_readings(cells, images, shares_CV), seed)
-            answers[f"{name}, answered"] = [heaviest(own, q.id) for q, own in zip(questions, counts, strict=True)]
-        found[str(n)] = {
-            name: float(np.mean([a == labelled.key[q.id][0] for a, q in zip(own, questions, strict=True)]))
-            for name, own in answers.items()
+    drawn = {
+        q.id: drawn_of(q, own, len(policy.prompt(q).features_ID)) for q, own in zip(questions, rollouts, strict=True)
+    }
+    skew = showing(SKEWED)
+    skewed = [question for question in questions if question.id not in skew]
+    parts = {f"{n} rollouts": (questions, n) for n in SIZES} | {f"{SIZES[0]}, no 0 or 1": (skewed, SIZES[0])}
+    found, known = {}, Known()
+    for name, (part, n) in parts.items():
+        answers = answers_of(policy, part, [drawn[question.id].first(n) for question in part], seed, known)
+        right = {
+            rule: [answer == labelled.key[question.id][0] for answer, question in zip(own, part, strict=True)]
+            for rule, own in answers.items()
         }
+        found[name] = {rule: float(np.mean(own)) for rule, own in right.items()}
+    return found
+
+
+def showing(values: Sequence[int]) -> set[str]:
+    """Return the ids of the questions of `tune` whose image shows one of the digits. It reads the labels."""
+    targets = load_digits().target
+    planned = digits.plan("tune")
+    return {question.id for question in planned if {int(targets[i]) for i in question.digits} & set(values)}
+
+
+def answers_of(
+    policy: Policy, questions: Sequence[Question], drawn: Sequence[Drawn], seed: int, known: Known
+) -> dict[str, list[str | None]]:
+    """Return rule -> its answer to each question."""
+    images, cells = images_of(policy, questions)
+    found = {
+        name: [weighted_vote(own, question.id, weigh(own)) for question, own in zip(questions, drawn, strict=True)]
+        for name, weigh in WEIGHTS.items()
+    }
+    for name, joint in JOINTS.items():
+        shares_CV = joint_shares(cells, images, drawn, joint)
+        found[f"{name}: weighed"] = [
+            weighted_vote(own, question.id, by_joint_reading(own, cells.at[image], shares_CV))
+            for question, own, image in zip(questions, drawn, images, strict=True)
+        ]
+        counts = answered(policy, questions, joint_readings(cells, images, shares_CV), seed, known)
+        found[f"{name}: answered"] = [heaviest(own, q.id) for own, q in zip(counts, questions, strict=True)]
     return found

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
+from mm_spine.benchmarks import digits
 from mm_spine.files import write_json
 from mm_spine.methods.table import METHODS
+from mm_spine.policy.model import Policy
 from mm_spine.types import AnswerSpec, Question, Rollout
 from mm_spine.voting import make_group
 
@@ -142,8 +146,13 @@ def rollout(index: int, text: str) -> Rollout:
 
 def test_the_reward_is_the_labels_answer_and_its_reading(tmp_path: Path) -> None:
     write_json(tmp_path / "labels.json", {"q": {"answer": "4", "share": 1.0, "reading": [8, 4]}})
-    texts = ("I see 8 4. Smallest 4. So \\boxed{4}.", "I see 3 4. Smallest 4. So \\boxed{4}.", "The answer is \\boxed{4}.",
-             "I see 8 4. Smallest 8. So \\boxed{8}.", "nothing")  # fmt: skip
+    texts = (
+        "I see 8 4. Smallest 4. So \\boxed{4}.",
+        "I see 3 4. Smallest 4. So \\boxed{4}.",
+        "The answer is \\boxed{4}.",
+        "I see 8 4. Smallest 8. So \\boxed{8}.",
+        "nothing",
+    )
     group = make_group(Question("q", None, "?", AnswerSpec("integer")), [rollout(i, t) for i, t in enumerate(texts)])
     for weight, expected in ((0.0, [1, 1, 1, 0, 0]), (0.5, [1.5, 1, 1, 0.5, 0])):
         options = labels.PseudoConfig(name="pseudo", labels=tmp_path, reading_weight=weight)
@@ -181,3 +190,30 @@ def test_the_page_without_a_cell_says_what_is_missing(tmp_path: Path) -> None:
     text = past_vote_page.write_page(tmp_path / "none", tmp_path).read_text()
     assert "main/spine/seed_0: not run to its end" in text
     assert "No seed is finished." in text
+
+
+def test_labels_of_one_image_share_a_reading_and_name_no_gold() -> None:
+    # The first image of tune has four questions.
+    policy, whole = Policy.load(digits.MODEL_DIR), digits.load("tune")
+    found = labels.make_labels(labels.Rule(4, Joint(k=1)), [policy], whole.questions[:4], seed=0)
+    assert list(found) == [question.id for question in whole.questions[:4]]
+    readings = {label["reading"] for label in found.values()}
+    assert len(readings) == 1
+    assert len(readings.pop()) == len(policy.prompt(whole.questions[0]).features_ID)
+    assert all(label["answer"] is not None and 0 < label["share"] <= 1 for label in found.values())
+    plain = labels.make_labels(labels.Rule(4), [policy], whole.questions[:4], seed=0)
+    assert {label["reading"] for label in plain.values()} == {None}
+
+
+def test_completions_that_are_known_are_not_drawn_again() -> None:
+    policy, question = Policy.load(digits.MODEL_DIR), digits.load("tune").questions[0]
+    reading = tuple(range(len(policy.prompt(question).features_ID)))
+    known = labels.Known({(question.id, reading): Counter({"77": 3})})
+    assert labels.answered(policy, [question], [reading], 0, known) == [Counter({"77": 3})]
+
+
+def test_images_that_show_a_digit_are_found_by_the_labels() -> None:
+    planned, targets = digits.plan("tune"), load_digits().target
+    shown = labels.showing((3,))
+    assert all((3 in {int(targets[i]) for i in question.digits}) == (question.id in shown) for question in planned)
+    assert 0 < len(shown) < len(planned)
