@@ -70,6 +70,12 @@ TRAINED = (
     "the start and 64 of the model that `ttrl` adapted."
 )
 
+CHOICE = (
+    "By greedy and pass@1 on `tune`, two ways go on. `joint-reading-36`, the best: `joint-reading` for 36 steps. "
+    "`votes-64`, the best that assumes nothing beyond the vote: any run has it as `sampling.votes=64`, with four times "
+    "the rollouts. Options, neighbours and powers were fixed with this choice."
+)
+
 Finished = Mapping[str, Sequence[Result]]
 """Label -> finished cells in the order of their seeds."""
 
@@ -253,6 +259,3 @@ def set_up(main: Finished, absent: Sequence[str]) -> str:
         f"- configuration: `configs/digits.yaml`, {SEEDS} seeds; arms and rules: `ARMS` and `RULES` of "
         "`scripts/study/past_vote.py`"
     )
-
-
-CHOICE = ""
