@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from mm_spine.benchmarks import digits
 from mm_spine.config import RunConfig
 from mm_spine.files import read_json, write_json
 from mm_spine.policy.model import Policy
+from mm_spine.types import AnswerKey
 
 log = logging.getLogger("past_vote")
 
@@ -76,7 +77,7 @@ CHOSEN: Mapping[str, tuple[str, int | None]] = {
 """Name in the one table -> its arm and its steps (None: the default), chosen on `tune` before the table was run."""
 TRIALS: Sequence[tuple[str, int | None]] = (
     *((arm, None) for arm in ("ttrl", "spine", "votes-64", "share", "fixed-64", "revote", "joint", "joint-reading")),
-    *((arm, 36) for arm in ("joint", "joint-reading")),
+    *((arm, 36) for arm in ("ttrl", "joint", "joint-reading")),
 )
 """The arms that were trained on `tune`, and their steps (None: the default)."""
 TRIAL_SEEDS = 2
@@ -132,11 +133,18 @@ def table_cell(label: str, seed: int) -> Cell:
 # --- Running them ---------------------------------------------------------------------------------------------------
 
 
+@cache
+def key_of(split: str) -> AnswerKey:
+    """Return the gold answers of a split. They are read after everything else."""
+    return digits.load(split).key
+
+
 def graded_labels(folder: Path, split: str) -> dict[str, float] | None:
     """Return question id -> whether its pseudo-label is right, 1 or 0; None where there are none yet."""
-    path, key = folder / LABELS_FILE, digits.load(split).key
+    path = folder / LABELS_FILE
     if not path.is_file():
         return None
+    key = key_of(split)
     return {name: float(label["answer"] == key[name][0]) for name, label in read_json(path).items()}
 
 
