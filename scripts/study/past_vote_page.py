@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from cells import BASE
+from cells import BASE, digits_config
 from joint_votes import Joint
 from past_vote import (
     ARMS,
@@ -249,7 +249,7 @@ def trials_table(output: Path) -> str:
         if done:
             scores = [mean(r.score("after", "adapted", m) for r in done) for m in (GREEDY, PASS_AT_1, MAJ_AT_N)]
             seeds = ", ".join(percent(r.score("after", "adapted", GREEDY)) for r in done)
-            count = str(12 if steps is None else steps)
+            count = str(digits_config().optim.steps if steps is None else steps)
             rows.append([f"`{label}`", count, str(len(done)), *map(percent, scores), seeds])
     base = [r for s in range(SEEDS) if isinstance(r := load(tune_cell(BASE, s), output), Result)]
     starts = [mean(r.score("before", "adapted", m) for r in base) for m in (GREEDY, PASS_AT_1, MAJ_AT_N)]
@@ -261,10 +261,16 @@ def set_up(main: Finished, absent: Sequence[str]) -> str:
     done = [r for results in main.values() for r in results]
     commits = sorted({str(r.environment["commit"]) for r in done})
     machines = sorted({f"{r.environment['machine']}, Python {r.environment['python']}" for r in done})
+    again = [
+        f"{r.cell.name} by {r.repeated['commit'][:12]}, {'the same' if r.repeated['identical'] else 'NOT the same'}"
+        for r in done
+        if r.repeated is not None
+    ]
     missing = "none is missing" if not absent else "missing: " + "; ".join(absent)
     return (
         f"## Set-up\n\nCommand: `{COMMAND}`. {len(done)} cells of the one table are finished; {missing}.\n\n"
         f"- machine: {'; '.join(machines)}, no GPU, one thread a cell\n- commits of the cells: {', '.join(commits)}\n"
+        f"- run again (steps and answers to the byte): {'; '.join(again) or 'no cell'}\n"
         f"- configuration: `configs/digits.yaml`, {SEEDS} seeds; arms and rules: `ARMS` and `RULES` of "
         "`scripts/study/past_vote.py`"
     )
