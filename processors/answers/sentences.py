@@ -58,14 +58,17 @@ _CONTRACTION = re.compile(
     r"\b(it|that|there|he|she|here|this)['’]s\b|\b(they|these|those|we|you)['’]re\b", re.IGNORECASE
 )
 _OR = re.compile(r"\b(?:or|and|vs|versus)\b|/|还是|或者?", re.IGNORECASE)
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
+# No sentence ends behind "St." and the like, or within one: "The capital of the U.S. is ...".
+_SENTENCE = re.compile(
+    r"(?<=[.!?])(?<!(?i:\b[mdfs]t\.))(?<!(?i:\b[md]r\.))(?!(?<=(?i:\.[a-z]\.))\s+[a-z])\s+|(?<=[。！？])\s*|\n+"
+)
 _CONCLUSION = re.compile(
     r"\s*(?:so|therefore|thus|hence|in conclusion|in summary|overall|因此|所以)(?![a-z])[,，:]?\s*", re.IGNORECASE
 )
 _CORRECTION = re.compile(r"\s*(?:no|wait|actually|correction|sorry)\b", re.IGNORECASE)
 # An explanation behind an answer.
 _REASON = re.compile(
-    r"(?<=\w)(?:,?\s+(?:because|since)\s|,\s+(?:which|who|where|as|so|and it|and this)\s).*\Z",
+    r"(?<=[\w.])(?:,?\s+(?:because|since)\s|,\s+(?:which|who|where|as|so|and it|and this)\s).*\Z",
     re.IGNORECASE | re.DOTALL,
 )
 _IN_THE_IMAGE = re.compile(
@@ -198,7 +201,11 @@ def _leading(piece: str, asked: _Asked) -> str:
     """Cut words of the question from the beginning of what follows it: "wearing a red hat" after "The man is"."""
     tokens = _tokens(piece)
     place = 0
-    while place < len(tokens) and tokens[place].word in (asked.words | _ARTICLES | _COPULAS) - _TELLING - _FUNCTION:
+    idle = (asked.words | _ARTICLES | _COPULAS) - _TELLING - _FUNCTION
+    # "of" goes with the words before it: "the capital of France" to "Paris is the capital of which country?".
+    while place < len(tokens) and (
+        tokens[place].word in idle or (place and tokens[place].word in asked.words & {"of"})
+    ):
         place += 1
     if 0 < place < len(tokens) and not tokens[place].word.isdigit():
         return piece[tokens[place].start :]
