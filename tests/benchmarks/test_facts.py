@@ -159,9 +159,10 @@ def sentences_about(benchmark: FactsBenchmark, country: Country, gold: str) -> S
     asked, capital = country.in_sentence, country.capitals[0]
     if benchmark is capitals.BENCHMARK:
         return (
-            f"{gold}.", f"**{gold}**", f"It is {gold}.", f"{gold} is the capital.", f"{gold} is the capital of {asked}.",
-            f"The capital of {asked} is {gold}.", f"The capital city of {asked} is {gold}.",
-            f"The capital of {country.names[-1]} is {gold}.", f"The capital of {asked} is {gold}, which is in the south.",
+            f"{gold}.", f"**{gold}**", f"It is {gold}.", f"{gold} is the capital.",
+            f"{gold} is the capital of {asked}.", f"The capital of {asked} is {gold}.",
+            f"The capital city of {asked} is {gold}.", f"The capital of {country.names[-1]} is {gold}.",
+            f"The capital of {asked} is {gold}, which is in the south.",
         )  # fmt: skip
     gold = f"the {gold}" if country.article else gold
     return (
