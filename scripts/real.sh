@@ -13,7 +13,7 @@ fp32). Then adapts it with SPINE to "What is the capital of X?", a question for 
 the countries are adapted to, the others are held out. The run itself uses no network.
 
   OUTPUT=...       the run's folder (default: runs/real)
-  --dry-run, OPTION, KEY=VALUE, PYTHON=...    as for scripts/adapt_capitals.sh: see its --help
+  --dry-run, OPTION, KEY=VALUE, PYTHON=...    as for the launchers: scripts/adapt_slake.sh --help
 EOF
 }
 
