@@ -40,12 +40,11 @@ the guard ended more than one point of pass@1 below their start.
 
 The limits (`guard:` in [the configuration](../config.md)) were set with seeds 0 and 1 of `digits_model` and
 `direct_heavy_model` in view, at learning rates of 2e-4 and 2e-3; no run of the tables has these seeds. `agreement` came
-later: the tables had shown slow losses of `clean_model` that the other signals missed. Its limit was set with 16 runs of
-12 steps of seeds 0 and 1 in view: over 96 questions none of those that gained more than one point fell below 0 points,
-each of those that lost more than one fell by 6.8 or more, and so did two that stayed within one point (`clean_model`).
-All runs are of one task, with models of 2.2M
-parameters. `digits_model` has two habits of which the better one is the stronger, in `direct_heavy_model` the worse one
-is, and `clean_model` was taught one habit.
+later: the tables had shown slow losses of `clean_model` that the other signals missed. Its limit was set with 16 runs
+of 12 steps of seeds 0 and 1 in view: over 96 questions none of those that gained more than one point fell below 0, each
+of those that lost more than one fell by 6.8 points or more, and so did two that changed by less (`clean_model`).
+All runs are of one task, with models of 2.2M parameters. `digits_model` has two habits of which the better one is the
+stronger, in `direct_heavy_model` the worse one is, and `clean_model` was taught one habit.
 """
 
 COLUMNS = (
