@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import BASE
+from fork_picture import draw, read_responses
 from real_cells import RATES, SAMPLES, TASKS, real_cells
 from real_start import SOURCES, Start, fair_vote, read_start, source
 from results import Result, difference, gain, load, verdict
@@ -32,6 +33,10 @@ def write_page(output: Path, results_folder: Path) -> Path:
     """Write the page from the finished cells of `output`; return its path."""
     found, absent = gather(output)
     path = results_folder / "real.md"
+    spine = found.get(TASKS[0], {}).get("spine", ())
+    responses = read_responses(output / spine[0].cell.name) if spine else []
+    if responses:
+        draw(responses, results_folder / "real_forks.png")
     path.write_text("\n\n".join(part.strip() for part in page(found, absent, output) if part) + "\n")
     return path
 
@@ -261,6 +266,8 @@ def forks_part(run: Path) -> str:
     ]
     header = ["token", "times a fork", "entropy, nats", "forks among its occurrences, %"]
     return (
-        "## Which tokens are forks\n\nThe tokens that were forking tokens most often in one run of `spine`, seed 0; a "
-        f"leading space is part of a token.\n\n{grid(header, rows)}"
+        "## Which tokens are forks\n\n![Responses with their tokens shaded by entropy, forking tokens underlined]"
+        "(real_forks.png)\n\nResponses of the first step, before any update. The table has the tokens that were "
+        "forking tokens most often in this run, `spine` with seed 0; a leading space is part of a token.\n\n"
+        f"{grid(header, rows)}"
     )
