@@ -14,8 +14,9 @@ MoreThanOne = Annotated[float, Field(gt=1)]
 class GuardConfig(Section):
     """The guard compares each step's votes with those that the starting model gave to the same questions in the
     evaluation before the run. It reads no label and samples nothing. `stop` ends the run when a limit is passed, and
-    takes back the weights of the last step that was within all limits by half their distance. `settle` ends a run whose
-    votes no longer change, and keeps its weights; it does not depend on `act`. The limits are ours.
+    takes back the weights of the last step that was within all limits by half their distance and no further from the
+    starting model's votes than that model itself. `settle` ends a run whose votes no longer change, and keeps its
+    weights; it does not depend on `act`. The limits are ours.
     """
 
     act: Literal["stop", "warn", "off"] = Field(
@@ -31,6 +32,12 @@ class GuardConfig(Section):
     kept: Share = Field(default=0.8, description="least share of these votes that are still the winners")
     spread: Share = Field(
         default=0.8, description="least entropy of the answers over all questions of a step, as a share of the start's"
+    )
+    agreement: Share = Field(
+        default=0.04, description="largest fall of the share of responses that give the starting model's vote"
+    )
+    agreement_over: Count = Field(
+        default=96, description="`agreement` is judged over the newest steps with so many questions"
     )
     unparsed: Share = Field(default=0.25, description="largest rise of the share of responses without an answer")
     length: MoreThanOne = Field(default=3.0, description="largest factor by which responses get longer or shorter")
