@@ -160,10 +160,11 @@ def one_table(main: Finished, output: Path) -> Iterator[str]:
         ]  # fmt: skip
         base = main.get(BASE, ())
         before = percent(mean(r.score("before", split, MAJ_AT_N) for r in base))
-        large = percent(mean(large_vote(split, seed, output) for seed in range(SEEDS)))
+        votes = [vote for seed in range(SEEDS) if (vote := large_vote(split, seed, output)) is not None]
         yield f"### {split.replace('_', '-').capitalize()} questions"
         yield (
-            f"The start's vote of 16: {before} %; of 64 other rollouts: {large} %. `{BASE}` is the start itself.\n\n"
+            f"The start's vote of 16: {before} %; of 64 other rollouts: {percent(mean(votes))} % "
+            f"({len(votes)} seeds). `{BASE}` is the start itself.\n\n"
             + grid(
                 ["method", "seeds", "greedy", "pass@1", "maj@16", "greedy − vote of 16", "pass@1 − vote of 16",
                  "greedy − vote of 64"], rows,
