@@ -7,6 +7,8 @@ from pathlib import Path
 from mm_spine.benchmarks import (
     aime,
     amc,
+    capital_of,
+    capitals,
     digits,
     folder,
     gpqa,
@@ -34,6 +36,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
         digits.BENCHMARK,
+        capitals.BENCHMARK,
+        capital_of.BENCHMARK,
         aime.BENCHMARK_2024,
         aime.BENCHMARK_2025,
         amc.BENCHMARK,

@@ -82,8 +82,8 @@ class Benchmark(ABC):
 
     `kind` is the answer kind of its questions, `metric` what its published results measure, and `breakdowns` the tags
     that these are broken down by. A run adapts to `adapt_split` and also evaluates `held_out_split`, where there is
-    one. `default_model` is the folder of a model shipped with the benchmark. `source` is None where the questions are
-    not a public release.
+    one. `default_model` is the folder of a model shipped with the benchmark; where there is none, `model_hint` may say
+    in one clause how to come by one. `source` is None where the questions are not a public release.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Benchmark(ABC):
     adapt_split: str = "test"
     held_out_split: str | None = None
     default_model: Path | None = None
+    model_hint: str = ""
     source: Source | None = None
 
     @property

@@ -138,7 +138,8 @@ def check(config: RunConfig, allow_labels: bool = False, whole_model: bool = Tru
     trackers.check(config.reporting)
     model = config.model.path or benchmark.default_model
     if model is None:
-        raise ModelNotSet(f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own")
+        message = f"model.path is not set: benchmark {benchmark.name!r} ships no model of its own"
+        raise ConfigError(f"{message}; {benchmark.model_hint}") if benchmark.model_hint else ModelNotSet(message)
     if whole_model and Path(model).exists():
         check_model_folder(Path(model))
     check_sampling(config, Path(model) if Path(model).exists() else None)

@@ -25,6 +25,7 @@ _COPULAS = frozenset(_BE.split())
 # Verbs that join a question's words to the answer as a copula does.
 _SHOWING = "shows show depicts depict displays display contains contain has have had represents 为 是 有"
 _VERBS = _COPULAS | frozenset(_SHOWING.split())
+_NAMING = frozenset(("called", "named"))
 # Subjects that stand for what was asked about, or for the one who answers.
 _STANDING = (
     "it this that these those there here he she they image picture photo photograph figure scan slide answer i we"
@@ -58,15 +59,25 @@ _CONTRACTION = re.compile(
     r"\b(it|that|there|he|she|here|this)['’]s\b|\b(they|these|those|we|you)['’]re\b", re.IGNORECASE
 )
 _OR = re.compile(r"\b(?:or|and|vs|versus)\b|/|还是|或者?", re.IGNORECASE)
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
+# No sentence ends behind "St." and the like, or within one: "The capital of the U.S. is ...".
+_SENTENCE = re.compile(
+    r"(?<=[.!?])(?<!(?i:\b[mdfs]t\.))(?<!(?i:\b[md]r\.))(?!(?<=(?i:\.[a-z]\.))\s+[a-z])\s+|(?<=[。！？])\s*|\n+"
+)
 _CONCLUSION = re.compile(
     r"\s*(?:so|therefore|thus|hence|in conclusion|in summary|overall|因此|所以)(?![a-z])[,，:]?\s*", re.IGNORECASE
 )
 _CORRECTION = re.compile(r"\s*(?:no|wait|actually|correction|sorry)\b", re.IGNORECASE)
 # An explanation behind an answer.
 _REASON = re.compile(
-    r"(?<=\w)(?:,?\s+(?:because|since)\s|,\s+(?:which|who|where|as|so|and it|and this)\s).*\Z",
+    r"(?<=[\w.])(?:,?\s+(?:because|since)\s|,\s+(?:which|who|where|as|so|and it|and this)\s).*\Z",
     re.IGNORECASE | re.DOTALL,
+)
+# What a sentence adds to a proper name behind a comma: "Paris, a city known for its cafés". Two words are too few for
+# it: "Dumas, the younger" is not "Dumas, the elder".
+_APPOSITION = re.compile(
+    r"\A(\s*(?:the\s)?[A-Z][\w'’.-]*(?:\s(?:[A-Z][\w'’.-]*|of|de|es|la))*),\s+"
+    r"(?:(?:an?|the)\s+(?P<said>[a-z][\w-]*\s+\w+)|(?:also|built|capital|known|located|nestled|situated)\s+\w+)\b.*\Z",
+    re.DOTALL,
 )
 _IN_THE_IMAGE = re.compile(
     r"(?<=\w),?\s+(?:(?:seen|shown|visible|depicted|present) )?(?:in|on) (?:the|this) (?:\w+ )?"
@@ -156,7 +167,7 @@ def _cut(sentence: str, asked: _Asked) -> tuple[str, bool]:
     cut = _side(piece, asked)
     framed = cut is not None
     if cut is not None:
-        piece = _leading(cut, asked)
+        piece = _without_apposition(_leading(cut, asked))
         if asked.where:
             piece = _without(_LOCATED, piece)
         if asked.who:
@@ -169,6 +180,12 @@ def _cut(sentence: str, asked: _Asked) -> tuple[str, bool]:
 def _without(pattern: re.Pattern[str], text: str) -> str:
     rest = pattern.sub("", text)
     return rest if re.search(r"\w", rest) else text
+
+
+def _without_apposition(piece: str) -> str:
+    """Cut what a sentence adds to a proper name, unless it may tell two bearers of the name apart."""
+    found = _APPOSITION.match(piece)
+    return found[1] if found and not _TELLING & {t.word for t in _tokens(found["said"] or "")} else piece
 
 
 def _side(sentence: str, asked: _Asked) -> str | None:
@@ -198,7 +215,11 @@ def _leading(piece: str, asked: _Asked) -> str:
     """Cut words of the question from the beginning of what follows it: "wearing a red hat" after "The man is"."""
     tokens = _tokens(piece)
     place = 0
-    while place < len(tokens) and tokens[place].word in (asked.words | _ARTICLES | _COPULAS) - _TELLING - _FUNCTION:
+    idle = (asked.words | _ARTICLES | _COPULAS | _NAMING) - _TELLING - _FUNCTION
+    # "of" goes with the words before it: "the capital of France" to "Paris is the capital of which country?".
+    while place < len(tokens) and (
+        tokens[place].word in idle or (place and tokens[place].word in asked.words & {"of"})
+    ):
         place += 1
     if 0 < place < len(tokens) and not tokens[place].word.isdigit():
         return piece[tokens[place].start :]

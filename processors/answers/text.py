@@ -15,6 +15,8 @@ from mm_spine.processors.answers.statements import refuses, unfinished
 from mm_spine.types import AnswerSpec
 
 _MARKS = ",;:!?\"'*_“”‘’«»。，、；：！？"
+# One apostrophe within words, however it is set: "N’Djamena" is "N'Djamena".
+_APOSTROPHES = str.maketrans("’‘ʼ", "'''")
 # Unicode composition takes quadratic time where combining marks pile up; a longer text is left as it is.
 _COMPOSED = 2000
 _PAIR = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
@@ -43,7 +45,7 @@ def _key(text: str) -> str | None:
 
 def normal(text: str) -> str | None:
     """Return the normalised text, None if nothing is left. A sign, a leading decimal point and a % stay."""
-    text = " ".join(plain(text).casefold().split())
+    text = " ".join(plain(text).casefold().translate(_APOSTROPHES).split())
     while True:
         before = text
         text = unicodedata.normalize("NFC", text) if len(text) <= _COMPOSED else text
