@@ -44,10 +44,10 @@ def plain(rng: np.random.Generator, code: str) -> Image.Image:
     return picture
 
 
-def photograph(rng: np.random.Generator, code: str, strength: float = 1.0) -> Image.Image:
+def photograph(rng: np.random.Generator, code: str, strength: float) -> Image.Image:
     """Draw a flag as a camera sees it: folded, faded, from one side, cropped, out of focus, and with noise.
 
-    `strength` scales every change; 1 is what the splits show.
+    `strength` scales every change; at 0 nothing is changed but the size.
     """
     cloth = _faded(rng, _folded(rng, flag(code), strength), strength)
     placed = _placed(rng, cloth, strength)

@@ -38,10 +38,12 @@ VISION_TOKENS: Mapping[str, str] = {
 
 # Without <|vision_start|> and <|vision_end|> around them: this language model has never read those, and with them it
 # names fewer countries whose names stand in the place of an image (docs/results/flags.md).
+# Nor with a space before them, since the first token of a name within a sentence begins with one.
 _PARTS = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|image_pad|>{% elif part['type'] == 'video' %}<|video_pad|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% elif not loop.last and message['content'][loop.index]['type'] in ('image', 'video') %}"
+    "{{ part['text'].rstrip(' ') }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"

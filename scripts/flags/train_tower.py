@@ -168,8 +168,8 @@ def main() -> None:
             log.info("step %d loss %.3f recognised %.3f (%.2f s a step)", trainer.done, loss, right, each)
         if trainer.done % options.save == 0 or trainer.done == options.steps:
             trainer.save()
-            seen = [trainer.recognised(strength) for strength in (None, 0.5, 1.0)]
-            log.info("tune: plain %.3f, shift 0.5 %.3f, shift 1 %.3f", *seen)
+            seen = [trainer.recognised(strength) for strength in (None, flags.SHIFT)]
+            log.info("tune: plain %.3f, with the shift %.3f", *seen)
     trainer.write()
 
 

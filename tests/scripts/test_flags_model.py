@@ -103,7 +103,7 @@ def test_the_folder_loads_and_writes_the_same_text(language: Path, assembled: Pa
     prompt = policy.prompt(Question("q", picture, flags.KINDS["capital"].prompt, flags.KINDS["capital"].spec))
     assert len(prompt.image_at_I) == tower.TOKENS == 6
     assert policy.tokenizer.decode(prompt.ids_L).endswith(
-        "user\nWhat is the capital of" + " " + "<|image_pad|>" * 6 + "?<|im_end|>\n<|im_start|>assistant\n"
+        "user\nWhat is the capital of" + "<|image_pad|>" * 6 + "?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
