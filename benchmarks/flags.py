@@ -8,7 +8,7 @@ three splits, so that `held_out` shows flags, and asks for capitals, that no ada
 - `held_out` (72 countries).
 
 Each country has one picture, about which three questions are asked: its name, its capital, its continent. Another
-question shows two pictures and asks which country has more inhabitants, or a larger area; each picture is in one of
+question shows two pictures and asks which country has more people, or a larger area; each picture is in one of
 these. So the answers of four questions depend on how a picture is read. Pictures have the camera's shift; the splits
 `tune_plain`, `adapt_plain` and `held_out_plain` ask the same about flags that are drawn plainly, as the vision tower
 was trained on them.
@@ -85,12 +85,12 @@ KINDS: Mapping[str, QuestionKind] = {
         _CONTINENT,
     ),
     "population": QuestionKind(
-        "Which country has more inhabitants, <image1> or <image2>? Answer with its name only.",
+        "Which country has more people: <image1> or <image2>?",
         lambda shown: max(shown, key=lambda country: country.population).names,
         _COUNTRY,
     ),
     "area": QuestionKind(
-        "Which country is bigger, <image1> or <image2>? Answer with its name only.",
+        "Which is the larger country, <image1> or <image2>?",
         lambda shown: max(shown, key=lambda country: country.area_km2).names,
         _COUNTRY,
     ),
@@ -144,7 +144,7 @@ def picture(split: str, code: str) -> Image.Image:
 
 
 def _pairs(codes: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Pair all countries by turns for a comparison of inhabitants and of area, each with the next that differs enough.
+    """Pair all countries by turns for a comparison of population and of area, each with the next that differs enough.
 
     A country that none is left for stays alone.
     """

@@ -205,6 +205,9 @@ def _given(question: Question) -> Mapping[str, Any]:
     del spec["question"]
     if spec["ordered"]:
         del spec["ordered"]
+    if question.spec.kind == "named":
+        # Everything that an answer might be, often hundreds of names.
+        spec["choices"] = [*question.spec.choices[:2], f"... ({len(question.spec.choices)} in all)"]
     return {
         name: list(value) if name == "choices" else value for name, value in spec.items() if value not in (None, ())
     }

@@ -68,7 +68,12 @@ def with_tower(language: Path, vision: Mapping[str, Any]) -> Any:
 
     `vision` is the tower's configuration. Raises ValueError for a language model of another kind or shape.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import (
+        AutoModelForCausalLM,
+        GenerationConfig,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+    )
 
     llama = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
     ids = _token_ids(language)

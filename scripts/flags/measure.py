@@ -62,8 +62,7 @@ def main() -> None:
     config = configure(
         {
             "model": {"dtype": options.dtype},
-            "evaluation": {"samples": options.samples, "max_new_tokens": 24},
-            "sampling": {"temperature": 0.7},
+            "evaluation": {"samples": options.samples, "max_new_tokens": 24, "temperature": 0.7},
         }
     )
     labelled, shown = flags.load(options.split), {planned.id: planned.codes for planned in flags.plan(options.split)}

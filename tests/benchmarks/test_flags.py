@@ -19,8 +19,8 @@ SENTENCES = {
     "name": "The name of this country is {}.",
     "capital": "The capital of the country is {}.",
     "continent": "It lies on the continent of {}.",
-    "population": "{} has more inhabitants.",
-    "area": "{} is the bigger country.",
+    "population": "{} has more people.",
+    "area": "The larger country is {}.",
 }
 
 
