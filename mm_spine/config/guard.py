@@ -32,6 +32,12 @@ class GuardConfig(Section):
     spread: Share = Field(
         default=0.8, description="least entropy of the answers over all questions of a step, as a share of the start's"
     )
+    agreement: Share = Field(
+        default=0.04, description="largest fall of the share of responses that give the starting model's vote"
+    )
+    agreement_over: Count = Field(
+        default=96, description="`agreement` is judged over the newest steps with so many questions"
+    )
     unparsed: Share = Field(default=0.25, description="largest rise of the share of responses without an answer")
     length: MoreThanOne = Field(default=3.0, description="largest factor by which responses get longer or shorter")
     settle: BelowOne | None = Field(

@@ -89,6 +89,7 @@ def _gain(gain: Interval, words: str, before: float, after: float) -> HeadFigure
 GUARD_SIGNALS = {
     "kept": "the share of the start's sure votes that are still the same",
     "spread": "the entropy of the answers to all questions, as a share of the start's,",
+    "agreement": "the fall of the share of responses that give the start's votes",
     "unparsed": "the rise of the share of responses without an answer",
     "length": "the length of responses, as a multiple of the start's,",
 }

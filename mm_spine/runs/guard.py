@@ -2,7 +2,8 @@
 
 The starting model's evaluation has a vote on every question. Where that vote was sure, adapting should not change it:
 in the runs of docs/results/guard.md that lost accuracy, sure votes were lost, and one answer spread over different
-questions. The guard holds each step's votes against the start's on the same questions. It costs no sampling.
+questions. Where a run gets better, more responses give the votes of the start; where it slowly gets worse, fewer do.
+The guard holds each step's votes against the start's on the same questions. It costs no sampling.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ LEAST_NATS = 0.1
 
 
 class Start(NamedTuple):
-    """What the starting model said of a question: vote, whether it was sure, votes by class, mean tokens, unparsed."""
+    """What the starting model said of a question: vote, whether it was sure, the share of the samples that gave it,
+    votes by class, mean tokens, unparsed."""
 
     vote: Answer
     sure: bool
+    share: float
     counts: Mapping[str, int]
     length: float
     unparsed: float
@@ -54,9 +57,10 @@ class Start(NamedTuple):
 class Signals:
     """One line of guard.jsonl: a step against the start, on the questions of the step that the start has votes on.
 
-    There are `questions` of these; `kept` of `sure` sure votes are still the winners; `spread` is the entropy of all
-    answers as a share of the start's; `unparsed` the rise of the share of responses without an answer, `length` the
-    factor of the mean length. `good` is the newest state that may be gone back to, in steps done.
+    There are `questions` of these; `kept` of `sure` sure votes are still the winners; `agreement` is the rise of the
+    share of responses that give the start's vote; `spread` is the entropy of all answers as a share of the start's;
+    `unparsed` the rise of the share of responses without an answer, `length` the factor of the mean length. `good` is
+    the newest state that may be gone back to, in steps done.
     """
 
     step: int
@@ -67,6 +71,7 @@ class Signals:
     unparsed: float
     length: float
     good: int = 0
+    agreement: float = 0.0
 
 
 class Alarm(NamedTuple):
@@ -103,11 +108,23 @@ def starts(items: Iterable[Item]) -> dict[str, Start]:
             found[item.id] = Start(
                 vote=item.vote,
                 sure=confident(counts, SURE),
+                share=unbiased_share(counts, len(item.classes)),
                 counts=counts,
                 length=sum(item.lengths) / len(item.lengths),
                 unparsed=sum(item.unparsed) / len(item.unparsed),
             )
     return found
+
+
+def unbiased_share(counts: Mapping[str, int], samples: int) -> float:
+    """Estimate the share of further samples that will give the answer that `samples` of them elected, in [0, 1].
+
+    The share among these samples is too high: each of them helped to elect what it is compared with. A sample counts
+    where the others elect its answer without it. Half of the ties go each way.
+    """
+    first, second = ([*sorted(counts.values(), reverse=True), 0, 0])[:2]
+    lead = first - second
+    return first / samples * (1.0 if lead > 1 else 0.5 if lead == 1 else 0.0)
 
 
 def entropy(counts: Mapping[str, int]) -> float:
@@ -135,7 +152,17 @@ def measure(record: StepRecord, start: Mapping[str, Start]) -> Signals:
         spread=now / before if before > LEAST_NATS else 1.0,
         unparsed=report.unparsed - sum(was.unparsed for _, was in known) / len(known),
         length=report.length_mean / max(1.0, sum(was.length for _, was in known) / len(known)),
+        agreement=sum(share_of(group, was.vote) - was.share for group, was in known) / len(known),
     )
+
+
+def share_of(group: Group, answer: Answer) -> float:
+    """Return the share of a group's rollouts, all that voted and all that did not, that give `answer`."""
+    vote, spec = group.vote, group.question.spec
+    for name, count in vote.counts.items():
+        if same_vote(representative(group.parsed, group.answers, name), answer, spec):
+            return vote.share * count / vote.counts[vote.answer or name]
+    return 0.0
 
 
 def winner_of(group: Group) -> Answer | None:
@@ -155,6 +182,11 @@ def readings(history: Sequence[Signals], limits: GuardConfig) -> Iterator[tuple[
     if sure >= limits.sure_votes:
         kept = sum(signals.kept for signals in recent) / sure
         yield Alarm("kept", kept, limits.kept), _lost(kept, limits.kept)
+    recent = window(history, "questions", limits.agreement_over)
+    asked = sum(signals.questions for signals in recent)
+    if asked >= limits.agreement_over:
+        fall = -sum(signals.agreement * signals.questions for signals in recent) / asked
+        yield Alarm("agreement", fall, limits.agreement), fall / limits.agreement
     recent = window(history, "questions", limits.questions)
     if sum(signals.questions for signals in recent) < limits.questions:
         return
@@ -299,6 +331,8 @@ def sentence(record: GuardRecord) -> str:
     found = {
         "kept": f"{value:.0%} of the votes that were sure at the start are still the same (limit {limit:.0%})",
         "spread": f"different questions get the same answers: {value:.0%} of their entropy is left (limit {limit:.0%})",
+        "agreement": f"{value * 100:.1f} points fewer of the responses give the votes of the start "
+        f"(limit {limit * 100:g})",
         "unparsed": f"{value * 100:.0f} points more of the responses have no answer (limit {limit * 100:.0f})",
         "length": f"responses are {value:.2g} times as long as at the start (limit {limit:g} times, either way)",
     }[record["signal"] or ""]

@@ -76,7 +76,7 @@ _REASON = re.compile(
 # it: "Dumas, the younger" is not "Dumas, the elder".
 _APPOSITION = re.compile(
     r"\A(\s*(?:the\s)?[A-Z][\w'’.-]*(?:\s(?:[A-Z][\w'’.-]*|of|de|es|la))*),\s+"
-    r"(?:(?:an?|the)\s+(?P<said>[a-z][\w-]*\s+\w+)|(?:also|built|capital|known|located|nestled|situated)\s+\w+)\b.*\Z",
+    r"(?:(?:an?|the(?=\s+[a-z]))\s+(?P<said>\w[\w-]*\s+\w+)|(?:also|built|capital|known|located|nestled|situated)\s+\w+)\b.*\Z",
     re.DOTALL,
 )
 _IN_THE_IMAGE = re.compile(

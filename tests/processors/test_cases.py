@@ -203,7 +203,7 @@ def test_options_in_one_unit_are_read_as_numbers() -> None:
         ("What is the capital of the U.S.?", ("Washington, D.C.", "The capital of the U.S. is Washington, D.C.",
          "The capital of the U.S. is Washington, D.C., which lies on a river.")),
         ("Paris is the capital of which country?", ("France", "Paris is the capital of France.",
-         "The capital of France is Paris.", "Paris is the capital of the country of France.")),
+         "The capital of France is Paris.", "Paris is the capital of France, a European country on the Atlantic.")),
         ("图中显示的是什么器官？", ("肺", "图中显示的器官是肺。", "肺是图中显示的器官。")),
     ],
 )  # fmt: skip

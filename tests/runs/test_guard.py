@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,18 @@ from saved_runs import group, item, rollout
 from mm_spine import files
 from mm_spine.config import GuardConfig
 from mm_spine.runs import guard as guarding
-from mm_spine.runs.guard import Alarm, Signals, is_good, judge, measure, sentence, starts, window
+from mm_spine.runs.guard import (
+    Alarm,
+    Signals,
+    is_good,
+    judge,
+    measure,
+    sentence,
+    share_of,
+    starts,
+    unbiased_share,
+    window,
+)
 from mm_spine.runs.run import run
 from mm_spine.types import Answer, Group, StepReport, Vote
 
@@ -52,10 +64,35 @@ def test_a_step_is_measured_against_the_start_on_its_own_questions() -> None:
     groups = [voted("a", "1" * 8), voted("b", "1" * 8), voted("d", "9" * 8)]
     found = measure(record(groups, unparsed=0.25, length_mean=6.0), start)
     assert (found.questions, found.sure, found.kept, found.unparsed, found.length) == (2, 2, 1, 0.25, 2.0)
+    assert found.agreement == -0.5  # b's votes are all lost
     assert found.spread == 0.0  # one answer to both questions, where there were two
     assert measure(record([voted("c", "12121212")]), start).spread == pytest.approx(1.0)
     unknown = measure(record([voted("d", "9" * 8)]), start)
     assert (unknown.sure, unknown.spread, unknown.length) == (0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "samples", "share"),
+    [
+        ({"a": 8}, 8, 1.0),
+        ({"a": 5, "b": 3}, 10, 0.5),
+        ({"a": 4, "b": 3}, 8, 0.25),  # without one of its voters there is a tie, which half of the times it loses
+        ({"a": 4, "b": 4}, 8, 0.0),
+    ],
+)
+def test_the_share_of_a_vote_does_not_count_the_voters_that_elected_it(
+    counts: dict[str, int], samples: int, share: float
+) -> None:
+    assert unbiased_share(counts, samples) == share
+
+
+def test_the_share_of_a_vote_among_further_samples_is_over_all_of_them() -> None:
+    found = voted("a", "1112")
+    assert share_of(found, Answer("1", "1")) == 0.75 and share_of(found, Answer("2", "2")) == 0.25
+    assert share_of(found, Answer("3", "3")) == 0.0
+    # Of eight rollouts four voted.
+    object.__setattr__(found, "vote", replace(found.vote, share=3 / 8))
+    assert share_of(found, Answer("2", "2")) == 1 / 8
 
 
 def test_held_out_questions_and_questions_without_a_vote_are_no_start() -> None:
@@ -70,6 +107,9 @@ def test_held_out_questions_and_questions_without_a_vote_are_no_start() -> None:
     [
         ({"kept": 3}, Alarm("kept", 0.75, 0.8)),
         ({"spread": 0.79}, Alarm("spread", 0.79, 0.8)),
+        ({"questions": 96, "agreement": -0.041}, Alarm("agreement", 0.041, 0.04)),
+        ({"questions": 96, "agreement": -0.039}, None),
+        ({"questions": 95, "agreement": -0.5}, None),
         ({"unparsed": 0.26}, Alarm("unparsed", 0.26, 0.25)),
         ({"length": 3.1}, Alarm("length", 3.1, 3.0)),
         ({"length": 0.3}, Alarm("length", 0.3, 3.0)),

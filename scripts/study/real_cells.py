@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Run the study on real pretrained weights: SmolLM2-135M-Instruct on facts, methods and controls over seeds.
+
+    scripts/study_real.sh [--jobs 1] [--only GLOB] [--report-only] [--output runs/study_real]
+
+Cells, seed by seed, each a folder of `--output`:
+
+    <task>/<method>/seed_<k>       the task's own configuration, with the guard only warning
+    rate-x5/..., rate-x25/...      `capitals` at 5 and 25 times the learning rate
+    votes/none/seed_<k>            `capitals` at the start with 64 samples a question, for fair votes and pass@k
+
+A cell is finished when its summary.json exists; finished cells are skipped, half-written ones redone. `real_page.py`
+writes docs/results/real.md from the finished ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cells import BASE
+from run_cells import Stopped, choose, drive, tasks
+
+from mm_spine.config import RunConfig
+
+log = logging.getLogger("study")
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
+"""What `scripts/real.sh` makes."""
+
+TASKS = ("capitals", "capital_of")
+METHODS = (BASE, "ttrl", "spine", "random-mask", "forks-only", "spine-v2", "ettrl")
+SEEDS = 5
+RATES, RATED = (5, 25), ("ttrl", "spine")
+"""Multiples of the default learning rate, and the methods that run at them."""
+
+SAMPLES = 64
+"""Samples a question of `votes/`, from which votes of 16 are drawn, too."""
+
+# The guard stops a run that gets worse: then a method's own effect would not be seen.
+COMMON = ("guard.act=warn", "reporting.images=false")
+
+
+@dataclass(frozen=True)
+class RealCell:
+    """One run of the study; `factor` multiplies the learning rate."""
+
+    group: str
+    task: str
+    label: str
+    seed: int
+    factor: int = 1
+    model: str | None = None
+    lean: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}/{self.label}/seed_{self.seed}"
+
+    @property
+    def before(self) -> str | None:
+        """The cell whose evaluation of the same start it takes over."""
+        own = self.label == BASE
+        return None if own else RealCell(self.task, self.task, BASE, self.seed).name
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return () if self.before is None else (self.before,)
+
+    def config(self, output: Path) -> RunConfig:
+        """Resolve the configuration; it takes "before" over only from a cell that is finished."""
+        # Imported here: it loads torch, which a process that only receives cells does not need.
+        from mm_spine.runs.plan import load_config
+
+        own = [*COMMON, f"model.path={MODEL}"]
+        if self.group == "votes":
+            own += [f"evaluation.samples={SAMPLES}"]
+        if self.factor != 1:
+            own += [f"optim.lr={self.factor * load_config(self.task, own).optim.lr:g}"]
+        if self.before is not None and (output / self.before / "summary.json").is_file():
+            own += [f"evaluation.before={output / self.before}"]
+        return load_config(self.task, own, self.label, self.seed)
+
+
+def real_cells() -> list[RealCell]:
+    """List the cells in the order in which they are run."""
+    return [*_task(TASKS[0]), *_rates(), *_votes(), *(cell for task in TASKS[1:] for cell in _task(task))]
+
+
+def _task(task: str) -> Iterator[RealCell]:
+    for seed in range(SEEDS):
+        for label in METHODS:
+            yield RealCell(task, task, label, seed)
+
+
+def _rates() -> Iterator[RealCell]:
+    for seed in range(SEEDS):
+        for factor in RATES:
+            for label in RATED:
+                yield RealCell(f"rate-x{factor}", TASKS[0], label, seed, factor, lean=True)
+
+
+def _votes() -> Iterator[RealCell]:
+    for seed in range(SEEDS):
+        yield RealCell("votes", TASKS[0], BASE, seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/study_real.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--only", action="append", metavar="GLOB", help="cells by name, e.g. 'capitals/spine/*'")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, write the page")
+    parser.add_argument("--output", type=Path, default=Path("runs/study_real"), help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: at least 1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    output, failed = options.output.absolute(), False
+    if not options.report_only:
+        if not (MODEL / "config.json").is_file():
+            parser.error(f"{MODEL.relative_to(ROOT)}: no model; scripts/real.sh makes it")
+        # The workers inherit it.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
+        todo = tasks(choose(real_cells(), options.only), output)
+        log.info("%d tasks to do", len(todo))
+        try:
+            failed = any(reason is not None for reason in drive(todo, output, options.jobs).values())
+        except Stopped as stopped:
+            log.warning("stopped: run this again to go on, with --report-only for the report of what is finished")
+            return 128 + stopped.number
+    from real_page import write_page
+
+    log.info("report: %s", write_page(output, options.results))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
