@@ -12,14 +12,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import islice
 
 from mm_spine.processors.answers import text as free_text
-from mm_spine.processors.answers.extraction import announced, last_boxed, plain
+from mm_spine.processors.answers.extraction import LOOKED_AT, announced, last_boxed, plain
 from mm_spine.processors.answers.kind import keyed
 from mm_spine.processors.answers.statements import refuses
 from mm_spine.types import AnswerSpec
 
 _REACH = 1000  # characters of a statement that are looked at
+_ANNOUNCED = 50  # announcements that are looked at, from the end
 _FEW = 5  # words of an answer that is not listed
 _VERB = re.compile(r"\b(?:is|are|was|lies?|belongs?|called|named)\b")
 # "St. John's" and "Washington D.C." end no sentence.
@@ -39,7 +41,7 @@ def find(response: str, spec: AnswerSpec) -> str | None:
     box = last_boxed(response)
     if box is not None:
         return read(box, spec)
-    for said in announced(response[:_REACH]):
+    for said in islice(announced(response[-LOOKED_AT:]), _ANNOUNCED):
         if key := read(said, spec):
             return key
     return read(response, spec)
@@ -77,15 +79,14 @@ def _folded(text: str) -> str:
 
 @lru_cache(maxsize=64)
 def _names(choices: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """Return what matches a listed name, the longest where several begin, and folded name -> key. ValueError: none."""
+    """Return what matches a listed name, the longest where several begin, and folded name -> key."""
     keys: dict[str, str] = {}
     for choice in choices:
         names = [_folded(name) for name in choice.split("|") if name.strip()]
         for name in names:
             keys.setdefault(name, names[0])
-    if not keys:
-        raise ValueError("a named answer needs its list of names in `choices`")
-    one = "|".join(re.escape(name) for name in sorted(keys, key=len, reverse=True))
+    # Without names there is nothing to match.
+    one = "|".join(re.escape(name) for name in sorted(keys, key=len, reverse=True)) or r"\Z."
     return re.compile(rf"(?<!\w)(?:{one})(?!\w)"), keys
 
 

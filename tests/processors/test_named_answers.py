@@ -66,8 +66,11 @@ def test_every_name_of_a_thing_is_the_same_answer() -> None:
     assert not grade(said, ("France",), LAND).correct
 
 
-def test_wrong_specs_are_named() -> None:
-    with pytest.raises(ValueError, match="list of names"):
-        parse("France", AnswerSpec("named"))
+def test_without_a_list_a_few_words_are_an_answer() -> None:
+    found = parse("It is in France.", AnswerSpec("named", value_type="object"))
+    assert found is not None and found.key == "france"
+
+
+def test_wrong_places_are_named() -> None:
     with pytest.raises(ValueError, match="'verb'.*subject or object"):
         parse("France it is", AnswerSpec("named", LANDS, value_type="verb"))
