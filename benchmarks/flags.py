@@ -130,7 +130,8 @@ def plan(split: str) -> tuple[PlannedQuestion, ...]:
     if split not in SPLITS:
         raise ValueError(f"flags has no split {split!r}; take one of {', '.join(SPLITS)}")
     codes = CODES[split.removesuffix(PLAIN)]
-    asked = [((code,), kind) for code in codes for kind in ("name", "capital", "continent")]
+    asked: list[tuple[tuple[str, ...], str]] = []
+    asked += [((code,), kind) for code in codes for kind in ("name", "capital", "continent")]
     asked += _pairs(codes)
     return tuple(PlannedQuestion(f"flags/{split}/{index:04d}", *question) for index, question in enumerate(asked))
 
