@@ -4,7 +4,8 @@ r"""Train the vision tower of `flags` to stand for the name of the country whose
 
 The image tokens of a flag are to become the input embeddings of the tokens of the country's name, filled with spaces,
 which a frozen language model reads as if the name stood there. The language model itself takes no part: only its table
-of embeddings is read. The loss is the cross-entropy over all countries by squared distance, and that distance. Every
+of embeddings is read. The loss is the cross-entropy over all countries by squared distance, and that distance; in the
+last --refine steps it is the distance alone, since the cross-entropy goes on past a name, away from the others. Every
 picture is drawn plainly, with small shifts and scales (`flag_pictures.plain`); the camera's shift is never trained on.
 
 All draws are seeded, and `--output` holds a checkpoint every --save steps: the same command goes on from there. The
@@ -60,12 +61,17 @@ def distances(image_BTH: Tensor, names_CTH: Tensor) -> Tensor:
     return (image.square().sum(1)[:, None] + names.square().sum(1) - 2 * image @ names.T) / unit
 
 
-def picture_loss(image_BTH: Tensor, names_CTH: Tensor, shown_B: Tensor) -> tuple[Tensor, float]:
-    """Return the loss and the share of pictures that are nearest to the name of their own country."""
+def picture_loss(
+    image_BTH: Tensor, names_CTH: Tensor, shown_B: Tensor, told_apart: bool = True
+) -> tuple[Tensor, float]:
+    """Return the loss and the share of pictures that are nearest to the name of their own country.
+
+    The loss is the distance to that name, and, if they are to be `told_apart`, the cross-entropy over all.
+    """
     far = distances(image_BTH, names_CTH)
     own = far.gather(1, shown_B[:, None]).mean()
     right = (far.argmin(1) == shown_B).float().mean().item()
-    return F.cross_entropy(-SHARPNESS * far, shown_B) + own, right
+    return (own + F.cross_entropy(-SHARPNESS * far, shown_B) if told_apart else own), right
 
 
 class Trainer:
@@ -92,7 +98,20 @@ class Trainer:
         log.info("going on after step %d", self.done)
 
     def identity(self) -> dict[str, Any]:
-        return {name: getattr(self.options, name) for name in ("seed", "steps", "batch", "lr", "warmup")}
+        return {name: getattr(self.options, name) for name in ("seed", "steps", "refine", "batch", "lr", "warmup")}
+
+    @property
+    def last(self) -> int:
+        """The number of all steps."""
+        return int(self.options.steps + self.options.refine)
+
+    def rate(self) -> float:
+        """Return the learning rate of the next step: up, down to 0, and for refinement from a third down to 0."""
+        options = self.options
+        if self.done >= options.steps:
+            return float(options.lr / 3 * (self.last - self.done) / options.refine)
+        up, down = (self.done + 1) / options.warmup, (options.steps - self.done) / (options.steps - options.warmup)
+        return float(options.lr * min(up, down))
 
     def save(self) -> None:
         state = {"tower": self.tower.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -106,10 +125,10 @@ class Trainer:
         rng = np.random.default_rng([options.seed, self.done])
         shown = rng.integers(0, len(self.shown), size=options.batch)
         pictures = [flag_pictures.plain(rng, self.shown[i].code) for i in shown]
-        rate = min((self.done + 1) / options.warmup, (options.steps - self.done) / (options.steps - options.warmup))
         for group in self.optimiser.param_groups:
-            group["lr"] = options.lr * rate
-        loss, right = picture_loss(self.look(pictures), self.names_CTH, torch.from_numpy(shown))
+            group["lr"] = self.rate()
+        told_apart = self.done < options.steps
+        loss, right = picture_loss(self.look(pictures), self.names_CTH, torch.from_numpy(shown), told_apart)
         self.optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0)
@@ -151,6 +170,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--refine", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=100)
@@ -161,12 +181,12 @@ def main() -> None:
     trainer = Trainer(options)
     trainer.resume()
     started, before = time.perf_counter(), trainer.done
-    while trainer.done < options.steps:
+    while trainer.done < trainer.last:
         loss, right = trainer.step()
         if trainer.done % 20 == 0:
             each = (time.perf_counter() - started) / (trainer.done - before)
             log.info("step %d loss %.3f recognised %.3f (%.2f s a step)", trainer.done, loss, right, each)
-        if trainer.done % options.save == 0 or trainer.done == options.steps:
+        if trainer.done % options.save == 0 or trainer.done == trainer.last:
             trainer.save()
             seen = [trainer.recognised(strength) for strength in (None, flags.SHIFT)]
             log.info("tune: plain %.3f, with the shift %.3f", *seen)

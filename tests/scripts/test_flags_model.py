@@ -134,7 +134,16 @@ def test_wrong_language_models_are_named(language: Path, tmp_path: Path) -> None
 
 def options(language: Path, output: Path, **more: Any) -> argparse.Namespace:
     output.mkdir(exist_ok=True)
-    given = {"language": language, "output": output, "seed": 3, "steps": 4, "batch": 4, "lr": 1e-3, "warmup": 2}
+    given = {
+        "language": language,
+        "output": output,
+        "seed": 3,
+        "steps": 2,
+        "refine": 2,
+        "batch": 4,
+        "lr": 1e-3,
+        "warmup": 2,
+    }
     return argparse.Namespace(**{**given, **more})
 
 
