@@ -142,7 +142,7 @@ def options(language: Path, output: Path, **more: Any) -> argparse.Namespace:
         "refine": 2,
         "batch": 4,
         "lr": 1e-3,
-        "warmup": 2,
+        "warmup": 1,
     }
     return argparse.Namespace(**{**given, **more})
 
