@@ -14,8 +14,9 @@ MoreThanOne = Annotated[float, Field(gt=1)]
 class GuardConfig(Section):
     """The guard compares each step's votes with those that the starting model gave to the same questions in the
     evaluation before the run. It reads no label and samples nothing. `stop` ends the run when a limit is passed, and
-    takes back the weights of the last step that was within all limits by half their distance. `settle` ends a run whose
-    votes no longer change, and keeps its weights; it does not depend on `act`. The limits are ours.
+    takes back the weights of the last step that was within all limits by half their distance and no further from the
+    starting model's votes than that model itself. `settle` ends a run whose votes no longer change, and keeps its
+    weights; it does not depend on `act`. The limits are ours.
     """
 
     act: Literal["stop", "warn", "off"] = Field(

@@ -182,10 +182,8 @@ def readings(history: Sequence[Signals], limits: GuardConfig) -> Iterator[tuple[
     if sure >= limits.sure_votes:
         kept = sum(signals.kept for signals in recent) / sure
         yield Alarm("kept", kept, limits.kept), _lost(kept, limits.kept)
-    recent = window(history, "questions", limits.agreement_over)
-    asked = sum(signals.questions for signals in recent)
+    fall, asked = fallen(history, limits)
     if asked >= limits.agreement_over:
-        fall = -sum(signals.agreement * signals.questions for signals in recent) / asked
         yield Alarm("agreement", fall, limits.agreement), fall / limits.agreement
     recent = window(history, "questions", limits.questions)
     if sum(signals.questions for signals in recent) < limits.questions:
@@ -199,6 +197,16 @@ def readings(history: Sequence[Signals], limits: GuardConfig) -> Iterator[tuple[
     yield Alarm("length", length, limits.length), far
 
 
+def fallen(history: Sequence[Signals], limits: GuardConfig) -> tuple[float, int]:
+    """Return how far the agreement with the start's votes has fallen in the newest steps, and over how many questions.
+
+    Below 0 it has risen. The steps are those that have `agreement_over` questions, all if they have fewer.
+    """
+    recent = window(history, "questions", limits.agreement_over)
+    asked = sum(signals.questions for signals in recent)
+    return (-sum(signals.agreement * signals.questions for signals in recent) / asked if asked else 0.0), asked
+
+
 def _lost(share: float, limit: float) -> float:
     return (1 - share) / (1 - limit) if limit < 1 else math.inf if share < 1 else 0.0
 
@@ -209,9 +217,10 @@ def judge(history: Sequence[Signals], limits: GuardConfig) -> Alarm | None:
 
 
 def is_good(history: Sequence[Signals], limits: GuardConfig) -> bool:
-    """Whether something can be judged, and nothing has gone more than half of the way to its limit."""
+    """Whether something can be judged, nothing has gone more than half of the way to its limit, and the agreement with
+    the start's votes has not fallen: towards these votes the run adapts."""
     found = [gone for _, gone in readings(history, limits)]
-    return bool(found) and max(found) <= HALF_WAY
+    return bool(found) and max(found) <= HALF_WAY and fallen(history, limits)[0] <= 0
 
 
 def window(history: Sequence[T], count: str, least: int) -> Sequence[T]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cells import BASE
+from fork_picture import draw, read_responses
 from real_cells import RATES, SAMPLES, TASKS, real_cells
 from real_start import SOURCES, Start, fair_vote, read_start, source
 from results import Result, difference, gain, load, verdict
@@ -31,6 +33,10 @@ def write_page(output: Path, results_folder: Path) -> Path:
     """Write the page from the finished cells of `output`; return its path."""
     found, absent = gather(output)
     path = results_folder / "real.md"
+    spine = found.get(TASKS[0], {}).get("spine", ())
+    responses = read_responses(output / spine[0].cell.name) if spine else []
+    if responses:
+        draw(responses, results_folder / "real_forks.png")
     path.write_text("\n\n".join(part.strip() for part in page(found, absent, output) if part) + "\n")
     return path
 
@@ -67,7 +73,7 @@ def page(found: Found, absent: Mapping[str, str], output: Path) -> Iterator[str]
 
 def status(found: Found, absent: Mapping[str, str]) -> str:
     cells = [result for group in found.values() for label in group.values() for result in label]
-    commits = Counter(str(result.environment["commit"]) for result in cells)
+    commits = Counter(str(result.environment["commit"])[:8] for result in cells)
     made = ", ".join(f"`{commit}` ({count})" for commit, count in commits.most_common())
     groups = Counter(name.rpartition("/seed_")[0] for name in absent)
     missing = "; ".join(f"{name} ({count})" for name, count in groups.items())
@@ -86,7 +92,7 @@ def status(found: Found, absent: Mapping[str, str]) -> str:
 
 def task_part(task: str, main: Mapping[str, Sequence[Result]]) -> Iterator[str]:
     """Yield the tables of one task: before and after, gains, and methods against ttrl and random-mask."""
-    yield f"## `{task}`\n\n" + "\n".join(in_short(main))
+    yield f"## `{task}`\n\n" + "\n".join([*in_short(main), *warned(main)])
     for split, title in SPLITS.items():
         yield f"### {title}\n\n{levels_table(main, split, votes_of({task: main}))}\n\n{gains(main, split)}"
     for reference in ("ttrl", "random-mask"):
@@ -103,10 +109,30 @@ def in_short(main: Mapping[str, Sequence[Result]]) -> Iterator[str]:
             past = beyond(results, split)
             if better is not None and past is not None:
                 yield (
-                    f"- `{label}`, {split.replace('_', '-')}, {len(results)} seeds: one greedy answer "
+                    f"- `{label}`, {split.replace('_', '-')}, {_seeds(len(results))}: one greedy answer "
                     f"{points(better.claimed)} points ({verdict(better.claimed)}); over the start's vote "
                     f"{points(past)} ({verdict(past)})."
                 )
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def warned(main: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """Say what the forecast advised before the runs, and how often the guard would have stopped one."""
+    advised = Counter((r.run.summary.get("forecast") or {}).get("verdict") for r in main.get(BASE, ()))
+    said = ", ".join(f"`{verdict}` ({count})" for verdict, count in advised.most_common() if verdict)
+    if said:
+        yield f"- The forecast from the votes of the start, by seeds: {said}."
+    trained = [r for label, results in main.items() if label != BASE for r in results]
+    fired = [r for r in trained if r.run.summary["guard"]["fired"]]
+    named = ", ".join(f"`{r.cell.label}` seed {r.cell.seed} ({_alarm(r.run.summary['guard'])})" for r in fired)
+    yield f"- The guard would have stopped {len(fired)} of {len(trained)} runs{': ' if named else ''}{named}."
+
+
+def _alarm(guard: Mapping[str, Any]) -> str:
+    return f"{guard['signal']} at step {guard['step']}"
 
 
 def beyond(results: Sequence[Result], split: str) -> Interval | None:
@@ -154,7 +180,7 @@ def votes_part(main: Mapping[str, Sequence[Result]], starts: Sequence[Start]) ->
         rows.append([title, *fair, *after])
     header = ["questions", *(f"vote of {votes} at the start" for votes in VOTES), "greedy, ttrl", "greedy, spine"]
     return (
-        f"## Against a fair vote\n\nThe start drew {SAMPLES} samples a question, {len(starts)} seed(s); the vote of "
+        f"## Against a fair vote\n\nThe start drew {SAMPLES} samples a question, {_seeds(len(starts))}; the vote of "
         "16 is the mean over random sixteens of them. The adapted model answers once, greedily.\n\n"
         f"{grid(header, rows)}"
     )
@@ -212,8 +238,8 @@ def rates_part(found: Found) -> str:
             if not results:
                 continue
             changes = [change for r in results if (change := _change(r)) is not None]
-            fired = [r.run.summary["guard"] for r in results if r.run.summary["guard"]["fired"]]
-            signals = ", ".join(f"{one['signal']} at step {one['step']}" for one in fired)
+            guards = [r.run.summary["guard"] for r in results]
+            signals = ", ".join(_alarm(guard) for guard in guards if guard["fired"])
             rows.append([
                 f"x{factor}", label, str(len(results)), points(over_seeds(changes)), str(sum(c < 0 for c in changes)),
                 percent(mean(ends([r], "majority_share")[1] for r in results)), signals or "never",
@@ -240,6 +266,8 @@ def forks_part(run: Path) -> str:
     ]
     header = ["token", "times a fork", "entropy, nats", "forks among its occurrences, %"]
     return (
-        "## Which tokens are forks\n\nThe tokens that were forking tokens most often in one run of `spine`, seed 0; a "
-        f"leading space is part of a token.\n\n{grid(header, rows)}"
+        "## Which tokens are forks\n\n![Responses with their tokens shaded by entropy, forking tokens underlined]"
+        "(real_forks.png)\n\nResponses of the first step, before any update. The table has the tokens that were "
+        "forking tokens most often in this run, `spine` with seed 0; a leading space is part of a token.\n\n"
+        f"{grid(header, rows)}"
     )

@@ -130,6 +130,8 @@ def test_a_limit_that_is_passed_is_named(changed: Mapping[str, Any], alarm: Alar
 def test_half_way_to_a_limit_is_no_state_to_go_back_to() -> None:
     assert is_good([calm(0)], LIMITS) and is_good([calm(0, spread=0.9)], LIMITS)
     assert judge([calm(0, spread=0.85)], LIMITS) is None and not is_good([calm(0, spread=0.85)], LIMITS)
+    # Fewer responses than at the start give its votes, over fewer questions than the limit is judged by.
+    assert not is_good([calm(0, agreement=-0.001)], LIMITS) and is_good([calm(0, agreement=0.001)], LIMITS)
     # Of what cannot be judged nothing is known.
     assert not is_good([calm(0, sure=0, kept=0, questions=4)], LIMITS)
 

@@ -152,11 +152,22 @@ def study(tmp_path: Path) -> Path:
     """At the first rate two seeds gain and one of these is stopped too early; at the second two lose, one unnoticed."""
     write_run(tmp_path, cell("warn", 2), 0.60)
     write_run(tmp_path, cell("warn", 3), 0.70, fired=True)
-    write_run(tmp_path, cell("stop", 3), 0.55)
+    write_run(tmp_path, cell("stop", 3), 0.55, fired=True)
     write_run(tmp_path, cell("warn", 2, "8.0e-4"), 0.20, fired=True, verdict="vote", gain=0.0)
-    write_run(tmp_path, cell("stop", 2, "8.0e-4"), 0.50, verdict="vote", gain=0.0)
+    write_run(tmp_path, cell("stop", 2, "8.0e-4"), 0.50, fired=True, verdict="vote", gain=0.0)
     write_run(tmp_path, cell("warn", 3, "8.0e-4"), 0.40, verdict="vote", gain=0.0)
     return tmp_path
+
+
+def test_the_stopping_run_of_a_later_folder_counts_even_where_the_warning_one_was_calm(
+    study: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    later = tmp_path_factory.mktemp("later")
+    write_run(later, cell("stop", 3, "8.0e-4"), 0.49, fired=True)
+    found, alone = guards.pairs_by_setting(*(guards.finished([study, later], kind)[0] for kind in ("warn", "stop")))
+    lost = found[Setting("digits_model", 8e-4, 12, "ttrl")]
+    assert not alone and [(pair.seed, pair.fired) for pair in lost] == [(2, True), (3, True)]
+    assert [pair.with_guard for pair in lost] == pytest.approx([0.0, -1.0])
 
 
 def test_the_demands_are_checked_and_false_alarms_and_misses_counted(study: Path) -> None:

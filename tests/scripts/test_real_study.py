@@ -115,10 +115,10 @@ def finish(output: Path, cell: RealCell, after: int, guard: Mapping[str, Any]) -
     write_json(
         folder / "summary.json",
         {"benchmark": "capitals", "method": cell.label, "model": "m", "seed": cell.seed, "label_free": True,
-         "guard": guard},
+         "guard": guard, "forecast": {"verdict": "neither"}},
     )  # fmt: skip
     write_json_lines(folder / "steps.jsonl", [{"step": 0, "majority_share": 0.25}, {"step": 1, "majority_share": 1.0}])
-    write_json(folder / "environment.json", {"commit": "abc1234"})
+    write_json(folder / "environment.json", {"commit": "abc12345ff"})
     (folder / "config.yaml").write_text(yaml.safe_dump(cell.config(output).model_dump(mode="json")))
 
 
@@ -131,9 +131,11 @@ def test_the_page_says_what_the_cells_came_to(tmp_path: Path) -> None:
         finish(tmp_path, RealCell("rate-x25", "capitals", "ttrl", seed, 25), 0, fired)
     finish(tmp_path, RealCell("votes", "capitals", "none", 0), 0, calm)
     text = real_page.write_page(tmp_path, tmp_path).read_text()
-    assert "from 9 of 95 cells; commits of the runs (cells): `abc1234` (9)." in text
+    assert "from 9 of 95 cells; commits of the runs (cells): `abc12345` (9)." in text
     assert "capitals/random-mask (5)" in text and "capitals/spine (3)" in text
     assert "| ttrl | greedy | +50.0 [+50.0, +50.0] |" in text and "| spine | greedy | +100.0 [+100.0, +100.0] |" in text
+    assert "- The forecast from the votes of the start, by seeds: `neither` (2)." in text
+    assert "- The guard would have stopped 0 of 4 runs." in text
     # The start's vote is wrong everywhere; one sample of 64 is right.
     assert "| Adapted questions | 0.0 | 0.0 | 50.0 | 100.0 |" in text
     assert "| spine | Adapted questions | 0.0 | 2.0 | 0.0 | 0.0 |" in text
