@@ -10,6 +10,7 @@ from mm_spine.benchmarks import (
     capital_of,
     capitals,
     digits,
+    flags,
     folder,
     gpqa,
     math500,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
         digits.BENCHMARK,
+        flags.BENCHMARK,
         capitals.BENCHMARK,
         capital_of.BENCHMARK,
         aime.BENCHMARK_2024,

@@ -29,6 +29,7 @@ KINDS = {
     "math": "a mathematical value",
     "math_or_choice": "a mathematical value or a letter",
     "medical": "a short medical term",
+    "named": "a listed name",
     "text": "a short text",
     "typed": "a number or a choice",
     "vqa": "a short text",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mm_spine.benchmarks import Benchmark
 from mm_spine.benchmarks.digits import MODEL_DIR
+from mm_spine.benchmarks.folder import FolderBenchmark
 from mm_spine.policy.families import FAMILIES, Encode, Family
 from mm_spine.processors.chat import PLAIN, EncodedImage, content, encode, encode_text
 from mm_spine.processors.vision import BadQuestion, open_image
@@ -112,7 +113,7 @@ def facts(benchmark: Benchmark, split: str, labelled: LabelledSet, source: str |
 def place(benchmark: Benchmark) -> str:
     """Return where the benchmark's rows come from by default."""
     if benchmark.source is None:
-        return "embedded" if benchmark.default_model else "your folder"
+        return "your folder" if isinstance(benchmark, FolderBenchmark) else "embedded"
     config = f", {benchmark.source.config}" if benchmark.source.config else ""
     revision = "" if benchmark.source.revision == "main" else f"@{benchmark.source.revision}"
     return benchmark.source.hub + revision + config
@@ -204,6 +205,9 @@ def _given(question: Question) -> Mapping[str, Any]:
     del spec["question"]
     if spec["ordered"]:
         del spec["ordered"]
+    if question.spec.kind == "named":
+        # Everything that an answer might be, often hundreds of names.
+        spec["choices"] = [*question.spec.choices[:2], f"... ({len(question.spec.choices)} in all)"]
     return {
         name: list(value) if name == "choices" else value for name, value in spec.items() if value not in (None, ())
     }

@@ -214,7 +214,8 @@ def _name(image: ImageLike) -> str:
 
 def _form(spec: AnswerSpec) -> str:
     """Say what an answer looks like: the kind, and the options where there are any."""
-    if not spec.choices:
+    # The names of a named answer are everything that it might be, often hundreds.
+    if not spec.choices or spec.kind == "named":
         return spec.kind
     return f"{spec.kind}: " + " | ".join(f"{chr(65 + i)} {choice}" for i, choice in enumerate(spec.choices))
 

@@ -166,3 +166,15 @@ def test_a_text_only_model_shows_text_and_refuses_images(tmp_path: Path) -> None
     assert "What is 1 + 1?" in written.prompt and written.image_tokens == 0 and written.text_tokens > 0
     with pytest.raises(BadQuestion, match="no vision tower"):
         render_prompt(Question("q", (Image.new("RGB", (56, 56)),), "What?", AnswerSpec("math")), reader)
+
+
+def test_built_in_questions_are_called_embedded_and_long_lists_of_names_are_cut(command: Command) -> None:
+    ended = command("benchmarks", "show", "flags", "--limit", "1")
+    words = " ".join(ended.out.replace("│", " ").split())
+    assert ended.code == 0 and "source embedded" in words
+    assert "(195 in all)" in words and "Zimbabwe" not in words
+
+
+def test_a_folder_is_called_your_own(folder: Path) -> None:
+    benchmark = resolve(str(folder))
+    assert facts(benchmark, "adapt", benchmark.load("adapt"))["source"] == "your folder"

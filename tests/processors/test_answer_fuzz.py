@@ -25,6 +25,7 @@ SPECS = {
     "math": (AnswerSpec("math"), "\\frac{3}{2}"),
     "math_or_choice": (AnswerSpec("math_or_choice", OPTIONS), "C"),
     "medical": (AnswerSpec("medical"), "left lung"),
+    "named": (AnswerSpec("named", ("France|French Republic", "Côte d'Ivoire", "2")), "France"),
     "text": (AnswerSpec("text"), "left lung"),
     "typed": (AnswerSpec("typed", precision=2, value_type="float", unit="cm"), "3.14"),
     "vqa": (AnswerSpec("vqa"), "two"),

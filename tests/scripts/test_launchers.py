@@ -128,7 +128,7 @@ def test_every_public_benchmark_has_a_launcher_and_a_configuration() -> None:
     configurations = sorted(
         path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem not in {*EMBEDDED, "own"}
     )
-    assert LAUNCHERS == configurations == PUBLIC and {"digits", "capitals", "capital_of"} == EMBEDDED
+    assert LAUNCHERS == configurations == PUBLIC and {"digits", "capitals", "capital_of", "flags"} == EMBEDDED
     assert SPINES_TEN.issubset(LAUNCHERS)
 
 
