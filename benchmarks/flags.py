@@ -35,7 +35,7 @@ PLAIN = "_plain"
 """The ending of the splits without the camera's shift."""
 
 SHIFT = 0.65
-"""The strength of the camera's shift, chosen on `tune`, where 0.8 left 31 % of the greedy answers right."""
+"""The strength of the camera's shift, chosen on `tune` (docs/results/flags.md)."""
 
 LEAST_RATIO = 1.5
 """Of two countries that are compared the larger is larger by this factor, so that a year more does not matter."""
