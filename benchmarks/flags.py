@@ -185,5 +185,5 @@ BENCHMARK = FlagsBenchmark(
     licence="MIT (the flags), CC BY 4.0 (the facts)",
     kind="named",
     breakdowns=("kind",),
-    model_hint="scripts/flags/assemble.py makes the one it is meant for, of SmolLM2-135M-Instruct",
+    model_hint="scripts/real.sh flags makes the one it is meant for, models/flags, of SmolLM2-135M-Instruct",
 )
