@@ -261,7 +261,7 @@ def forks_part(run: Path) -> str:
         return ""
     shown = counts.tokens[:FORKS_SHOWN]
     rows = [
-        [f"`{text}`", str(token.count), number(token.entropy, ".2f"), percent(token.share)]
+        [f"`{text}`".replace("|", "\\|"), str(token.count), number(token.entropy, ".2f"), percent(token.share)]
         for token, text in zip(shown, token_texts(tokenizer, [t.token for t in shown]), strict=True)
     ]
     header = ["token", "times a fork", "entropy, nats", "forks among its occurrences, %"]
