@@ -10,7 +10,7 @@ from typing import Any
 from cells import BASE
 from fork_picture import draw, read_responses
 from real_cells import RATES, SAMPLES, TASKS, real_cells
-from real_start import SOURCES, Start, fair_vote, read_start, source
+from real_start import SOURCES, Start, fair_vote, greedy_agreement, read_lines, read_start, source
 from results import Result, difference, gain, load, verdict
 from tables import NONE, against, arrow, ends, grid, levels_table, mean, number, percent, points, votes_of
 
@@ -60,6 +60,8 @@ def page(found: Found, absent: Mapping[str, str], output: Path) -> Iterator[str]
     for task in TASKS:
         if task in found:
             yield from task_part(task, found[task])
+    if TASKS[0] in found:
+        yield greedy_part(found[TASKS[0]])
     starts = [read_start(output / result.cell.name) for result in found.get("votes", {}).get(BASE, ())]
     if starts:
         yield votes_part(found.get(TASKS[0], {}), starts)
@@ -223,6 +225,34 @@ def turned(result: Result, split: str, was: bool) -> list[str]:
     before, after = (result.scores(when, split, GREEDY) for when in ("before", "after"))
     old, new = float(was), float(not was)
     return [name for name, score in before.items() if score == old and after.get(name) == new]
+
+
+# --- What a look without labels shows -------------------------------------------------------------------------------
+
+
+def greedy_part(main: Mapping[str, Sequence[Result]]) -> str:
+    """Write, run by run, how often greedy answers agree with the start's votes, beside how often they are right."""
+    specs = {question.id: question.spec for split in SPLITS for question in _asked(split).questions}
+    rows = []
+    for label, results in main.items():
+        for result in results if label != BASE else ():
+            before, after = (read_lines(result.run.path, when) for when in ("before", "after"))
+            shown = [label, str(result.cell.seed)]
+            for split in SPLITS:
+                right = [result.score(when, split, GREEDY) for when in ("before", "after")]
+                agrees = [greedy_agreement(lines[split], before[split], specs) for lines in (before, after)]
+                shown += [arrow(right, scale=100), arrow(agrees, scale=100)]
+            rows.append(shown)
+    header = [
+        "method",
+        "seed",
+        *(f"{split.replace('_', '-')}: {what}" for split in SPLITS for what in ("right", "agree")),
+    ]
+    return (
+        "## Greedy answers and the start's votes\n\n`right`: greedy answers that are right, in percent, before → "
+        "after. `agree`: greedy answers that are the start's vote, which needs no label. The guard looks at samples, "
+        f"and samples can agree more while the greedy answer gets worse.\n\n{grid(header, rows)}"
+    )
 
 
 # --- Learning rates, and forks --------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mm_spine.files import read_json, read_json_lines
-from mm_spine.processors.answers import parse
-from mm_spine.types import AnswerSpec
+from mm_spine.processors.answers import parse, same
+from mm_spine.types import Answer, AnswerSpec
 from mm_spine.voting import rank
 
 DRAWS = 200
@@ -31,12 +31,32 @@ class Start:
         return {name: line for asked in self.lines.values() for name, line in asked.items()}[question]
 
 
+Lines = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Split -> question id -> its line of an evaluation."""
+
+
+def read_lines(run: Path, when: str) -> Lines:
+    """Read the evaluation "before" or "after" a run."""
+    lines: dict[str, dict[str, Any]] = {}
+    for line in read_json_lines(run / "evaluation" / f"{when}.jsonl"):
+        lines.setdefault(line["split"], {})[line["id"]] = line
+    return lines
+
+
 def read_start(run: Path) -> Start:
     """Read the evaluation before a run."""
-    lines: dict[str, dict[str, Any]] = {}
-    for line in read_json_lines(run / "evaluation" / "before.jsonl"):
-        lines.setdefault(line["split"], {})[line["id"]] = line
-    return Start(int(read_json(run / "summary.json")["seed"]), lines)
+    return Start(int(read_json(run / "summary.json")["seed"]), read_lines(run, "before"))
+
+
+def greedy_agreement(
+    lines: Mapping[str, Mapping[str, Any]], start: Mapping[str, Mapping[str, Any]], specs: Mapping[str, AnswerSpec]
+) -> float:
+    """Return the share of greedy answers that are the start's vote, in [0, 1]; where nothing won, none is."""
+    agree = 0
+    for name, line in lines.items():
+        greedy, vote = parse(line["greedy_text"], specs[name]), start[name]["vote"]
+        agree += greedy is not None and vote is not None and same(greedy, Answer(**vote), specs[name])
+    return agree / len(lines)
 
 
 def fair_vote(start: Start, split: str, votes: int) -> float | None:

@@ -139,5 +139,7 @@ def test_the_page_says_what_the_cells_came_to(tmp_path: Path) -> None:
     # The start's vote is wrong everywhere; one sample of 64 is right.
     assert "| Adapted questions | 0.0 | 0.0 | 50.0 | 100.0 |" in text
     assert "| spine | Adapted questions | 0.0 | 2.0 | 0.0 | 0.0 |" in text
+    # The one right sample of eight elects nothing: before, the greedy answers are the vote, after only where untaught.
+    assert "| spine | 1 | 0.0 → 100.0 | 100.0 → 0.0 | 0.0 → 0.0 | 100.0 → 100.0 |" in text
     assert "| x1 | spine | 2 | +87.5 [+87.5, +87.5] | 0 | 100.0 | never |" in text
     assert "| x25 | ttrl | 2 | -12.5 [-12.5, -12.5] | 2 | 100.0 | spread at step 4, spread at step 4 |" in text
