@@ -37,6 +37,7 @@ EXTRAS: Mapping[str, str] = {
     "flash": "faster attention in training on NVIDIA cards",
     "heic": "photographs in HEIC",
     "medical": "DICOM and NIfTI images",
+    "real": "weights of GGUF files: scripts/real.sh, scripts/convert_gguf.py",
     "trackers": "TensorBoard, Weights & Biases, trackio: reporting.trackers",
     "video": "frames of videos",
     "vllm": "faster sampling of large models on NVIDIA cards: sampling.backend=vllm",
