@@ -34,7 +34,9 @@ class GuardConfig(Section):
         default=0.8, description="least entropy of the answers over all questions of a step, as a share of the start's"
     )
     agreement: Share = Field(
-        default=0.04, description="largest fall of the share of responses that give the starting model's vote"
+        default=0.04,
+        description="largest fall of the share of responses that give the starting model's vote; judged only where "
+        "training draws as the evaluation does",
     )
     agreement_over: Count = Field(
         default=96, description="`agreement` is judged over the newest steps with so many questions"

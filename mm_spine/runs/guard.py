@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from mm_spine import distributed, files
 from mm_spine.adapt import StepRecord
-from mm_spine.config import GuardConfig
+from mm_spine.config import GuardConfig, SamplingConfig
+from mm_spine.config.sampling import DecodingConfig
 from mm_spine.evaluation import Item
 from mm_spine.evaluation.forecast import SURE
 from mm_spine.policy.model import Policy
@@ -58,9 +59,9 @@ class Signals:
     """One line of guard.jsonl: a step against the start, on the questions of the step that the start has votes on.
 
     There are `questions` of these; `kept` of `sure` sure votes are still the winners; `agreement` is the rise of the
-    share of responses that give the start's vote; `spread` is the entropy of all answers as a share of the start's;
-    `unparsed` the rise of the share of responses without an answer, `length` the factor of the mean length. `good` is
-    the newest state that may be gone back to, in steps done.
+    share of responses that give the start's vote, None where they are not drawn as the start's samples were; `spread`
+    is the entropy of all answers as a share of the start's; `unparsed` the rise of the share of responses without an
+    answer, `length` the factor of the mean length. `good` is the newest state that may be gone back to, in steps done.
     """
 
     step: int
@@ -71,7 +72,7 @@ class Signals:
     unparsed: float
     length: float
     good: int = 0
-    agreement: float = 0.0
+    agreement: float | None = None
 
 
 class Alarm(NamedTuple):
@@ -114,6 +115,19 @@ def starts(items: Iterable[Item]) -> dict[str, Start]:
                 unparsed=sum(item.unparsed) / len(item.unparsed),
             )
     return found
+
+
+def drawn_alike(evaluation: DecodingConfig, sampling: SamplingConfig) -> bool:
+    """Whether the responses of a step are drawn as the samples of an evaluation are.
+
+    Less heat or a smaller nucleus makes samples agree more, a limit on tokens cuts some off, and the leaves of a tree
+    or a vote that stops early are no independent draws: then the two shares cannot be compared.
+    """
+    same_settings = all(
+        getattr(evaluation, name) == getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens")
+    )
+    grown = sampling.tree is not None or sampling.regenerate is not None or bool(sampling.wordings)
+    return same_settings and not grown and sampling.votes.stop == "never"
 
 
 def unbiased_share(counts: Mapping[str, int], samples: int) -> float:
@@ -202,9 +216,10 @@ def fallen(history: Sequence[Signals], limits: GuardConfig) -> tuple[float, int]
 
     Below 0 it has risen. The steps are those that have `agreement_over` questions, all if they have fewer.
     """
-    recent = window(history, "questions", limits.agreement_over)
+    recent = window([s for s in history if s.agreement is not None], "questions", limits.agreement_over)
     asked = sum(signals.questions for signals in recent)
-    return (-sum(signals.agreement * signals.questions for signals in recent) / asked if asked else 0.0), asked
+    rise = sum((signals.agreement or 0.0) * signals.questions for signals in recent)
+    return (-rise / asked if asked else 0.0), asked
 
 
 def _lost(share: float, limit: float) -> float:
@@ -249,9 +264,14 @@ def lines_so_far(lines: files.JsonLines, folder: RunFolder, who: str) -> list[di
 class Guard:
     """The guard of one run: what it has seen, the weights it may go back to, and what it did. Every rank has one."""
 
-    def __init__(self, limits: GuardConfig, policy: Policy, items: Iterable[Item], folder: RunFolder) -> None:
-        """Go on after the steps that `folder`, the run's, has done; weights are kept in its `guard/`."""
-        self.limits, self.policy = limits, policy
+    def __init__(
+        self, limits: GuardConfig, policy: Policy, items: Iterable[Item], folder: RunFolder, alike: bool
+    ) -> None:
+        """Go on after the steps that `folder`, the run's, has done; weights are kept in its `guard/`.
+
+        `alike` says whether responses are drawn as `items`, the start's, were (`drawn_alike`).
+        """
+        self.limits, self.policy, self.alike = limits, policy, alike
         self.start = starts(items)
         self.log = files.JsonLines(folder.guard_file)
         self.weights = folder.guard_weights
@@ -281,6 +301,8 @@ class Guard:
     def step(self, record: StepRecord) -> None:
         """Judge a step by its votes, and keep the weights that it made. Every rank must call this."""
         signals = measure(record, self.start)
+        if not self.alike:
+            signals = replace(signals, agreement=None)
         good = self._good_after(signals.step)
         if signals.step % self.limits.every == 0 and is_good([*self.history, signals], self.limits):
             good = signals.step

@@ -26,7 +26,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.runs import fingerprint, model_card
 from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
-from mm_spine.runs.guard import GUARD, Guard
+from mm_spine.runs.guard import GUARD, Guard, drawn_alike
 from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together, warn_of_whole_weights
 from mm_spine.runs.listeners.files import StepFiles
 from mm_spine.runs.listeners.finished_step import finished_step
@@ -246,10 +246,11 @@ class Run:
 
     def _guard(self, policy: Policy, before: list[evaluation.Item]) -> Guard | None:
         """Return the guard of the run, None where it is off, nothing trains, or each question has its own weights."""
-        trains = self.plan.method.trains and self.config.optim.steps and self.config.scope == "dataset"
-        return (
-            Guard(self.config.guard, policy, before, self.folder) if trains and self.config.guard.act != "off" else None
-        )
+        method, config = self.plan.method, self.config
+        if not method.trains or not config.optim.steps or config.scope != "dataset" or config.guard.act == "off":
+            return None
+        alike = method.growth is None and drawn_alike(config.evaluation, config.sampling)
+        return Guard(config.guard, policy, before, self.folder, alike)
 
     def _settling(self, splits: Splits) -> Settling | None:
         """Return what ends the run once its votes have settled, None where it is not asked for or nothing trains."""

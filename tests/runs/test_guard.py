@@ -17,10 +17,12 @@ from saved_runs import group, item, rollout
 
 from mm_spine import files
 from mm_spine.config import GuardConfig
+from mm_spine.methods.table import configure
 from mm_spine.runs import guard as guarding
 from mm_spine.runs.guard import (
     Alarm,
     Signals,
+    drawn_alike,
     is_good,
     judge,
     measure,
@@ -72,6 +74,39 @@ def test_a_step_is_measured_against_the_start_on_its_own_questions() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "alike"),
+    [
+        ({}, True),
+        ({"evaluation": {"temperature": 0.7}}, False),
+        ({"evaluation": {"temperature": 0.7}, "sampling": {"temperature": 0.7}}, True),
+        ({"evaluation": {"top_p": 0.95}}, False),
+        ({"sampling": {"max_new_tokens": 16}}, False),
+        ({"sampling": {"tree": {}}}, False),
+        ({"sampling": {"votes": {"max": 8, "stop": "decided"}, "train_rollouts": 4}}, False),
+    ],
+)
+def test_responses_that_are_drawn_otherwise_than_the_start_are_not_compared(
+    changed: Mapping[str, Any], alike: bool
+) -> None:
+    config = configure({"sampling": {"max_new_tokens": 48}, "evaluation": {"max_new_tokens": 48}})
+    merged = {name: section.model_dump() | dict(changed.get(name, {})) for name, section in
+              (("sampling", config.sampling), ("evaluation", config.evaluation))}  # fmt: skip
+    found = configure(merged)
+    assert drawn_alike(found.evaluation, found.sampling) is alike
+
+
+@pytest.mark.parametrize(("temperature", "known"), [(1.0, True), (0.5, False)])
+def test_a_run_that_draws_otherwise_records_no_agreement(
+    lab: Lab, tmp_path: Path, temperature: float, known: bool
+) -> None:
+    same = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
+    changed = {"sampling": same, "evaluation": {**same, "temperature": temperature}}
+    assert run(lab.config(GUARDED, changed, {"optim": {"steps": 1}}), tmp_path / "run") is not None
+    (line,) = files.read_json_lines(tmp_path / "run/guard.jsonl")
+    assert (line["agreement"] is not None) is known
+
+
+@pytest.mark.parametrize(
     ("counts", "samples", "share"),
     [
         ({"a": 8}, 8, 1.0),
@@ -110,6 +145,7 @@ def test_held_out_questions_and_questions_without_a_vote_are_no_start() -> None:
         ({"questions": 96, "agreement": -0.041}, Alarm("agreement", 0.041, 0.04)),
         ({"questions": 96, "agreement": -0.039}, None),
         ({"questions": 95, "agreement": -0.5}, None),
+        ({"questions": 96, "agreement": None}, None),
         ({"unparsed": 0.26}, Alarm("unparsed", 0.26, 0.25)),
         ({"length": 3.1}, Alarm("length", 3.1, 3.0)),
         ({"length": 0.3}, Alarm("length", 0.3, 3.0)),
