@@ -39,9 +39,8 @@ def _about(country: Country) -> str:
     """Return the words that carry no answer: of the country's names, those that do not hold its capital's."""
     names = [name for name in country.names if not names_share_a_word([name], country.capitals[:1])]
     # Words on one side of an "and" count as offered for choice ("Trinidad and Tobago"); those on both sides do not.
-    return f"What is the capital city and the capital city of {', '.join(names)}?".replace(" and ", ", ").replace(
-        "city, the", "city and the"
-    )
+    listed = ", ".join(names).replace(" and ", ", ")
+    return f"What is the capital city and the capital city of {listed}?"
 
 
 BENCHMARK = FactsBenchmark(

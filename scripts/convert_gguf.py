@@ -19,7 +19,7 @@ from mm_spine import compat, files
 def convert(source: Path, folder: Path, about: str = "") -> None:
     """Write the model of `source` into `folder`, whole or not at all.
 
-    Raises ValueError for a source that is no GGUF file, and for a folder that holds something.
+    Raises ValueError for a source that is no GGUF file or lacks weights, and for a folder that holds something.
     """
     if not is_gguf(source):
         raise ValueError(f"{source}: not a GGUF file")
@@ -30,7 +30,12 @@ def convert(source: Path, folder: Path, about: str = "") -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    read, loaded = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32, output_loading_info=True
+    )
+    # Weights that are not in the file would be random.
+    if loaded["missing_keys"]:
+        raise ValueError(f"{source}: no weight {min(loaded['missing_keys'])}")
     config = read.config
     # Says that the weights are quantised, which they no longer are.
     del config.quantization_config

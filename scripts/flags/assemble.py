@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mm_spine import files
 from mm_spine.compat import heal_torchvision
 
 # Before transformers imports it.
@@ -55,12 +56,16 @@ CHAT_TEMPLATE = (
 
 
 def assemble(language: Path, output: Path, tower: Path = TOWER) -> None:
-    """Write the folder of the whole model. Raises ValueError for a language model of another kind or shape."""
+    """Write the folder of the whole model, whole or not at all; one that is there is replaced.
+
+    Raises ValueError for a language model of another kind or shape, or one that lacks weights.
+    """
     model = with_tower(language, json.loads((tower / "config.json").read_text()))
     state = {name: value.float() for name, value in load_file(tower / "model.safetensors").items()}
     model.model.visual.load_state_dict(state)
-    model.save_pretrained(output)
-    build_processor(language, model.config).save_pretrained(output)
+    with files.atomic_folder(output, output.with_name(f".{output.name}.unfinished")) as unfinished:
+        model.save_pretrained(unfinished)
+        build_processor(language, model.config).save_pretrained(unfinished)
 
 
 def with_tower(language: Path, vision: Mapping[str, Any]) -> Any:
@@ -75,7 +80,7 @@ def with_tower(language: Path, vision: Mapping[str, Any]) -> Any:
         Qwen2_5_VLForConditionalGeneration,
     )
 
-    llama = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+    llama, loaded = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32, output_loading_info=True)
     ids = _token_ids(language)
     config = Qwen2_5_VLConfig(
         text_config=_text_config(llama.config),
@@ -86,6 +91,9 @@ def with_tower(language: Path, vision: Mapping[str, Any]) -> Any:
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
+    # Weights that are not in the file would be random.
+    if loaded["missing_keys"]:
+        raise ValueError(f"{language}: no weight {min(loaded['missing_keys'])}")
     model = Qwen2_5_VLForConditionalGeneration(config)
     _fill(model.model.language_model, llama.model.state_dict())
     model.tie_weights()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,17 @@ def test_wrong_language_models_are_named(language: Path, tmp_path: Path) -> None
     (tmp_path / "tokenizer.json").write_text(vocabulary)
     with pytest.raises(ValueError, match="no special token <jupyter_code>"):
         assemble._token_ids(tmp_path)
+
+
+def test_a_language_model_that_lacks_a_weight_is_refused_and_nothing_is_written(language: Path, tmp_path: Path) -> None:
+    damaged, name = tmp_path / "damaged", "model.layers.0.mlp.up_proj.weight"
+    shutil.copytree(language, damaged)
+    state = load_file(damaged / "model.safetensors")
+    del state[name]
+    save_file(state, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"damaged: no weight {name}"):
+        assemble.assemble(damaged, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def options(language: Path, output: Path, **more: Any) -> argparse.Namespace:
