@@ -25,8 +25,12 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A Llama of two layers with random weights, one matrix of them quantised."""
-    path, rng = tmp_path / "file" / "tiny.gguf", np.random.default_rng(0)
+    return write(tmp_path / "file" / "tiny.gguf")
+
+
+def write(path: Path, without: str = "") -> Path:
+    """Write a Llama of two layers with random weights, one matrix of each quantised, but for the tensor `without`."""
+    rng = np.random.default_rng(0)
     path.parent.mkdir()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
@@ -47,7 +51,9 @@ def file(tmp_path: Path) -> Path:
     writer.add_chat_template(TEMPLATE)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.3, shape).astype(np.float32))
+        values = rng.normal(0, 0.3, shape).astype(np.float32)
+        if name != without:
+            writer.add_tensor(f"{name}.weight", values)
 
     add("token_embd", len(TOKENS), HIDDEN)
     add("output_norm", HIDDEN)
@@ -85,6 +91,15 @@ def test_the_folder_holds_the_model_of_the_file(script: ModuleType, file: Path, 
     # What was saved can be trained.
     logits.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_a_file_that_lacks_a_weight_is_refused(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = write(tmp_path / "damaged" / "tiny.gguf", without="blk.1.ffn_gate")
+    assert script.main([str(damaged), str(tmp_path / "model")]) == 2
+    assert "tiny.gguf: no weight model.layers.1.mlp.gate_proj.weight" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_with_a_model_is_left_alone(script: ModuleType, file: Path, tmp_path: Path) -> None:
