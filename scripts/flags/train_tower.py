@@ -131,7 +131,7 @@ class Trainer:
         loss, right = picture_loss(self.look(pictures), self.names_CTH, torch.from_numpy(shown), told_apart)
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0, error_if_nonfinite=True)
         self.optimiser.step()
         self.done += 1
         return loss.item(), right
