@@ -13,10 +13,10 @@ MoreThanOne = Annotated[float, Field(gt=1)]
 
 class GuardConfig(Section):
     """The guard compares each step's votes with those that the starting model gave to the same questions in the
-    evaluation before the run. It reads no label and samples nothing. `stop` ends the run when a limit is passed, and
-    takes back the weights of the last step that was within all limits by half their distance and no further from the
-    starting model's votes than that model itself. `settle` ends a run whose votes no longer change, and keeps its
-    weights; it does not depend on `act`. The limits are ours.
+    evaluation before the run, and at the end asks some of them greedily. It reads no label. `stop` ends the run when a
+    limit is passed, and takes back the weights of the last step that was within all limits by half their distance and
+    no further from the starting model's votes than that model itself. `settle` ends a run whose votes no longer change,
+    and keeps its weights; it does not depend on `act`. The limits are ours.
     """
 
     act: Literal["stop", "warn", "off"] = Field(
@@ -41,6 +41,12 @@ class GuardConfig(Section):
     agreement_over: Count = Field(
         default=96, description="`agreement` is judged over the newest steps with so many questions"
     )
+    greedy: Share = Field(
+        default=0.09,
+        description="largest fall, once the last step is done, of the share of greedy answers that are the starting "
+        "model's vote",
+    )
+    greedy_over: Count = Field(default=256, description="most questions that are asked greedily for `greedy`")
     unparsed: Share = Field(default=0.25, description="largest rise of the share of responses without an answer")
     length: MoreThanOne = Field(default=3.0, description="largest factor by which responses get longer or shorter")
     settle: BelowOne | None = Field(

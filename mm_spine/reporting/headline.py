@@ -90,6 +90,7 @@ GUARD_SIGNALS = {
     "kept": "the share of the start's sure votes that are still the same",
     "spread": "the entropy of the answers to all questions, as a share of the start's,",
     "agreement": "the fall of the share of responses that give the start's votes",
+    "greedy": "the fall of the share of greedy answers that are the start's votes",
     "unparsed": "the rise of the share of responses without an answer",
     "length": "the length of responses, as a multiple of the start's,",
 }
@@ -116,7 +117,8 @@ def _notes(saved: SavedRun) -> Iterator[str]:
         signal = GUARD_SIGNALS.get(str(guard["signal"]), str(guard["signal"]))
         measured = f": {signal} was {compact(guard.get('value'))}{bound}"
     back = number(guard.get("rolled_back_to"))
-    went = (
-        "" if back is None else f" The weights are those {'of the start' if back == 0 else f'after step {back:.0f}'}."
-    )
-    yield f"The guard stopped the run{where}{measured}.{went}"
+    if back is None:
+        went = "It only warned."
+    else:
+        went = f"The weights are those {'of the start' if back == 0 else f'after step {back:.0f}'}."
+    yield f"The guard fired{where}{measured}. {went}"

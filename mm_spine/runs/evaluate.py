@@ -70,6 +70,22 @@ class Evaluations:
         with self.totals.evaluating():
             return evaluate_splits(policy, self.config, {"adapted": labelled}, self.listeners)
 
+    def greedy(self, policy: Policy, questions: Sequence[Question]) -> dict[str, str]:
+        """Return on every rank the greedy response to each question that could be asked, by its id."""
+        with self.totals.evaluating():
+            sampler = make_sampler(policy, self.config, self.config.evaluation)
+            share = distributed.mine(questions, self.config.sampling.ranks_together)
+            self.listeners.phase("checking the greedy answers", len(share))
+            listen_to_sampler(sampler, self.listeners.advance)
+
+            def ask() -> list[tuple[str, str]]:
+                rollouts = sampler.sample(share, 1, step=0, purpose="evaluate", greedy=True)
+                return [
+                    (question.id, of_one[0].text) for question, of_one in zip(share, rollouts, strict=True) if of_one
+                ]
+
+            return dict(distributed.gather(distributed.on_all_or_none(ask, RunStopped)))
+
     def with_lmms(self, policy: Policy, when: str) -> dict[str, Any]:
         """Return lmms-eval's figures of the policy as it is now; none if the run does not ask for them."""
         path, tasks = self.folder.lmms_eval_file(when), self.config.evaluation.lmms_eval

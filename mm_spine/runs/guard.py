@@ -3,7 +3,8 @@
 The starting model's evaluation has a vote on every question. Where that vote was sure, adapting should not change it:
 in the runs of docs/results/guard.md that lost accuracy, sure votes were lost, and one answer spread over different
 questions. Where a run gets better, more responses give the votes of the start; where it slowly gets worse, fewer do.
-The guard holds each step's votes against the start's on the same questions. It costs no sampling.
+The guard holds each step's votes against the start's on the same questions, which costs no sampling. Samples may agree
+more while the greedy answers get worse, so that these are asked once, at the end.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mm_spine import distributed, files
 from mm_spine.adapt import StepRecord
@@ -23,6 +24,7 @@ from mm_spine.evaluation import Item
 from mm_spine.evaluation.forecast import SURE
 from mm_spine.policy.model import Policy
 from mm_spine.processors.answers import same
+from mm_spine.runs.alarm import CALM, JUDGED, Alarm, GuardRecord, sentence
 from mm_spine.runs.folder import RunFolder
 from mm_spine.training.checkpoint import checkpoints, load_tensors, save_tensors, step_of
 from mm_spine.types import Answer, AnswerSpec, Group
@@ -43,9 +45,10 @@ LEAST_NATS = 0.1
 
 
 class Start(NamedTuple):
-    """What the starting model said of a question: vote, whether it was sure, the share of the samples that gave it,
-    votes by class, mean tokens, unparsed."""
+    """What the starting model said of a question: greedy response, vote, whether it was sure, the share of the samples
+    that gave it, votes by class, mean tokens, unparsed."""
 
+    greedy: str
     vote: Answer
     sure: bool
     share: float
@@ -75,31 +78,6 @@ class Signals:
     agreement: float | None = None
 
 
-class Alarm(NamedTuple):
-    """The signal that passed its limit, its value, and the limit."""
-
-    signal: str
-    value: float
-    limit: float
-
-
-class GuardRecord(TypedDict):
-    """The entry `guard` of summary.json: whether the guard fired, after how many steps, by which signal, and the steps
-    of the weights that were restored; these are None where it has not fired. `judged` says whether it ever saw enough
-    to judge by."""
-
-    fired: bool
-    step: int | None
-    signal: str | None
-    value: float | None
-    limit: float | None
-    rolled_back_to: int | None
-    judged: bool
-
-
-CALM = GuardRecord(fired=False, step=None, signal=None, value=None, limit=None, rolled_back_to=None, judged=False)
-
-
 def starts(items: Iterable[Item]) -> dict[str, Start]:
     """Return what the starting model said of each adapted question on which anything voted. Reads no verdict."""
     found = {}
@@ -107,6 +85,7 @@ def starts(items: Iterable[Item]) -> dict[str, Start]:
         counts = Counter(name for name in item.classes if name is not None)
         if item.split == "adapted" and item.vote is not None:
             found[item.id] = Start(
+                greedy=item.greedy_text,
                 vote=item.vote,
                 sure=confident(counts, SURE),
                 share=unbiased_share(counts, len(item.classes)),
@@ -317,16 +296,43 @@ class Guard:
         """Say so, once, where the newest steps have passed a limit."""
         if self.record["fired"] or not any(readings(self.history, self.limits)):
             return
-        self.record = GuardRecord(**(CALM | {"judged": True}))
+        self.record = JUDGED
         alarm = judge(self.history, self.limits)
-        if alarm is None:
+        if alarm is not None:
+            self._fire(alarm)
+
+    def finish(self, fall: Callable[[], float | None]) -> None:
+        """Leave the policy with the weights that the run ends with. Every rank must call this.
+
+        `fall` asks the policy greedily and returns how much smaller the share of the start's votes among the answers
+        has become; None where too little was asked. Where it is past its limit, the last good weights are restored,
+        and those of the start if these have lost as much.
+        """
+        if self.record["fired"] and not self.stops:
             return
+        if self.stopped:
+            self.roll_back()
+        while self.record["rolled_back_to"] != 0 and (fell := fall()) is not None:
+            if not self.record["fired"]:
+                self.record = JUDGED
+            if fell <= self.limits.greedy:
+                return
+            self._fire(Alarm("greedy", fell, self.limits.greedy))
+            if not self.stops:
+                return
+            self.roll_back()
+
+    def _fire(self, alarm: Alarm) -> None:
+        """Record and say that a limit was passed, and by weights that were restored already, that the start's are."""
         last = self.history[-1]
-        back = last.good if self.stops else None
-        self.record = GuardRecord(
-            fired=True, step=last.step + 1, signal=alarm.signal, value=alarm.value, limit=alarm.limit,
-            rolled_back_to=back, judged=True,
-        )  # fmt: skip
+        if self.record["fired"]:
+            self.record = GuardRecord(**(self.record | {"rolled_back_to": 0}))
+        else:
+            back = last.good if self.stops else None
+            self.record = GuardRecord(
+                fired=True, step=last.step + 1, signal=alarm.signal, value=alarm.value, limit=alarm.limit,
+                rolled_back_to=back, judged=True,
+            )  # fmt: skip
         if self.writes:
             log.warning(sentence(self.record))
 
@@ -341,7 +347,8 @@ class Guard:
         with files.atomic(self.weights / _name(done)) as unfinished:
             save_tensors(unfinished, self.policy.trainable())
         resumed_at = [step_of(path) for path in checkpoints(self.checkpoints)]
-        needed = {done, self._good_after(done), *map(self._good_after, resumed_at)}
+        # The start's for `finish`, which may find the good ones no better.
+        needed = {0, done, self._good_after(done), *map(self._good_after, resumed_at)}
         for path in self.weights.glob("step_*.safetensors"):
             if path.name not in {_name(each) for each in needed}:
                 path.unlink()
@@ -353,22 +360,3 @@ class Guard:
 
 def _name(done: int) -> str:
     return f"step_{done:06d}.safetensors"
-
-
-def sentence(record: GuardRecord) -> str:
-    """Say in words why the guard fired, and what it did."""
-    assert record["value"] is not None and record["limit"] is not None
-    value, limit = record["value"], record["limit"]
-    found = {
-        "kept": f"{value:.0%} of the votes that were sure at the start are still the same (limit {limit:.0%})",
-        "spread": f"different questions get the same answers: {value:.0%} of their entropy is left (limit {limit:.0%})",
-        "agreement": f"{value * 100:.1f} points fewer of the responses give the votes of the start "
-        f"(limit {limit * 100:g})",
-        "unparsed": f"{value * 100:.0f} points more of the responses have no answer (limit {limit * 100:.0f})",
-        "length": f"responses are {value:.2g} times as long as at the start (limit {limit:g} times, either way)",
-    }[record["signal"] or ""]
-    done = f"guard: after step {record['step']}, {found}"
-    if record["rolled_back_to"] is None:
-        return f"{done}; the run goes on (guard.act=warn)"
-    where = f"those after step {record['rolled_back_to']}" if record["rolled_back_to"] else "the starting ones"
-    return f"{done}; the run stops, and its weights are {where} again"

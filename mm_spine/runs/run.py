@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from mm_spine.policy.model import Policy
 from mm_spine.runs import fingerprint, model_card
 from mm_spine.runs.evaluate import Evaluations, check_shared_before, shared_start
 from mm_spine.runs.folder import RunFolder
+from mm_spine.runs.greedy_check import greedy_fall
 from mm_spine.runs.guard import GUARD, Guard, drawn_alike
 from mm_spine.runs.hosts import check_same_start, check_shared_folders, failing_together, warn_of_whole_weights
 from mm_spine.runs.listeners.files import StepFiles
@@ -135,11 +137,12 @@ class Run:
         else:
             adapted, after = self._adapt_to(policy, splits.adapted, watchers=watchers), []
         _check_tower(policy, tower)
-        if adapted.stopped_by == GUARD and guard is not None:
-            guard.roll_back()
-        elif adapted.stopped_by not in ("steps", SETTLED):
+        if adapted.stopped_by not in ("steps", SETTLED, GUARD):
             self.folder.write("stopped.json", {"stopped_by": adapted.stopped_by, "steps": adapted.steps})
             return None
+        if guard is not None:
+            ask = partial(self.evaluations.greedy, policy)
+            guard.finish(partial(greedy_fall, splits.adapted.questions, guard.start, self.config.guard, ask))
 
         # Save the adapted model first: the evaluation may take long, and may be stopped.
         if self.plan.method.trains and self.config.scope == "dataset":

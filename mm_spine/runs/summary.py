@@ -17,7 +17,7 @@ from mm_spine.evaluation.turned import TurnedAnswers, turned_by_split
 from mm_spine.methods.table import changed_lines
 from mm_spine.policy.image_cache import over_ranks
 from mm_spine.policy.model import Policy
-from mm_spine.runs.guard import GuardRecord
+from mm_spine.runs.alarm import GuardRecord
 from mm_spine.runs.machine import peak_memory
 from mm_spine.runs.plan import Plan, Splits
 from mm_spine.runs.settling import SettledRecord

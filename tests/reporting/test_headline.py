@@ -78,7 +78,7 @@ def test_forecast_and_guard_are_said_where_there_are_any(tmp_path: Path) -> None
     )
     assert head(run).notes == (
         "Before the first step. Forecast: use the vote instead.",
-        "The guard stopped the run at step 6: the length of responses, as a multiple of the start's, was 3.25, "
+        "The guard fired at step 6: the length of responses, as a multiple of the start's, was 3.25, "
         "with a limit of 8. The weights are those after step 4.",
     )
     text = text_of(run)
@@ -87,8 +87,10 @@ def test_forecast_and_guard_are_said_where_there_are_any(tmp_path: Path) -> None
 
 def test_a_guard_that_went_back_to_the_start_and_one_that_did_not_fire(tmp_path: Path) -> None:
     assert head(blind(tmp_path / "a", guard={"fired": True, "rolled_back_to": 0})).notes == (
-        "The guard stopped the run. The weights are those of the start.",
+        "The guard fired. The weights are those of the start.",
     )
+    warned = blind(tmp_path / "w", guard={"fired": True, "step": 3, "rolled_back_to": None})
+    assert head(warned).notes == ("The guard fired at step 3. It only warned.",)
     quiet = blind(tmp_path / "b", guard={"fired": False, "step": None})
     assert head(quiet).notes == () and "the guard did not fire" in text_of(quiet)
     unseen = blind(tmp_path / "c", guard={"fired": False, "step": None, "judged": False})

@@ -19,14 +19,14 @@ from mm_spine import files
 from mm_spine.config import GuardConfig
 from mm_spine.methods.table import configure
 from mm_spine.runs import guard as guarding
+from mm_spine.runs.alarm import Alarm, sentence
+from mm_spine.runs.greedy_check import greedy_fall
 from mm_spine.runs.guard import (
-    Alarm,
     Signals,
     drawn_alike,
     is_good,
     judge,
     measure,
-    sentence,
     share_of,
     starts,
     unbiased_share,
@@ -262,3 +262,95 @@ def test_a_run_that_the_guard_stopped_is_resumed_at_its_last_evaluation(
     assert summary_of(tmp_path / "cut")["stopped_by"] == "guard"
     for name in ("steps.jsonl", "evaluation/after.jsonl", "adapted/model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+# --- Greedy answers at the end -------------------------------------------------------------------------------------
+
+
+def asked_greedily(count: int, start_says: str, now_says: str, **limits: Any) -> tuple[float | None, list[str]]:
+    """The fall over `count` questions whose start voted 1 and answered `start_says`; and the questions asked."""
+    questions = [group(f"q{i}", [rollout(f"q{i}", 0)], "1").question for i in range(count)]
+    items = [replace(item(question.id, None, "1111"), greedy_text=boxed(start_says)) for question in questions]
+    seen: list[str] = []
+
+    def ask(chosen: Sequence[Any]) -> dict[str, str]:
+        seen.extend(question.id for question in chosen)
+        return {question.id: boxed(now_says) for question in chosen}
+
+    return greedy_fall(questions, starts(items), GuardConfig(**({"questions": 2} | limits)), ask), seen
+
+
+def boxed(answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
+
+
+def test_the_fall_of_greedy_answers_is_counted_on_questions_with_a_vote() -> None:
+    assert asked_greedily(4, "1", "1")[0] == 0.0
+    assert asked_greedily(4, "1", "2")[0] == 1.0
+    assert asked_greedily(4, "2", "1")[0] == -1.0
+    assert asked_greedily(4, "2", "")[0] == 0.0
+    assert asked_greedily(1, "1", "2") == (None, [])
+
+
+def test_no_more_than_the_most_are_asked_evenly_over_their_order() -> None:
+    fall, seen = asked_greedily(10, "1", "2", greedy_over=4)
+    assert fall == 1.0 and seen == ["q0", "q2", "q5", "q7"]
+
+
+def falls(monkeypatch: pytest.MonkeyPatch, *values: float | None) -> list[float | None]:
+    """Have the guard's looks at greedy answers find these falls, one after the other. Returns those still to come."""
+    left = list(values)
+    monkeypatch.setattr("mm_spine.runs.run.greedy_fall", lambda *given: left.pop(0))
+    return left
+
+
+QUIET: Mapping[str, Any] = {"method": "ttrl", "optim": {"steps": 4}, "guard": {"sure_votes": 4, "every": 1}}
+
+
+@pytest.mark.parametrize(("found", "back"), [((0.2, 0.0), 3), ((0.2, 0.2), 0), ((0.09,), None), ((None,), None)])
+def test_weights_whose_greedy_answers_leave_the_votes_are_taken_back(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Sequence[float | None], back: int | None
+) -> None:
+    monkeypatch.setattr(guarding, "measure", lambda record, start: calm(record.report.step))
+    left = falls(monkeypatch, *found)
+    summary = run(lab.config(QUIET), tmp_path / "run")
+    assert summary is not None and not left and summary["stopped_by"] == "steps" and summary["steps"] == 4
+    guard = summary["guard"]
+    assert guard is not None and guard["fired"] is (back is not None) and guard["rolled_back_to"] == back
+    assert (guard["signal"], guard["step"]) == (("greedy", 4) if back is not None else (None, None))
+    if back == 0:
+        before, after = (
+            files.read_json_lines(tmp_path / f"run/evaluation/{when}.jsonl") for when in ("before", "after")
+        )
+        assert list(before) == list(after)
+
+
+def test_a_run_that_the_guard_stopped_goes_back_to_the_start_where_its_good_weights_have_lost_as_much(
+    lab: Lab, tmp_path: Path, bad_at: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = falls(monkeypatch, 0.5)
+    summary = run(lab.config(GUARDED), tmp_path / "run")
+    assert summary is not None and not left and summary["stopped_by"] == "guard"
+    assert summary["guard"] is not None and summary["guard"]["signal"] == "kept"
+    assert summary["guard"]["rolled_back_to"] == 0 and "the starting ones again" in caplog.text
+
+
+def test_a_guard_that_only_warns_keeps_the_weights_of_worse_greedy_answers(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guarding, "measure", lambda record, start: calm(record.report.step))
+    falls(monkeypatch, 0.2)
+    summary = run(lab.config(QUIET, {"guard": {"act": "warn"}}), tmp_path / "run")
+    assert summary is not None and summary["guard"] is not None and summary["guard"]["rolled_back_to"] is None
+    said = "20.0 points fewer of the greedy answers are the votes of the start (limit 9); its weights are kept"
+    assert said in caplog.text
+
+
+def test_the_guard_asks_the_adapted_questions_greedily_once(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr("mm_spine.runs.run.greedy_fall", lambda *given: found.append(greedy_fall(*given)) or found[-1])
+    unchanged = {"optim": {"steps": 1, "lr": 1e-12}, "guard": {"questions": 1}}
+    assert run(lab.config(QUIET, unchanged), tmp_path / "run") is not None
+    assert found == [0.0]
