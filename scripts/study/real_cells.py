@@ -8,6 +8,7 @@ Cells, seed by seed, each a folder of `--output`:
     <task>/<method>/seed_<k>       the task's own configuration, with the guard only warning
     rate-x5/..., rate-x25/...      `capitals` at 5 and 25 times the learning rate
     votes/none/seed_<k>            `capitals` at the start with 64 samples a question, for fair votes and pass@k
+    guarded/<method>/seed_<k>      `capitals` with the guard; only where it would have stopped the run above
 
 A cell is finished when its summary.json exists; finished cells are skipped, half-written ones redone. `real_page.py`
 writes docs/results/real.md from the finished ones.
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cells import BASE
-from run_cells import Stopped, choose, drive, tasks
+from run_cells import Stopped, Task, choose, drive, perform, tasks
 
 from mm_spine.config import RunConfig
 
@@ -43,8 +44,10 @@ RATES, RATED = (5, 25), ("ttrl", "spine")
 SAMPLES = 64
 """Samples a question of `votes/`, from which votes of 16 are drawn, too."""
 
-# The guard stops a run that gets worse: then a method's own effect would not be seen.
-COMMON = ("guard.act=warn", "reporting.images=false")
+GUARDED = "guarded"
+"""The cells in which the guard stops. In all others it only warns, so that a method's own effect is seen."""
+
+COMMON = ("reporting.images=false",)
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,21 @@ class RealCell:
         return None if own else RealCell(self.task, self.task, BASE, self.seed).name
 
     @property
+    def without_guard(self) -> str:
+        """The cell with the same settings in which the guard only warns."""
+        return RealCell(self.task, self.task, self.label, self.seed).name
+
+    @property
     def needs(self) -> tuple[str, ...]:
-        return () if self.before is None else (self.before,)
+        before = () if self.before is None else (self.before,)
+        return (*before, self.without_guard) if self.group == GUARDED else before
 
     def config(self, output: Path) -> RunConfig:
         """Resolve the configuration; it takes "before" over only from a cell that is finished."""
         # Imported here: it loads torch, which a process that only receives cells does not need.
         from mm_spine.runs.plan import load_config
 
-        own = [*COMMON, f"model.path={MODEL}"]
+        own = [*COMMON, f"guard.act={'stop' if self.group == GUARDED else 'warn'}", f"model.path={MODEL}"]
         if self.group == "votes":
             own += [f"evaluation.samples={SAMPLES}"]
         if self.factor != 1:
@@ -90,7 +99,26 @@ class RealCell:
 
 def real_cells() -> list[RealCell]:
     """List the cells in the order in which they are run."""
-    return [*_task(TASKS[0]), *_rates(), *_votes(), *(cell for task in TASKS[1:] for cell in _task(task))]
+    first = list(_task(TASKS[0]))
+    guarded = [RealCell(GUARDED, TASKS[0], cell.label, cell.seed, lean=True) for cell in first if cell.label != BASE]
+    return [*first, *guarded, *_rates(), *_votes(), *(cell for task in TASKS[1:] for cell in _task(task))]
+
+
+def stopped(cell: RealCell, output: Path) -> bool | None:
+    """Return whether the guard would have stopped the run of a cell of `guarded/`; None while that is not finished."""
+    # Imported here: it loads torch, which a process that only receives cells does not need.
+    from real_guard import alarm_of
+
+    run = output / cell.without_guard
+    return alarm_of(run) is not None if (run / "summary.json").is_file() else None
+
+
+def do(task: Task, output: Path) -> str | None:
+    """Do a task in its folder; nothing where the guard would not have stopped the run. Returns why it failed."""
+    cell = task.cell
+    if isinstance(cell, RealCell) and cell.group == GUARDED and not (fires := stopped(cell, output)):
+        return f"{cell.without_guard} is not finished" if fires is None else None
+    return perform(task, output)
 
 
 def _task(task: str) -> Iterator[RealCell]:
@@ -133,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         todo = tasks(choose(real_cells(), options.only), output)
         log.info("%d tasks to do", len(todo))
         try:
-            failed = any(reason is not None for reason in drive(todo, output, options.jobs).values())
+            failed = any(reason is not None for reason in drive(todo, output, options.jobs, do).values())
         except Stopped as stopped:
             log.warning("stopped: run this again to go on, with --report-only for the report of what is finished")
             return 128 + stopped.number

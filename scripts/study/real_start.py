@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mm_spine.files import read_json, read_json_lines
-from mm_spine.processors.answers import parse, same
-from mm_spine.types import Answer, AnswerSpec
+from mm_spine.processors.answers import parse
+from mm_spine.types import AnswerSpec
 from mm_spine.voting import rank
 
 DRAWS = 200
@@ -46,17 +46,6 @@ def read_lines(run: Path, when: str) -> Lines:
 def read_start(run: Path) -> Start:
     """Read the evaluation before a run."""
     return Start(int(read_json(run / "summary.json")["seed"]), read_lines(run, "before"))
-
-
-def greedy_agreement(
-    lines: Mapping[str, Mapping[str, Any]], start: Mapping[str, Mapping[str, Any]], specs: Mapping[str, AnswerSpec]
-) -> float:
-    """Return the share of greedy answers that are the start's vote, in [0, 1]; where nothing won, none is."""
-    agree = 0
-    for name, line in lines.items():
-        greedy, vote = parse(line["greedy_text"], specs[name]), start[name]["vote"]
-        agree += greedy is not None and vote is not None and same(greedy, Answer(**vote), specs[name])
-    return agree / len(lines)
 
 
 def fair_vote(start: Start, split: str, votes: int) -> float | None:

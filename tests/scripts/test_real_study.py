@@ -26,7 +26,7 @@ from real_start import Start, fair_vote, source, winner
 
 def test_the_cells_are_seed_by_seed_with_the_start_first() -> None:
     names = [cell.name for cell in real_cells.real_cells()]
-    assert len(names) == len(set(names)) == 2 * 5 * 7 + 2 * 2 * 5 + 5
+    assert len(names) == len(set(names)) == 2 * 5 * 7 + 5 * 6 + 2 * 2 * 5 + 5
     assert names[:3] == ["capitals/none/seed_0", "capitals/ttrl/seed_0", "capitals/spine/seed_0"]
     assert names[7] == "capitals/none/seed_1" and names[-1] == "capital_of/ettrl/seed_4"
     assert {cell.needs for cell in real_cells.real_cells() if cell.group == "rate-x25"} == {
@@ -42,6 +42,9 @@ def test_a_cell_has_the_settings_that_it_is_named_for(tmp_path: Path) -> None:
     assert default.sampling.temperature == default.evaluation.temperature == 0.7
     rated = RealCell("rate-x5", "capitals", "ttrl", 0, 5).config(tmp_path)
     assert rated.optim.lr == pytest.approx(5 * default.optim.lr)
+    guarded = RealCell("guarded", "capitals", "ttrl", 1)
+    assert guarded.config(tmp_path).guard.act == "stop"
+    assert guarded.needs == ("capitals/none/seed_1", "capitals/ttrl/seed_1")
     votes = RealCell("votes", "capitals", "none", 1).config(tmp_path)
     assert votes.evaluation.samples == 64 and default.evaluation.samples == 8
     write_json(tmp_path / "capitals/none/seed_3" / "summary.json", {})
@@ -59,9 +62,11 @@ def line(split: str, name: str, greedy: str, right: bool, classes: Sequence[str 
     counts = {c: classes.count(c) for c in classes if c is not None}
     best = max(counts, key=lambda c: counts[c])
     return {
-        "id": name, "split": split, "greedy_text": greedy, "greedy": {"score": float(right), "correct": right},
+        "id": name, "split": split, "greedy_text": greedy,
+        "greedy": {"score": float(right), "correct": right, "why": ""},
         "texts": list(classes), "answers": answers, "classes": list(classes), "verdicts": verdicts,
-        "vote": {"text": best, "key": best}, "vote_score": float(best == gold),
+        "vote": {"text": best, "key": best}, "vote_score": float(best == gold), "lengths": [4] * len(classes),
+        "entropies": [0.5] * len(classes), "unparsed": [c is None for c in classes],
     }  # fmt: skip
 
 
@@ -92,15 +97,19 @@ def test_what_kept_the_start_from_being_right(greedy: str, classes: list[str], f
 # --- The page -----------------------------------------------------------------------------------------------------
 
 
+QUESTIONS = 32
+"""The least over which the guard judges."""
+
+
 def finish(output: Path, cell: RealCell, after: int, guard: Mapping[str, Any]) -> None:
-    """A finished cell on two questions of each split: none is right before, `after` of the adapted ones are after."""
+    """A finished cell: none of the questions is right before, `after` halves of the adapted ones are after."""
     folder, benchmark = output / cell.name, resolve("capitals")
     lines: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
     for split, name in (("adapted", "adapt"), ("held_out", "held_out")):
         labelled = benchmark.load(name)
-        for place, question in enumerate(labelled.questions[:2]):
+        for place, question in enumerate(labelled.questions[:QUESTIONS]):
             gold = labelled.key[question.id][0]
-            right = split == "adapted" and place < after
+            right = split == "adapted" and place < after * QUESTIONS // 2
             samples = cell.config(output).evaluation.samples
             told = f"The capital is {gold}."
             lines["before"].append(
@@ -130,16 +139,21 @@ def test_the_page_says_what_the_cells_came_to(tmp_path: Path) -> None:
             finish(tmp_path, RealCell("capitals", "capitals", label, seed), after, calm)
         finish(tmp_path, RealCell("rate-x25", "capitals", "ttrl", seed, 25), 0, fired)
     finish(tmp_path, RealCell("votes", "capitals", "none", 0), 0, calm)
+    finish(tmp_path, RealCell("guarded", "capitals", "ttrl", 0), 0, {**fired, "rolled_back_to": 0})
     text = real_page.write_page(tmp_path, tmp_path).read_text()
-    assert "from 9 of 95 cells; commits of the runs (cells): `abc12345` (9)." in text
+    # Of the 30 cells that the guard stops only the four of finished runs are known to be needed or not.
+    assert "from 10 of 125 cells; commits of the runs (cells): `abc12345` (10)." in text
     assert "capitals/random-mask (5)" in text and "capitals/spine (3)" in text
     assert "| ttrl | greedy | +50.0 [+50.0, +50.0] |" in text and "| spine | greedy | +100.0 [+100.0, +100.0] |" in text
     assert "- The forecast from the votes of the start, by seeds: `neither` (2)." in text
-    assert "- The guard would have stopped 0 of 4 runs." in text
+    # Every greedy answer that became right is one that left the start's vote.
+    assert "- Of 4 runs 0 ended with greedy answers more than 1 point below the start; " in text
+    assert "Of the 4 others it would have stopped 4." in text
+    assert "| ttrl | 0 | +50.0 | greedy | 0 | 0.0 → 50.0 | 0.0 → 0.0 | 0.0 → 0.0 | 0.0 → 0.0 |" in text
+    assert "| spine | 1 | +100.0 | greedy | – | 0.0 → 100.0 | 0.0 → 0.0 | – | – |" in text
+    assert "over the 1 of them of which both are known: +50.0 without the guard (worst +50.0), +0.0 with it" in text
     # The start's vote is wrong everywhere; one sample of 64 is right.
     assert "| Adapted questions | 0.0 | 0.0 | 50.0 | 100.0 |" in text
-    assert "| spine | Adapted questions | 0.0 | 2.0 | 0.0 | 0.0 |" in text
-    # The one right sample of eight elects nothing: before, the greedy answers are the vote, after only where untaught.
-    assert "| spine | 1 | 0.0 → 100.0 | 100.0 → 0.0 | 0.0 → 0.0 | 100.0 → 100.0 |" in text
+    assert "| spine | Adapted questions | 0.0 | 32.0 | 0.0 | 0.0 |" in text
     assert "| x1 | spine | 2 | +87.5 [+87.5, +87.5] | 0 | 100.0 | never |" in text
     assert "| x25 | ttrl | 2 | -12.5 [-12.5, -12.5] | 2 | 100.0 | spread at step 4, spread at step 4 |" in text
