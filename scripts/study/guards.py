@@ -44,7 +44,11 @@ later: the tables had shown slow losses of `clean_model` that the other signals 
 of 12 steps of seeds 0 and 1 in view: over 96 questions none of those that gained more than one point fell below 0, each
 of those that lost more than one fell by 6.8 points or more, and so did two that changed by less (`clean_model`).
 That only states whose agreement has not fallen are gone back to was added when 9 stopping runs of seeds 2 and 3 were
-known. All runs are of one task, with models of 2.2M parameters. `digits_model` has two habits of which the better one
+known. `greedy`, the look at greedy answers at the end, came last, for a loss on [real weights](real.md) that the other
+signals do not see. Its limit was set with 19 runs of seeds 0 and 1: those whose greedy answers got worse by more than
+one point fell by 9.8 points or more, the others by 8.2 at most. Of the runs of 12 steps it changes three, which were
+run again: states that had been gone back to were better than the start by 0.2 to 4.5 points of pass@1, but had left its
+votes. All runs are of one task, with models of 2.2M parameters. `digits_model` has two habits of which the better one
 is the stronger, in `direct_heavy_model` the worse one is, and `clean_model` was taught one habit.
 """
 
@@ -82,6 +86,11 @@ class Setting(NamedTuple):
     def __str__(self) -> str:
         return f"{self.model}, lr {self.lr:g}, {self.steps} steps, {self.method}"
 
+
+ALONE_COLUMNS = (
+    *("start", "lr", "steps", "method", "seeds", "stopped after", "pass@1: start → with", "change with"),
+    "greedy: start → with",
+)
 
 Runs = Mapping[tuple[Setting, int], Mapping[str, Any]]
 """Summaries of finished runs by setting and seed; the steps of a setting are those that were asked for."""
@@ -132,7 +141,8 @@ def pairs_by_setting(warned: Runs, stopped: Runs) -> tuple[dict[Setting, list[Pa
     """Pair the runs. Also name those that the guard would stop and whose run in `stop/` is not finished."""
     found: dict[Setting, list[Pair]] = {}
     alone = []
-    for (setting, seed), summary in sorted(warned.items()):
+    calm = {key: summary for key, summary in stopped.items() if not summary["guard"]["fired"]}
+    for (setting, seed), summary in sorted({**calm, **warned}.items()):
         other = stopped.get((setting, seed), summary)
         if other is summary and summary["guard"]["fired"]:
             alone.append(f"{setting}, seed {seed}")
@@ -141,6 +151,49 @@ def pairs_by_setting(warned: Runs, stopped: Runs) -> tuple[dict[Setting, list[Pa
         figures = (percent(run[when]) for run, when in ((summary, "before"), (summary, "after"), (other, "after")))
         found.setdefault(setting, []).append(Pair(seed, *figures, fired))
     return found, alone
+
+
+def alone_by_setting(warned: Runs, stopped: Runs) -> dict[Setting, list[Mapping[str, Any]]]:
+    """Return the runs that the guard stopped and whose run without it is not finished."""
+    found: dict[Setting, list[Mapping[str, Any]]] = {}
+    for (setting, seed), summary in sorted(stopped.items()):
+        if summary["guard"]["fired"] and (setting, seed) not in warned:
+            found.setdefault(setting, []).append(summary)
+    return found
+
+
+def alone_row(setting: Setting, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write a line of the table of runs of which only the guarded one is finished."""
+    start, end = ([percent(run[when]) for run in runs] for when in ("before", "after"))
+    steps = sorted(run["steps"] for run in runs)
+    moved = [after[PASS_AT_1] - before[PASS_AT_1] for before, after in zip(start, end, strict=True)]
+    arrows = [
+        " → ".join(f"{np.mean([figures[measure] for figures in side]):.1f}" for side in (start, end))
+        for measure in (PASS_AT_1, GREEDY)
+    ]
+    return [
+        setting.model, f"{setting.lr:g}", str(setting.steps), f"`{setting.method}`", str(len(runs)),
+        span(steps), arrows[0], mean_with_bounds(moved), arrows[1],
+    ]  # fmt: skip
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Write the first and the last of sorted numbers."""
+    return str(numbers[0]) if numbers[0] == numbers[-1] else f"{numbers[0]}–{numbers[-1]}"
+
+
+def alone_section(alone: Mapping[Setting, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield the lines on runs of which only the guarded one is finished."""
+    runs = [run for of_one in alone.values() for run in of_one]
+    moved = [percent(run["after"])[PASS_AT_1] - percent(run["before"])[PASS_AT_1] for run in runs]
+    below = sum(change < -LOST for change in moved)
+    yield "\n## With the guard alone\n"
+    yield (
+        f"{plural(len(runs), 'run')} that the guard stopped, and whose run without it is not finished: what it saved "
+        f"or cost there is not known. {below} of them ended more than one point of pass@1 below the start, the worst "
+        f"by {min(moved):+z.1f} points.\n"
+    )
+    yield grid(ALONE_COLUMNS, (alone_row(setting, of_one) for setting, of_one in alone.items()), 4)
 
 
 def percent(block: object) -> dict[str, float]:
@@ -285,8 +338,7 @@ def settled_row(setting: Setting, pairs: Sequence[SettledPair]) -> list[str]:
     words = [setting.model, f"{setting.lr:g}", f"`{setting.method}`", str(len(pairs))]
     if not pairs:
         return [*words, *["–"] * (len(SETTLED_COLUMNS) - len(words))]
-    steps = sorted(pair.steps for pair in pairs)
-    span = str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]}–{steps[-1]}"
+    steps = span(sorted(pair.steps for pair in pairs))
     figures = [
         text
         for measure in (PASS_AT_1, GREEDY)
@@ -296,7 +348,7 @@ def settled_row(setting: Setting, pairs: Sequence[SettledPair]) -> list[str]:
         )
     ]
     spared = f"{100 * np.mean([pair.spared for pair in pairs]):.0f} %"
-    return [*words, str(sum(pair.ended for pair in pairs)), f"{span} of {setting.steps}", spared, *figures]
+    return [*words, str(sum(pair.ended for pair in pairs)), f"{steps} of {setting.steps}", spared, *figures]
 
 
 def commits_in_words(commits: Iterable[str]) -> str:
@@ -330,6 +382,8 @@ def page(folders: Sequence[Path]) -> Iterator[str]:
         chosen = {setting: pairs for setting, pairs in found.items() if setting.steps == steps}
         yield f"\n## {steps} steps\n"
         yield grid(COLUMNS, (row(setting, pairs) for setting, pairs in chosen.items()), WORDS)
+    if only_guarded := alone_by_setting(warned, stopped):
+        yield from alone_section(only_guarded)
     yield from settled_section(folders, warned, stopped)
 
 

@@ -199,6 +199,19 @@ def test_demands_that_are_met_and_runs_that_are_left_out(tmp_path: Path) -> None
     assert "12 steps: 0 of 72 runs are finished" in "\n".join(guards.page([tmp_path / "nothing"]))
 
 
+def test_runs_of_which_only_the_guarded_one_is_finished_have_a_table(study: Path) -> None:
+    write_run(study, cell("stop", 4), 0.60)
+    write_run(study, cell("stop", 2, steps=120), 0.48, fired=True, steps=6)
+    write_run(study, cell("stop", 3, steps=120), 0.50, fired=True, steps=4)
+    text = "\n".join(guards.page([study]))
+    # The guard did not stop seed 4: without it the run would be the same.
+    assert "- 12 steps: 5 of 72 runs are finished." in text and "- 120 steps: 0 of 72 runs" in text
+    assert "2 runs that the guard stopped" in text and "1 of them ended more than one point" in text
+    assert "the worst by -2.0 points." in text
+    row = "| digits_model | 0.0002 | 120 | `ttrl` | 2 | 4–6 | 50.0 → 49.0 | -1.0 [-13.7, +11.7] | 50.0 → 51.0 |"
+    assert row in text
+
+
 def test_several_folders_are_one_study(study: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     more = tmp_path_factory.mktemp("more")
     write_run(more, cell("warn", 4), 0.60)
