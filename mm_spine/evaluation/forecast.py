@@ -259,7 +259,10 @@ def _verdict_sentence(found: Forecast) -> str:
         return (
             "Forecast: keep the model. Its greedy answers are the vote's already, so that adapting has little to add."
         )
-    return f"Forecast: trust neither the vote nor an adaptation to it: {'; '.join(found.signs)}."
+    return (
+        "Forecast: trust neither the vote nor an adaptation to it until labels for some questions say which is better: "
+        f"{'; '.join(found.signs)}."
+    )
 
 
 def saved(found: Forecast | None) -> dict[str, Any] | None:

@@ -3,9 +3,9 @@
 
     python scripts/study/forecasts.py [RUN ...] [--cells FOLDER ...] > docs/results/forecast.md
 
-Each RUN is the folder of a finished, labelled run of `digits`. Its forecast is made again from its evaluation before
-adaptation, without the labels; the labels say how much the vote and the adapted model gained over one greedy answer.
-Each FOLDER is an `--output` of `guard_cells.py`, whose runs have their forecast in summary.json.
+Each RUN is the folder of a finished, labelled run; runs of one benchmark share their tables. Its forecast is made again
+from its evaluation before adaptation, without the labels; the labels say how much the vote and the adapted model gained
+over one greedy answer. Each FOLDER is an `--output` of `guard_cells.py`: its runs have their forecast in summary.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from guards import Runs, Setting, commits_in_words, finished, pairs_by_setting
 from scipy import stats
 
 from mm_spine import evaluation
-from mm_spine.benchmarks.digits import BENCHMARK
+from mm_spine.benchmarks import resolve
+from mm_spine.config.layers import read_yaml
 from mm_spine.evaluation.forecast import WORTH, forecast
 from mm_spine.files import read_json, read_json_lines
 from mm_spine.intervals import Interval
@@ -30,16 +31,15 @@ from mm_spine.measures import GREEDY, MAJ_AT_N
 from mm_spine.reporting.finished_run import SPLITS as TITLES
 from mm_spine.types import Question
 
-SPLITS = {"adapted": BENCHMARK.adapt_split, "held_out": BENCHMARK.held_out_split}
 VERDICTS = ("adapt", "vote", "keep", "neither")
 
 HEAD = f"""\
 # The forecast, and what happened
 
-Written by `scripts/study/forecasts.py` from finished runs of `digits`. A row is a start: a model and the seed of its
-samples. `forecast` is what one round of votes said without labels: the gain in agreement, in points with a 95 %
-interval over questions, and the verdict. The other columns were found with the labels: what the vote had over the
-greedy answer at the start, and how the greedy answers of the adapted models changed, in points.
+Written by `scripts/study/forecasts.py` from finished runs. A row is a start: a model and the seed of its samples.
+`forecast` is what one round of votes said without labels: the gain in agreement, in points with a 95 % interval over
+questions, and the verdict. The other columns were found with the labels: what the vote had over the greedy answer at
+the start, and how the greedy answers of the adapted models changed, in points.
 
 A verdict counts as right: `adapt`, where the greedy answers got better; `vote`, where the start's vote was at least as
 good as the adapted model's greedy answers; `keep`, where adapting gained at most {100 * WORTH:.0f} points;
@@ -49,8 +49,8 @@ good as the adapted model's greedy answers; `keep`, where adapting gained at mos
 (`scripts/study/source_recipe.py`). `noisy_S_K` is the model of `digits` with noise of S standard deviations added to
 the language model's matrices (`scripts/study/noisy_start.py`, seed K). The limits of the verdicts
 (`mm_spine/evaluation/forecast.py`) were set with figures of `digits_model` and of seeds 0 and 1 of `direct_heavy_model`
-in view, before the other starts were made. How often the verdicts are right on other tasks and on larger models is not
-known.
+in view, before the other starts were made. `SmolLM2-135M-Instruct` is the start of
+[the study on real weights](real.md). How often the verdicts are right on other tasks and on larger models is not known.
 """
 
 CELLS_HEAD = """\
@@ -119,7 +119,8 @@ def of_cells(warned: Runs, stopped: Runs) -> dict[Setting, list[Outcome]]:
     found: dict[Setting, list[Outcome]] = {}
     for setting, pairs in pairs_by_setting(warned, stopped)[0].items():
         for pair in pairs:
-            summary: Mapping[str, Any] = warned[setting, pair.seed]
+            key = setting, pair.seed
+            summary: Mapping[str, Any] = warned[key] if key in warned else stopped[key]
             expected, before = summary["forecast"], summary["before"]
             found.setdefault(setting, []).append(
                 Outcome(
@@ -235,7 +236,7 @@ def cell_sections(folders: Sequence[Path]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a finished run of digits")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--cells", nargs="+", type=Path, default=[], help="an --output of guard_cells.py")
     given = parser.parse_args()
     if not given.runs and not given.cells:
@@ -243,10 +244,17 @@ def main() -> None:
     print(HEAD)
     if given.cells:
         print("\n".join(cell_sections(given.cells)), end="\n\n")
-    for split, name in SPLITS.items() if given.runs else ():
-        rows = list(outcomes(given.runs, split, BENCHMARK.load(name, None, "reason").questions))
-        print(f"## {TITLES[split]} of other runs\n")
-        print("\n".join([*table(rows), "", *tally(rows), ""]))
+    by_benchmark: dict[str, list[Path]] = {}
+    for run in given.runs:
+        by_benchmark.setdefault(read_yaml(run / "config.yaml")["benchmark"], []).append(run)
+    for name, runs in by_benchmark.items():
+        benchmark = resolve(name)
+        for split, asked in (("adapted", benchmark.adapt_split), ("held_out", benchmark.held_out_split)):
+            if asked is None:
+                continue
+            rows = list(outcomes(runs, split, benchmark.load(asked).questions))
+            print(f"## `{name}`: {TITLES[split][0].lower()}{TITLES[split][1:]} of other runs\n")
+            print("\n".join([*table(rows), "", *tally(rows), ""]))
 
 
 if __name__ == "__main__":
