@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -23,6 +24,7 @@ from mm_spine.commands import (
     terminal,
     vote,
 )
+from mm_spine.compat import version_of
 from mm_spine.config import RunStopped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -43,6 +45,22 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(benchmarks.app, name="benchmarks")
+
+
+def print_version(asked: bool) -> None:
+    """Print the version and stop, where it is asked for."""
+    if asked:
+        print(f"mm-spine {version_of('mm-spine') or '(not installed: run from a checkout)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version, and stop", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Adapt a vision-language model to an unlabelled test set, without labels."""
 
 
 def main() -> None:

@@ -35,6 +35,11 @@ TINY = (
 )
 
 
+def test_the_version_is_that_of_the_package(command: Command) -> None:
+    done = command("--version")
+    assert done.code == 0 and re.fullmatch(r"mm-spine \S.*\n", done.out)
+
+
 # Bad input stops before the model loads
 
 
