@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the study on real pretrained weights: SmolLM2-135M-Instruct on facts, methods and controls over seeds.
+"""Run the study on real pretrained weights: SmolLM2-135M-Instruct on facts and flags, methods and controls over seeds.
 
     scripts/study_real.sh [--jobs 1] [--only GLOB] [--report-only] [--output runs/study_real]
 
@@ -20,7 +20,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,15 @@ from mm_spine.config import RunConfig
 log = logging.getLogger("study")
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
-"""What `scripts/real.sh` makes."""
+MODEL, SEEING = ROOT / "models" / "SmolLM2-135M-Instruct", ROOT / "models" / "flags"
+"""What `scripts/real.sh` makes; the second with `scripts/real.sh flags`."""
 
-TASKS = ("capitals", "capital_of")
+TASKS: Mapping[str, Path] = {"capitals": MODEL, "capital_of": MODEL, "flags": SEEING}
+"""Task -> the folder of its model."""
+
+FIRST = "capitals"
+"""The task of the learning rates, the votes and the guard."""
+
 METHODS = (BASE, "ttrl", "spine", "random-mask", "forks-only", "spine-v2", "ettrl")
 SEEDS = 5
 RATES, RATED = (5, 25), ("ttrl", "spine")
@@ -87,7 +92,7 @@ class RealCell:
         # Imported here: it loads torch, which a process that only receives cells does not need.
         from mm_spine.runs.plan import load_config
 
-        own = [*COMMON, f"guard.act={'stop' if self.group == GUARDED else 'warn'}", f"model.path={MODEL}"]
+        own = [*COMMON, f"guard.act={'stop' if self.group == GUARDED else 'warn'}", f"model.path={TASKS[self.task]}"]
         if self.group == "votes":
             own += [f"evaluation.samples={SAMPLES}"]
         if self.factor != 1:
@@ -99,9 +104,9 @@ class RealCell:
 
 def real_cells() -> list[RealCell]:
     """List the cells in the order in which they are run."""
-    first = list(_task(TASKS[0]))
-    guarded = [RealCell(GUARDED, TASKS[0], cell.label, cell.seed, lean=True) for cell in first if cell.label != BASE]
-    return [*first, *guarded, *_rates(), *_votes(), *(cell for task in TASKS[1:] for cell in _task(task))]
+    first = list(_task(FIRST))
+    guarded = [RealCell(GUARDED, FIRST, cell.label, cell.seed, lean=True) for cell in first if cell.label != BASE]
+    return [*first, *guarded, *_rates(), *_votes(), *(cell for task in TASKS if task != FIRST for cell in _task(task))]
 
 
 def stopped(cell: RealCell, output: Path) -> bool | None:
@@ -131,12 +136,12 @@ def _rates() -> Iterator[RealCell]:
     for seed in range(SEEDS):
         for factor in RATES:
             for label in RATED:
-                yield RealCell(f"rate-x{factor}", TASKS[0], label, seed, factor, lean=True)
+                yield RealCell(f"rate-x{factor}", FIRST, label, seed, factor, lean=True)
 
 
 def _votes() -> Iterator[RealCell]:
     for seed in range(SEEDS):
-        yield RealCell("votes", TASKS[0], BASE, seed)
+        yield RealCell("votes", FIRST, BASE, seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,11 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     output, failed = options.output.absolute(), False
     if not options.report_only:
-        if not (MODEL / "config.json").is_file():
-            parser.error(f"{MODEL.relative_to(ROOT)}: no model; scripts/real.sh makes it")
+        chosen = choose(real_cells(), options.only)
+        for model in dict.fromkeys(TASKS[cell.task] for cell in chosen):
+            if not (model / "config.json").is_file():
+                made = "scripts/real.sh flags" if model == SEEING else "scripts/real.sh"
+                parser.error(f"{model.relative_to(ROOT)}: no model; {made} makes it")
         # The workers inherit it.
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
-        todo = tasks(choose(real_cells(), options.only), output)
+        todo = tasks(chosen, output)
         log.info("%d tasks to do", len(todo))
         try:
             failed = any(reason is not None for reason in drive(todo, output, options.jobs, do).values())

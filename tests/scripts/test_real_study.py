@@ -26,9 +26,9 @@ from real_start import Start, fair_vote, source, winner
 
 def test_the_cells_are_seed_by_seed_with_the_start_first() -> None:
     names = [cell.name for cell in real_cells.real_cells()]
-    assert len(names) == len(set(names)) == 2 * 5 * 7 + 5 * 6 + 2 * 2 * 5 + 5
+    assert len(names) == len(set(names)) == 3 * 5 * 7 + 5 * 6 + 2 * 2 * 5 + 5
     assert names[:3] == ["capitals/none/seed_0", "capitals/ttrl/seed_0", "capitals/spine/seed_0"]
-    assert names[7] == "capitals/none/seed_1" and names[-1] == "capital_of/ettrl/seed_4"
+    assert names[7] == "capitals/none/seed_1" and names[-1] == "flags/ettrl/seed_4"
     assert {cell.needs for cell in real_cells.real_cells() if cell.group == "rate-x25"} == {
         (f"capitals/none/seed_{seed}",) for seed in range(5)
     }
@@ -42,6 +42,7 @@ def test_a_cell_has_the_settings_that_it_is_named_for(tmp_path: Path) -> None:
     assert default.sampling.temperature == default.evaluation.temperature == 0.7
     rated = RealCell("rate-x5", "capitals", "ttrl", 0, 5).config(tmp_path)
     assert rated.optim.lr == pytest.approx(5 * default.optim.lr)
+    assert RealCell("flags", "flags", "spine", 0).config(tmp_path).model.path == str(real_cells.SEEING)
     guarded = RealCell("guarded", "capitals", "ttrl", 1)
     assert guarded.config(tmp_path).guard.act == "stop"
     assert guarded.needs == ("capitals/none/seed_1", "capitals/ttrl/seed_1")
@@ -142,7 +143,7 @@ def test_the_page_says_what_the_cells_came_to(tmp_path: Path) -> None:
     finish(tmp_path, RealCell("guarded", "capitals", "ttrl", 0), 0, {**fired, "rolled_back_to": 0})
     text = real_page.write_page(tmp_path, tmp_path).read_text()
     # Of the 30 cells that the guard stops only the four of finished runs are known to be needed or not.
-    assert "from 10 of 125 cells; commits of the runs (cells): `abc12345` (10)." in text
+    assert "from 10 of 160 cells; commits of the runs (cells): `abc12345` (10)." in text
     assert "capitals/random-mask (5)" in text and "capitals/spine (3)" in text
     assert "| ttrl | greedy | +50.0 [+50.0, +50.0] |" in text and "| spine | greedy | +100.0 [+100.0, +100.0] |" in text
     assert "- The forecast from the votes of the start, by seeds: `neither` (2)." in text
