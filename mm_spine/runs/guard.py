@@ -299,10 +299,10 @@ class Guard:
         self.record = JUDGED
         alarm = judge(self.history, self.limits)
         if alarm is not None:
-            self._fire(alarm)
+            self._fire(alarm, self.history[-1].step + 1)
 
-    def finish(self, fall: Callable[[], float | None]) -> None:
-        """Leave the policy with the weights that the run ends with. Every rank must call this.
+    def finish(self, done: int, fall: Callable[[], float | None]) -> None:
+        """Leave the policy with the weights that the run, of `done` steps, ends with. Every rank must call this.
 
         `fall` asks the policy greedily and returns how much smaller the share of the start's votes among the answers
         has become; None where too little was asked. Where it is past its limit, the last good weights are restored,
@@ -317,20 +317,19 @@ class Guard:
                 self.record = JUDGED
             if fell <= self.limits.greedy:
                 return
-            self._fire(Alarm("greedy", fell, self.limits.greedy))
+            self._fire(Alarm("greedy", fell, self.limits.greedy), done)
             if not self.stops:
                 return
             self.roll_back()
 
-    def _fire(self, alarm: Alarm) -> None:
-        """Record and say that a limit was passed, and by weights that were restored already, that the start's are."""
-        last = self.history[-1]
+    def _fire(self, alarm: Alarm, done: int) -> None:
+        """Record and say that a limit was passed after `done` steps; after restored weights, that the start's follow."""
         if self.record["fired"]:
             self.record = GuardRecord(**(self.record | {"rolled_back_to": 0}))
         else:
-            back = last.good if self.stops else None
+            back = self._good_after(done) if self.stops else None
             self.record = GuardRecord(
-                fired=True, step=last.step + 1, signal=alarm.signal, value=alarm.value, limit=alarm.limit,
+                fired=True, step=done, signal=alarm.signal, value=alarm.value, limit=alarm.limit,
                 rolled_back_to=back, judged=True,
             )  # fmt: skip
         if self.writes:

@@ -141,8 +141,8 @@ class Run:
             self.folder.write("stopped.json", {"stopped_by": adapted.stopped_by, "steps": adapted.steps})
             return None
         if guard is not None:
-            ask = partial(self.evaluations.greedy, policy)
-            guard.finish(partial(greedy_fall, splits.adapted.questions, guard.start, self.config.guard, ask))
+            look = partial(greedy_fall, splits.adapted.questions, guard.start, self.config.guard)
+            guard.finish(adapted.steps, partial(look, partial(self.evaluations.greedy, policy)))
 
         # Save the adapted model first: the evaluation may take long, and may be stopped.
         if self.plan.method.trains and self.config.scope == "dataset":
