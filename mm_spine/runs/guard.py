@@ -323,7 +323,10 @@ class Guard:
             self.roll_back()
 
     def _fire(self, alarm: Alarm, done: int) -> None:
-        """Record and say that a limit was passed after `done` steps; after restored weights, that the start's follow."""
+        """Record and say that a limit was passed after `done` steps.
+
+        Where it is passed by weights that were restored, the start's take their place.
+        """
         if self.record["fired"]:
             self.record = GuardRecord(**(self.record | {"rolled_back_to": 0}))
         else:
