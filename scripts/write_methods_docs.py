@@ -203,8 +203,8 @@ class Measured:
 
     def _catalogue(self, name: str) -> str:
         said = [
-            f"{row['rate']} rate, {row['seeds']} seeds: adapted pass@1 {row['adapted']}, held-out {row['held-out']}, "
-            f"against `ttrl` {plain(row['adapted − ttrl'])} and {plain(row['held-out − ttrl'])}"
+            f"{row['rate']} rate, {row['seeds']} {'seed' if row['seeds'] == '1' else 'seeds'}: adapted pass@1 "
+            f"{row['adapted']}, held-out {row['held-out']}{against_ttrl(row)}"
             for row in self._rows["catalogue"]
             if row.get("method") == f"`{name}`" and "rate" in row
         ]
@@ -229,6 +229,12 @@ class Measured:
             if "gains up to" in row
         ]
         return f"[Learning rates](results/frontier.md), multiples of the default: {'; '.join(said)}." if said else ""
+
+
+def against_ttrl(row: Mapping[str, Any]) -> str:
+    """Write the differences from `ttrl` on adapted and held-out questions; nothing in its own row."""
+    adapted, held_out = plain(row["adapted − ttrl"]), plain(row["held-out − ttrl"])
+    return "" if adapted == held_out == "–" else f", against `ttrl` {adapted} and {held_out}"
 
 
 def plain(cell: str) -> str:

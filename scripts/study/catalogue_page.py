@@ -161,7 +161,8 @@ def cell_of(found: Contrast | None) -> str:
 def figure_text() -> str:
     return (
         "![Differences from ttrl and from random-mask with their 95 % intervals, a line per row](catalogue.png)\n\n"
-        "Differences in points of pass@1 with 95 % intervals, not corrected. Circles: default rate; squares: "
+        "Differences in points of pass@1 with 95 % intervals, not corrected; one seed has none. Circles: default rate; "
+        "squares: "
         f"{COMMON_FACTOR} times that. Filled: below 5 % after Holm's correction. Sorted by the first column."
     )
 
