@@ -131,11 +131,10 @@ class Run:
 
         # Adapt, without labels.
         guard, settling = self._guard(policy, before), self._settling(splits)
-        watchers = [watcher for watcher in (guard, settling) if watcher is not None]
         if self.config.scope == "question":
             adapted, after = self._adapt_to_each(policy, splits.adapted)
         else:
-            adapted, after = self._adapt_to(policy, splits.adapted, watchers=watchers), []
+            adapted, after = self._adapt_to(policy, splits.adapted, watchers=[w for w in (guard, settling) if w]), []
         _check_tower(policy, tower)
         if adapted.stopped_by not in ("steps", SETTLED, GUARD):
             self.folder.write("stopped.json", {"stopped_by": adapted.stopped_by, "steps": adapted.steps})
