@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def alarm_of(run: Path) -> str | None:
     return "greedy" if fell is not None and fell > LIMIT else None
 
 
+@cache
 def fall_of(run: Path) -> float | None:
     """Return by how much the share of greedy answers that are the start's vote fell, over the adapted questions."""
     folder = RunFolder(run)
@@ -65,12 +67,33 @@ def alarm_in_words(guard: Mapping[str, Any]) -> str:
     return f"{guard['signal']} at step {guard['step']}"
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A run in which the guard only warned, the signal that would have stopped it, and the run that it stopped."""
+
+    result: Result
+    alarm: str | None
+    guarded: Result | None
+
+    @property
+    def ended(self) -> Result | None:
+        """How it ends with the guard: as without where that would not stop it; None while that is not known."""
+        return self.result if self.alarm is None else self.guarded
+
+    @property
+    def lost(self) -> bool:
+        return points_gained(self.result, GREEDY) < -LOST
+
+
 def guard_part(main: Mapping[str, Sequence[Result]], guarded: Mapping[str, Sequence[Result]]) -> str:
     """Write every run with what the guard would do, and beside it the run in which it did."""
     there = {(r.cell.label, r.cell.seed): r for results in guarded.values() for r in results}
-    runs = [r for label, results in main.items() if label != BASE for r in results]
-    fired = {(r.cell.label, r.cell.seed): alarm_of(r.run.path) for r in runs}
-    rows = [_row(r, fired[r.cell.label, r.cell.seed], there.get((r.cell.label, r.cell.seed))) for r in runs]
+    runs = [
+        Watched(r, alarm_of(r.run.path), there.get((r.cell.label, r.cell.seed)))
+        for label, results in main.items()
+        if label != BASE
+        for r in results
+    ]
     header = [
         *("method", "seed", "fall, points", "stopped by", "weights of step"),
         *(f"{kind}{split.replace('_', '-')}" for kind in ("greedy, ", "guarded, ") for split in SPLITS),
@@ -83,65 +106,47 @@ def guard_part(main: Mapping[str, Sequence[Result]], guarded: Mapping[str, Seque
         "`ttrl` with seeds 0 to 2, `spine` and `random-mask` with seeds 0 and 1. `stopped by`: the signal by which the "
         "guard stops the run. `greedy`: greedy answers that are right, in percent, before → after, where it only "
         "warned; `guarded`: where it stopped the run, and took back its weights to those of the step named.\n\n"
-        f"{_counted(runs, fired, there)}\n\n{grid(header, rows)}"
+        f"{_counted(runs)}\n\n{grid(header, map(_row, runs))}"
     )
 
 
-def _row(result: Result, alarm: str | None, guarded: Result | None) -> list[str]:
-    fell = fall_of(result.run.path)
+def _row(watched: Watched) -> list[str]:
+    cell, fell, guarded = watched.result.cell, fall_of(watched.result.run.path), watched.guarded
+    moved = NONE if fell is None else _signed(100 * fell)
     back = NONE if guarded is None else str(guarded.run.summary["guard"]["rolled_back_to"])
-    shown = [
-        result.cell.label,
-        str(result.cell.seed),
-        NONE if fell is None else _signed(100 * fell),
-        alarm or NONE,
-        back,
-    ]
-    return shown + [
+    return [cell.label, str(cell.seed), moved, watched.alarm or NONE, back] + [
         NONE if run is None else arrow([run.score(when, split, GREEDY) for when in ("before", "after")], scale=100)
-        for run in (result, guarded)
+        for run in (watched.result, guarded)
         for split in SPLITS
     ]
 
 
-def _counted(
-    runs: Sequence[Result], fired: Mapping[tuple[str, int], str | None], guarded: Mapping[tuple[str, int], Result]
-) -> str:
+def _counted(runs: Sequence[Watched]) -> str:
     """Say what the guard caught and missed, and the worst run without it and with it."""
-    lost = [r for r in runs if _change(r, GREEDY) < -LOST]
-    missed = [r for r in lost if fired[r.cell.label, r.cell.seed] is None]
-    false = [r for r in runs if r not in lost and fired[r.cell.label, r.cell.seed] is not None]
-    ends = [guarded.get((r.cell.label, r.cell.seed), r) for r in runs if _known(r, fired, guarded)]
+    lost, others = [each for each in runs if each.lost], [each for each in runs if not each.lost]
     lines = [
         f"- Of {len(runs)} runs {len(lost)} ended with greedy answers more than {LOST:g} point below the start; of "
-        f"these the guard would not have stopped {len(missed)}. Of the {len(runs) - len(lost)} others it would have "
-        f"stopped {len(false)}."
+        f"these the guard would not have stopped {sum(each.alarm is None for each in lost)}. Of the {len(others)} "
+        f"others it would have stopped {sum(each.alarm is not None for each in others)}."
     ]
-    if ends:
-        without = [r for r in runs if _known(r, fired, guarded)]
-        for measure, title in ((GREEDY, "greedy"), (PASS_AT_1, "pass@1")):
-            off, on = ([_change(r, measure) for r in those] for those in (without, ends))
-            lines.append(
-                f"- Change of {title} on the adapted questions over the {len(ends)} of them of which both are known: "
-                f"{_signed(float(np.mean(off)))} without the guard (worst {_signed(min(off))}), "
-                f"{_signed(float(np.mean(on)))} with it (worst {_signed(min(on))})."
-            )
+    ends = [(each.result, each.ended) for each in runs if each.ended is not None]
+    for measure, title in ((GREEDY, "greedy"), (PASS_AT_1, "pass@1")) if ends else ():
+        off, on = ([points_gained(run, measure) for run in side] for side in zip(*ends, strict=True))
+        lines.append(
+            f"- Change of {title} on the adapted questions over the {len(ends)} of them of which both are known: "
+            f"{_signed(float(np.mean(off)))} without the guard (worst {_signed(min(off))}), "
+            f"{_signed(float(np.mean(on)))} with it (worst {_signed(min(on))})."
+        )
     return "\n".join(lines)
-
-
-def _known(
-    result: Result, fired: Mapping[tuple[str, int], str | None], guarded: Mapping[tuple[str, int], Result]
-) -> bool:
-    """Whether it is known how the run ends with the guard: where it would not be stopped, as without."""
-    key = result.cell.label, result.cell.seed
-    return fired[key] is None or key in guarded
 
 
 def _signed(points: float) -> str:
     return f"{points:+z.1f}"
 
 
-def _change(result: Result, measure: str) -> float:
-    """Return the change of a score of the adapted questions, in points."""
-    before, after = (result.score(when, "adapted", measure) or 0.0 for when in ("before", "after"))
+def points_gained(result: Result, measure: str) -> float:
+    """Return the change of a score of the adapted questions, in points. Raises ValueError where none has a label."""
+    before, after = (result.score(when, "adapted", measure) for when in ("before", "after"))
+    if before is None or after is None:
+        raise ValueError(f"{result.run.path}: no adapted question has a gold answer")
     return 100 * (after - before)

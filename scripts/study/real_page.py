@@ -9,7 +9,7 @@ from pathlib import Path
 from cells import BASE
 from fork_picture import draw, read_responses
 from real_cells import FIRST, GUARDED, RATES, SAMPLES, TASKS, RealCell, real_cells, stopped
-from real_guard import alarm_in_words, guard_part
+from real_guard import alarm_in_words, guard_part, points_gained
 from real_start import SOURCES, Start, fair_vote, read_start, source
 from results import Result, difference, gain, load, verdict
 from tables import NONE, against, arrow, ends, grid, levels_table, mean, number, percent, points, votes_of
@@ -239,7 +239,7 @@ def rates_part(found: Found) -> str:
             results = group.get(label, ())
             if not results:
                 continue
-            changes = [change for r in results if (change := _change(r)) is not None]
+            changes = [points_gained(r, PASS_AT_1) / 100 for r in results]
             guards = [r.run.summary["guard"] for r in results]
             signals = ", ".join(alarm_in_words(guard) for guard in guards if guard["fired"])
             rows.append([
@@ -248,11 +248,6 @@ def rates_part(found: Found) -> str:
             ])  # fmt: skip
     header = ["rate", "method", "seeds", "pass@1, adapted", "below start", "last vote share", "the guard would fire"]
     return "## Learning rates\n\nAdapted questions of `capitals`.\n\n" + grid(header, rows, words=2)
-
-
-def _change(result: Result) -> float | None:
-    before, after = (result.score(when, "adapted", PASS_AT_1) for when in ("before", "after"))
-    return None if before is None or after is None else after - before
 
 
 def forks_part(run: Path) -> str:
